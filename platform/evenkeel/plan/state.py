@@ -1,0 +1,22 @@
+"""Which slices of the training state a place of a layout holds."""
+
+from dataclasses import dataclass
+
+from evenkeel.core.boxes import Box
+from evenkeel.core.model import ModelShape, Shard
+
+KINDS = ("param", "exp_avg", "exp_avg_sq")
+"""The three tensors of each parameter: itself and AdamW's moments. A tensor is named "KIND/PARAMETER"."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Slice:
+    """A box of one tensor of the state, such as the rows 0 to 8 of "exp_avg/layers.0.attention.query"."""
+
+    tensor: str
+    box: Box
+
+
+def slices(model: ModelShape, shard: Shard) -> tuple[Slice, ...]:
+    """All that a shard holds: per parameter, in the order of the layers, one slice of each kind."""
+    return tuple(Slice(f"{kind}/{param.name}", box) for param, box in shard.boxes(model) for kind in KINDS)
