@@ -1,0 +1,141 @@
+"""When silence is too long, and who is to blame: pure bookkeeping of times that the controller is given.
+
+There are no timeouts to tune: limits follow from the measured time of a step. A worker that does not answer a probe is
+hung (SIGSTOP, a dead host). One that answers but does not move, while others wait for it, is stuck in its own code; that
+takes a longer limit, because a first step may compile. When everybody waits for everybody the link is to blame, and the
+world is rebuilt without killing; only a repeat evicts.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+from evenkeel.control.messages import Position
+from evenkeel.core.ids import WorkerId
+
+SILENCE_S = 1.0
+"""Before the first probe, on top of two steps."""
+PROBE_S = 1.0
+"""For the answer to a probe, which comes from a thread that does nothing else."""
+JOINING_PROBE_S = 5.0
+"""The same while joining or in a first step: building models and contexts can hold the interpreter for seconds."""
+STUCK_S = 10.0
+STUCK_STEPS = 10
+FIRST_STEP_S = 60.0
+PARK_S = 5.0
+"""To abort, finish a commit that has begun, and answer."""
+STEPS_REMEMBERED = 32
+
+
+@dataclass
+class Liveness:
+    """Limits in seconds. `strikes` doubles them after a kill that brought no progress."""
+
+    strikes: int = 0
+    progress_at: float = 0.0
+    first: bool = True
+    steps_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_REMEMBERED))
+    probe: int = 0
+    asked: frozenset[WorkerId] = frozenset()
+    asked_at: float | None = None
+    found: dict[WorkerId, Position] = field(default_factory=dict)
+    before: dict[WorkerId, Position] = field(default_factory=dict)
+    """Positions at the last complete probe."""
+    complete_at: float = 0.0
+    unmoved_since: float | None = None
+
+    def begin(self, now: float) -> None:
+        """A world is being formed."""
+        self.first = True
+        self._moved(now)
+
+    def committed(self, now: float) -> None:
+        """A step was committed."""
+        if not self.first:
+            self.steps_s.append(now - self.progress_at)
+        self.first = False
+        self.strikes = 0
+        self._moved(now)
+
+    def _moved(self, now: float) -> None:
+        self.progress_at = now
+        self.asked_at = None
+        self.found, self.before = {}, {}
+        self.unmoved_since = None
+
+    @property
+    def step_s(self) -> float:
+        """The usual seconds of a step; 0 while none is known."""
+        return median(self.steps_s) if self.steps_s else 0.0
+
+    @property
+    def park_s(self) -> float:
+        """To answer an abort or carry out a decision."""
+        return float((PARK_S + 3 * self.step_s) * 2**self.strikes)
+
+    @property
+    def silence_s(self) -> float:
+        return float((SILENCE_S + 2 * self.step_s) * 2**self.strikes)
+
+    @property
+    def probe_s(self) -> float:
+        return float((JOINING_PROBE_S if self.first else PROBE_S) * 2**self.strikes)
+
+    @property
+    def stuck_s(self) -> float:
+        least = FIRST_STEP_S if self.first else STUCK_S
+        return float(max(least, STUCK_STEPS * self.step_s) * 2**self.strikes)
+
+    def next_check(self) -> float:
+        """When `due`, `unanswered` or `stuck` may have something new to say."""
+        if self.asked_at is not None:
+            return self.asked_at + self.probe_s
+        if self.unmoved_since is not None:
+            return max(self.progress_at + self.silence_s, self.complete_at + self.silence_s)
+        return self.progress_at + self.silence_s
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to ask everybody where they are."""
+        return self.asked_at is None and now >= self.next_check()
+
+    def ask(self, now: float, members: Iterable[WorkerId]) -> int:
+        """Begins a probe; returns its number."""
+        self.probe += 1
+        self.asked_at = now
+        self.asked = frozenset(members)
+        self.found = {}
+        return self.probe
+
+    def located(self, now: float, worker: WorkerId, probe: int, position: Position) -> None:
+        """An answer to a probe; late ones of earlier probes are ignored."""
+        if probe != self.probe or self.asked_at is None or worker not in self.asked:
+            return
+        self.found[worker] = position
+        if self.asked <= self.found.keys():
+            if self.unmoved_since is None or self.found != self.before:
+                self.unmoved_since = now
+            self.before = dict(self.found)
+            self.asked_at = None
+            self.complete_at = now
+
+    def unanswered(self, now: float) -> tuple[WorkerId, ...]:
+        """Who has not answered the probe in time."""
+        if self.asked_at is None or now < self.asked_at + self.probe_s:
+            return ()
+        return tuple(sorted(self.asked - self.found.keys()))
+
+    def stuck(self, now: float) -> bool:
+        """Whether everybody answers but nobody has moved for too long."""
+        return self.unmoved_since is not None and now >= self.unmoved_since + self.stuck_s
+
+
+def blame(positions: Mapping[WorkerId, Position]) -> WorkerId | None:
+    """The one that others wait for: the furthest behind among those that do not wait. None where all wait or none does,
+    or several are equally far."""
+    busy = {w: p for w, p in positions.items() if not p.waiting}
+    if not busy or (len(busy) == len(positions) and len(busy) > 1):
+        return None
+    least = min(busy.values())
+    behind = sorted(w for w, p in busy.items() if p == least)
+    return behind[0] if len(behind) == 1 else None

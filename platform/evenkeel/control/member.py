@@ -1,0 +1,203 @@
+"""The worker's side of the step protocol, without threads, clocks or I/O.
+
+The engine's worker and the simulator's worker both hold one Member and do what it says, so what the swarm explores
+is what trains. The caller serialises the calls (a lock in the engine): those of the control thread (abort, answer,
+settle, form, request) and those of the training thread (the rest).
+"""
+
+from dataclasses import dataclass
+
+from evenkeel.control.messages import Answer, Decision, Held, Position, Report, Reported
+from evenkeel.core.ids import Generation, Version, WorkerId
+from evenkeel.core.model import Shard
+from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.world import World
+
+RING = 64
+"""Votes that a worker keeps for a controller that has not acknowledged them; a leader with a full ring pauses (rule 16)."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker's place in the protocol.
+
+    Attributes:
+        epoch: of the newest controller heard; commands of lower ones are refused.
+        floor: the lowest generation that it still obeys; only grows.
+        world: joined or being joined; None for a spare.
+        parked: the training thread runs nothing.
+        held: the shard that it trains, if any.
+        kept: shards of earlier generations, not freed before the first vote of this one is complete (rule 13).
+        prepared: what committing the summed gradients in hand would make.
+        saw: the completed vote of the open or just committed step.
+        sums: gradient sums of the open step that are not complete yet.
+        pending: requests that no committed vote has carried yet (rule 16).
+        unreported: the last votes, since the controller's acknowledgement if it gave one.
+    """
+
+    worker_id: WorkerId
+    epoch: int = 0
+    floor: Generation = 0
+    world: World | None = None
+    parked: bool = True
+    held: Held | None = None
+    kept: tuple[Held, ...] = ()
+    prepared: Version | None = None
+    saw: Vote | None = None
+    sums: int = 0
+    pending: Flags = Flags.NONE
+    unreported: tuple[Report, ...] = ()
+
+    @property
+    def holdings(self) -> tuple[Held, ...]:
+        """All shards in memory, the current one first."""
+        return self.kept if self.held is None else (self.held, *self.kept)
+
+    @property
+    def generation(self) -> Generation:
+        return self.world.generation if self.world else 0
+
+    # ------------------------------------------------------------ control thread
+
+    def abort(self, epoch: int, generation: Generation, acknowledged: int) -> bool:
+        """Takes an abort of generations <= generation; False if it is an old controller's or an old one.
+
+        The floor is raised before anything is broken, so that a vote that an abort makes look complete is never
+        believed (rule 2), and so that a generation that it has not heard of yet is refused too (rule 14).
+        """
+        if epoch < self.epoch or self.generation > generation or self.floor > generation + 1:
+            return False
+        self.epoch = epoch
+        self.floor = max(self.floor, generation + 1)
+        self.acknowledge(acknowledged)
+        return True
+
+    def running(self, generation: Generation) -> bool:
+        """Whether this generation may still do anything that outlives a step."""
+        return generation >= self.floor
+
+    def answer(self, generation: Generation, position: Position) -> Answer | None:
+        """The promise, once the training thread has parked (rule 1); None before that, or if the floor has moved on."""
+        if not self.parked or self.floor != generation + 1:
+            return None
+        return Answer(position, self.holdings, self.saw, self.prepared, self.unreported)
+
+    def settle(self, epoch: int, decision: Decision) -> "Settlement":
+        """What to do for a decision: commit the prepared step with its vote, or drop it. Refused if old or not parked.
+
+        If there is something to commit, the worker counts as not parked until the caller has committed and called park():
+        an abort that comes meanwhile is answered with the state that the commit leaves.
+        """
+        if epoch < self.epoch or not self.parked or self.floor != decision.generation + 1:
+            return Settlement(accepted=False)
+        self.epoch = epoch
+        if decision.vote is not None and self.prepared == decision.base:
+            self.saw = decision.vote
+            self.parked = False
+            return Settlement(accepted=True, commit=decision.vote)
+        self.prepared = None
+        self.saw = None
+        return Settlement(accepted=True)
+
+    def form(self, epoch: int, world: World) -> bool:
+        """Takes a place in a world; False if it is an old controller's, aborted, or not newer than what it has."""
+        if epoch < self.epoch or world.generation < self.floor or world.generation <= self.generation:
+            return False
+        if not self.parked:
+            return False
+        self.epoch = epoch
+        self.floor = world.generation
+        self.world = world
+        self.parked = False
+        self.prepared = None
+        self.saw = None
+        self.unreported = ()
+        self.pending = Flags.NONE
+        return True
+
+    def request(self, epoch: int, generation: Generation, flags: Flags) -> bool:
+        """Puts flags on the next votes of this generation."""
+        if epoch < self.epoch or generation != self.generation:
+            return False
+        self.pending |= flags
+        return True
+
+    def acknowledge(self, step: int) -> None:
+        """The controller has made steps up to `step` durable."""
+        self.unreported = tuple(r for r in self.unreported if r.vote.step > step)
+
+    # ------------------------------------------------------------ training thread
+
+    def resharded(self, shard: Shard, version: Version) -> None:
+        """The shard of the new world is whole. What was held of the same version stays until the first vote (rule 13)."""
+        self.kept = tuple(h for h in self.holdings if h.version == version and h.shard != shard)
+        self.held = Held(shard, version)
+
+    def tear(self) -> None:
+        """The held shard is about to be written (rule 8)."""
+        assert self.held is not None
+        self.held = Held(self.held.shard, None)
+
+    def begin_sums(self, count: int) -> None:
+        """The step has so many gradient sums to take part in, one for each of its sync groups."""
+        self.sums = count
+
+    def sum_done(self) -> None:
+        """One more sum is complete, or ordered before the vote on the device's stream."""
+        self.sums -= 1
+
+    @property
+    def may_vote(self) -> bool:
+        """The vote comes last: only when every sum is in hand (rule 3)."""
+        return self.sums == 0
+
+    def prepare(self, generation: Generation, step: int) -> None:
+        """It enters the vote: from here on a decision may ask it to commit what it holds."""
+        assert self.may_vote
+        self.prepared = Version(step, generation)
+
+    def see(self, vote: Vote) -> bool:
+        """Takes a vote read back from the device; True if the commit may begin.
+
+        The guards come first, then the abort flag (rule 2): the control thread raises the floor before it aborts,
+        so a vote that an abort completed falsely is refused here whichever way it looks.
+        """
+        assert self.world is not None
+        if not vote.complete(self.world.size) or not self.running(vote.generation):
+            return False
+        self.saw = vote
+        self.kept = ()
+        self.pending &= ~vote.flags
+        return True
+
+    def begin_commit(self) -> None:
+        """Before the first byte of parameters or optimizer state is written."""
+        self.tear()
+
+    def end_commit(self, committed_at: float) -> Reported | None:
+        """After the last byte, at this unix time: the state is what was prepared.
+
+        Returns the leader's report to the controller: this vote and all that were not acknowledged. None from everybody
+        else: a completed vote proves that all are alive, so one voice is enough; but all remember (rule 16).
+        """
+        assert self.held is not None and self.prepared is not None and self.saw is not None and self.world is not None
+        self.held = Held(self.held.shard, self.prepared)
+        self.prepared = None
+        self.unreported = (*self.unreported, Report(self.saw, committed_at))[-RING:]
+        return Reported(self.worker_id, self.unreported) if self.world.leader == self.worker_id else None
+
+    def park(self) -> None:
+        """The training thread has left the generation and will not come back to it."""
+        self.parked = True
+
+    @property
+    def ring_full(self) -> bool:
+        return len(self.unreported) >= RING
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """`commit` is the vote to commit the prepared step with, None for nothing to commit."""
+
+    accepted: bool
+    commit: Vote | None = None

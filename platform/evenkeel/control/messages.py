@@ -1,0 +1,380 @@
+"""What the controller hears (events) and what it asks for (commands). Values only; the shells move them.
+
+Each message to a worker carries the controller's epoch and a generation; each message of a worker carries its
+generation. One of an older epoch or generation changes nothing (design, rules 5, 10 and 14).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from evenkeel.core.ids import Generation, Version, WorkerId
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.model import Shard
+from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.world import World
+
+# ---------------------------------------------------------------- parts
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A shard in a worker's memory. `version` is None while it is being written: a torn shard has no label (rule 8)."""
+
+    shard: Shard
+    version: Version | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """How far a worker's training thread has come; the order is the order of the work."""
+
+    generation: Generation = 0
+    step: int = 0
+    phase: int = 0
+    """Index into PHASES."""
+    micro: int = 0
+    collective: int = 0
+    """Collectives begun in this generation."""
+    waiting: bool = False
+    """Blocked in communication right now: waiting for others rather than working."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A completed vote and the unix second at which the leader had committed it."""
+
+    vote: Vote
+    committed_at: float
+
+
+PHASES = ("parked", "regroup", "reshard", "forward", "backward", "reduce", "vote", "commit", "finish")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker says after it has aborted a generation and parked: a promise to commit nothing more of it (rule 1).
+
+    Attributes:
+        held: shards in its memory, the current one and, before a generation's first vote, the previous one too (rule 13).
+        saw: the completed vote of the open step, if it read one.
+        prepared: the version that committing the gradients in hand would make.
+        unreported: committed votes that the controller has not acknowledged, oldest first.
+    """
+
+    position: Position
+    held: tuple[Held, ...] = ()
+    saw: Vote | None = None
+    prepared: Version | None = None
+    unreported: tuple[Report, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How the open step of a generation was settled: everybody's state is `base` from now on.
+
+    `vote` is the vote to commit `base` with, for those who hold its gradients and have not committed yet;
+    None where nothing was rolled forward.
+    """
+
+    generation: Generation
+    base: Version
+    vote: Vote | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why training code raised, as far as the worker can say.
+
+    `collective` is True where the error is a broken collective, so that the cause is probably somebody else's death.
+    """
+
+    step: int
+    phase: str
+    micro: int
+    layer: str
+    error: str
+    collective: bool
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event of a controller's life; `alive` are the workers that it found (none in a new run)."""
+
+    alive: tuple[WorkerInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    worker: WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker is dead: pushed by the fleet, or the confirmation of a Kill."""
+
+    worker_id: WorkerId
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The fleet could not start `count` of the workers asked for; it may be asked again later."""
+
+    count: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The leader's progress: every completed vote that the controller has not acknowledged yet, oldest first.
+
+    Sent once the leader's own commit is done (rule 4: a report is a witness). Usually one; more after a lost message.
+    """
+
+    worker_id: WorkerId
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A worker's training thread raised in this generation and has parked."""
+
+    worker_id: WorkerId
+    generation: Generation
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    worker_id: WorkerId
+    generation: Generation
+    ask: int
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The decision is carried out; `held` is what the worker holds now."""
+
+    worker_id: WorkerId
+    generation: Generation
+    ask: int
+    held: tuple[Held, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Connected to its groups and holding the world's base. `regroup_s` and `reshard_s` are seconds it took."""
+
+    worker_id: WorkerId
+    generation: Generation
+    regroup_s: float = 0.0
+    reshard_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """The reply to a Probe."""
+
+    worker_id: WorkerId
+    probe: int
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The leader has written the final model. `eval_loss` is the last validation, if any."""
+
+    worker_id: WorkerId
+    generation: Generation
+    eval_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time that a SetTimer asked for has come."""
+
+
+Event = (
+    Started
+    | WorkerReady
+    | WorkerLost
+    | StartFailed
+    | Reported
+    | Failed
+    | Answered
+    | Settled
+    | Joined
+    | Located
+    | Finished
+    | StopRequested
+    | Tick
+)
+
+# ---------------------------------------------------------------- commands
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Break every group of generations <= generation, park, and answer. Also for generations not joined yet (rule 14).
+
+    `acknowledged` is the last step whose report is durable.
+    """
+
+    worker_id: WorkerId
+    epoch: int
+    generation: Generation
+    ask: int
+    acknowledged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    worker_id: WorkerId
+    epoch: int
+    ask: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    worker_id: WorkerId
+    epoch: int
+    world: World
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Put flags on the next votes, until a committed vote carries them (rule 16). Sent to the leader."""
+
+    worker_id: WorkerId
+    epoch: int
+    generation: Generation
+    flags: Flags
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Where are you? Answered from the control thread, whatever the training thread does."""
+
+    worker_id: WorkerId
+    epoch: int
+    probe: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End this worker's process. It is declared lost already; WorkerLost confirms that its device is free (rule 17)."""
+
+    worker_id: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start so many new workers in the background; each reports with WorkerReady."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Send a Tick at this time; replaces the timer that was set before."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One line of metrics.jsonl: a committed step, now visible."""
+
+    vote: Vote
+    committed_at: float
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One line of events.jsonl."""
+
+    event: str
+    generation: Generation
+    step: int
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The run's status for run.json: starting, running, paused (with what it waits for)."""
+
+    status: str
+    waiting_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The run is over: finished, stopped or failed (with the error, one line). Every worker is to be ended."""
+
+    status: str
+    error: str = ""
+
+
+Command = Abort | Settle | Form | Request | Probe | Kill | Start | SetTimer | Metrics | Log | Status | End
+
+# ---------------------------------------------------------------- journal
+
+
+@dataclass(frozen=True, slots=True)
+class EpochBegun:
+    """A controller takes the run over; workers refuse lower epochs from now on (rule 10)."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorldOpened:
+    """A generation number is in use; it is never used for a second attempt (rule 15)."""
+
+    world: World
+    spares: tuple[WorkerInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSettled:
+    """The decision that closes a generation, with the answers it rests on (rules 5 and 6), and who is out for good."""
+
+    decision: Decision
+    evidence: dict[str, Answer]
+    witness: Vote | None
+    lost: tuple[WorkerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    status: str
+    error: str
+
+
+Entry = EpochBegun | WorldOpened | StepSettled | RunEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one event led to.
+
+    The contract of the shell: first make every journal entry durable, in order; a lost race for an entry ends this
+    controller. Only then start the commands, in order, without waiting for what they bring about; results come back
+    as events. WorldOpened is also what worlds/NNNNNN.json is written from, before the first Metrics of its generation.
+    """
+
+    journal: tuple[Entry, ...] = ()
+    commands: tuple[Command, ...] = ()

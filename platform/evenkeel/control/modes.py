@@ -1,0 +1,67 @@
+"""The modes of the controller; each carries just the data that is legal in it."""
+
+from dataclasses import dataclass, field
+
+from evenkeel.control.messages import Answer, Decision, Held
+from evenkeel.core.ids import WorkerId
+from evenkeel.core.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """No generation runs. `since` the last new worker came; `waiting_for` says what is missing, "" if nothing known."""
+
+    since: float
+    waiting_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forming:
+    world: World
+    joined: frozenset[WorkerId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    world: World
+
+
+@dataclass(frozen=True, slots=True)
+class Aborting:
+    """Waiting for every survivor's promise (rule 1). `ask` tells this round's answers from an earlier one's."""
+
+    world: World
+    ask: int
+    since: float
+    ran: bool
+    """Whether the generation had begun to train."""
+    answers: dict[WorkerId, Answer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """The decision is written down and told; waiting until every survivor has carried it out."""
+
+    world: World
+    ask: int
+    since: float
+    decision: Decision
+    done: dict[WorkerId, tuple[Held, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    status: str
+    error: str = ""
+
+
+Mode = Gathering | Forming | Running | Aborting | Settling | Ended
+
+
+def world_of(mode: Mode) -> World | None:
+    return None if isinstance(mode, Gathering | Ended) else mode.world
+
+
+def members_of(mode: Mode) -> frozenset[WorkerId]:
+    world = world_of(mode)
+    return frozenset() if world is None else frozenset(i.worker_id for i in world.members)

@@ -1,0 +1,27 @@
+"""What a run was asked for, as the controller needs it."""
+
+from dataclasses import dataclass
+
+from evenkeel.core.model import ModelShape
+from evenkeel.plan.layout import Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The fixed facts of a run.
+
+    Attributes:
+        last_step: train.steps.
+        spares: ready workers to hold beside the world.
+        max_bad_steps: how many steps in a row may be skipped as not finite.
+        gather_s: seconds after the last new worker that a run with enough, but not all workers waits for the rest.
+    """
+
+    model: ModelShape
+    wish: Wish
+    micro_batches: int
+    last_step: int
+    spares: int = 0
+    max_bad_steps: int = 10
+    gather_s: float = 10.0
+

@@ -1,0 +1,88 @@
+"""The vote: one small float64 vector, summed over the world in every step, that is also the commit decision."""
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+
+class Slot(IntEnum):
+    """Places in the vector. Every worker adds its part; the sum is what everybody reads."""
+
+    ONES = 0
+    """1 from each: equals the world size, or the vote is not complete (rule 2)."""
+    STEP = 1
+    """The step from each: equals step x world size."""
+    GRAD_SQUARES = 2
+    """Sum of squares of the summed gradient, each parameter once."""
+    TOKENS = 3
+    """Valid tokens of the global batch."""
+    LOSS = 4
+    """Summed (not mean) loss."""
+    NONFINITE = 5
+    """Workers that met an infinite or undefined loss or gradient; these add nothing to the sums above."""
+    PAUSE = 6
+    CHECKPOINT = 7
+    STOP = 8
+    EVAL_TOKENS = 9
+    """Of the validation of the version that this step started from; 0 where none was due."""
+    EVAL_LOSS = 10
+
+
+SLOTS = len(Slot)
+
+
+class Flags(IntFlag):
+    """Requests that ride on a vote, so that all workers see them in the same step."""
+
+    NONE = 0
+    PAUSE = 1
+    CHECKPOINT = 2
+    STOP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """The completed vote of one step in one generation. `values` are indexed by Slot, all finite."""
+
+    generation: int
+    step: int
+    values: tuple[float, ...]
+
+    def complete(self, world_size: int) -> bool:
+        """Whether the guards hold: an aborted all-reduce may claim success with a partial sum (rule 2)."""
+        return (
+            len(self.values) == SLOTS
+            and self.values[Slot.ONES] == world_size
+            and self.values[Slot.STEP] == self.step * world_size
+        )
+
+    @property
+    def flags(self) -> Flags:
+        flags = Flags.NONE
+        for flag, slot in ((Flags.PAUSE, Slot.PAUSE), (Flags.CHECKPOINT, Slot.CHECKPOINT), (Flags.STOP, Slot.STOP)):
+            if self.values[slot] > 0:
+                flags |= flag
+        return flags
+
+    @property
+    def skip(self) -> bool:
+        """Whether parameters stay as they are (rule 12: a pure function of the vote). The step still counts."""
+        return self.values[Slot.NONFINITE] > 0 or self.values[Slot.TOKENS] <= 0
+
+    @property
+    def tokens(self) -> int:
+        return int(self.values[Slot.TOKENS])
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss per token; None in a skipped step."""
+        return None if self.skip else self.values[Slot.LOSS] / self.values[Slot.TOKENS]
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Euclidean norm of the mean gradient; None in a skipped step."""
+        return None if self.skip else float(self.values[Slot.GRAD_SQUARES] ** 0.5 / self.values[Slot.TOKENS])
+
+    @property
+    def eval_loss(self) -> float | None:
+        tokens = self.values[Slot.EVAL_TOKENS]
+        return self.values[Slot.EVAL_LOSS] / tokens if tokens > 0 else None

@@ -1,0 +1,47 @@
+"""A world: a generation number, a layout, and what its members need to meet and to begin."""
+
+from dataclasses import dataclass
+
+from evenkeel.core.ids import Generation, NodeId, Version, WorkerId
+from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.model import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Somebody who holds a shard of the version that a world begins from."""
+
+    worker_id: WorkerId
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Who trains together from now on, and from which state.
+
+    Attributes:
+        base: the version that everybody starts from; its step + 1 is the first step of this generation.
+            At INITIAL nothing is moved: everybody initialises its shard.
+        members: by rank; rank 0 hosts the rendezvous store and is the leader, who reports.
+        sources: holders of `base`, from whom missing slices come. Every member derives the same transfers from them.
+        nodes: of members and sources.
+        last_step: train.steps; after committing it the world writes the final model and ends.
+    """
+
+    generation: Generation
+    layout: Layout
+    base: Version
+    members: tuple[WorkerInfo, ...]
+    sources: tuple[Source, ...]
+    nodes: tuple[tuple[WorkerId, NodeId], ...]
+    last_step: int
+    cause: str
+    reason: str
+
+    @property
+    def size(self) -> int:
+        return len(self.members)
+
+    @property
+    def leader(self) -> WorkerId:
+        return self.members[0].worker_id
