@@ -1,0 +1,85 @@
+"""Who takes which place of a new layout: those who are in it stay, and the others move as little state as is simple."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, product
+from math import prod
+
+from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.layout import Layout
+from evenkeel.core.model import ModelShape
+from evenkeel.plan.units import Unit
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A place to be taken: a stage of a pipeline, and its layers (start, stop)."""
+
+    pipeline: int
+    stage: int
+    layers: Range
+
+
+def assign(
+    units: Sequence[Unit], seats: Sequence[Seat], model: ModelShape, previous: Layout | None
+) -> Mapping[Seat, tuple[WorkerId, ...]]:
+    """Gives each seat a unit.
+
+    First, who has a home that is a seat with the same layers stays there. Then pairs of the layers that units hold
+    and the layers that seats want are matched, those with most parameters in common first. The rest fill the seats
+    that are left, node by node, so that neighbouring stages share a node and copies of a stage do not.
+
+    Args:
+        units: as many as there are seats, in order of preference.
+        seats: in order of rank.
+    """
+    wanted = {(seat.pipeline, seat.stage): seat for seat in seats}
+    taken: dict[Seat, tuple[WorkerId, ...]] = {}
+    movers: list[Unit] = []
+    for unit in units:
+        seat = wanted.get(unit.home) if unit.home else None
+        if seat and previous and seat.layers == _layers(previous, seat):
+            taken[seat] = unit.members
+        else:
+            movers.append(unit)
+    movers = _match(movers, [seat for seat in seats if seat not in taken], model, taken)
+    nodes: dict[NodeId, list[Unit]] = {}
+    for unit in movers:
+        nodes.setdefault(unit.node, []).append(unit)
+    rest = (seat for seat in seats if seat not in taken)
+    fill = [unit.members for group in nodes.values() for unit in group]
+    return taken | dict(zip(list(rest), fill, strict=True))
+
+
+def _layers(layout: Layout, seat: Seat) -> Range:
+    stage = layout.pipelines[seat.pipeline].stages[seat.stage]
+    return stage.start, stage.stop
+
+
+def _match(
+    units: Sequence[Unit], seats: Sequence[Seat], model: ModelShape, taken: dict[Seat, tuple[WorkerId, ...]]
+) -> list[Unit]:
+    """Adds pairs that have parameters in common to `taken`, greedily; returns the units that are left."""
+    sizes = (sum(prod(param.shape) for param in layer.params) for layer in model.layers)
+    before = (0, *accumulate(sizes))
+    units_of: dict[tuple[Range, ...], list[Unit]] = {}
+    seats_of: dict[Range, list[Seat]] = {}
+    for unit in units:
+        units_of.setdefault(unit.held, []).append(unit)
+    for seat in seats:
+        seats_of.setdefault(seat.layers, []).append(seat)
+    pairs = [(_common(held, layers, before), held, layers) for held, layers in product(units_of, seats_of)]
+    # sorted() is stable, so ties go by preference and rank.
+    for common, held, layers in sorted(pairs, key=lambda pair: -pair[0]):
+        while common and units_of[held] and seats_of[layers]:
+            taken[seats_of[layers].pop(0)] = units_of[held].pop(0).members
+    left = {unit.order for group in units_of.values() for unit in group}
+    return [unit for unit in units if unit.order in left]
+
+
+def _common(held: Sequence[Range], wanted: Range, before: Sequence[int]) -> int:
+    """Elements of the wanted layers that the members have; before[i] is the size of the layers before i."""
+    spans = ((max(start, wanted[0]), min(stop, wanted[1])) for start, stop in held)
+    return sum(before[stop] - before[start] for start, stop in spans if start < stop)

@@ -1,0 +1,89 @@
+"""TP groups: workers of one node that take a place together."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.layout import Layout, Place, WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Workers of one node, by TP rank, that can take one place of a layout.
+
+    Attributes:
+        order: index of the first of them in order of preference.
+        home: (pipeline, stage) of the previous layout that some of them hold together; None for a new group.
+        held: the range of layers of each member that had a place.
+    """
+
+    members: tuple[WorkerId, ...]
+    node: NodeId
+    order: int
+    home: tuple[int, int] | None
+    held: tuple[tuple[int, int], ...]
+
+
+def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | None) -> tuple[Unit, ...]:
+    """As many groups of `tensor` workers of one node as there can be, in order of preference.
+
+    Groups of the previous layout stay together. Where one has lost a member, the others keep their TP ranks and a
+    worker of the same node that has no place takes the free one; failing that, a member of the group that has lost
+    most.
+
+    Args:
+        workers: in order of preference.
+    """
+    places = previous.places if previous else {}
+    by_node: dict[NodeId, list[WorkerId]] = {}
+    for worker in workers:
+        by_node.setdefault(worker.node_id, []).append(worker.worker_id)
+    order = {worker.worker_id: i for i, worker in enumerate(workers)}
+    units: list[Unit] = []
+    for node, here in by_node.items():
+        keeps_homes = previous is not None and previous.tensor == tensor
+        homed, pool = _homed(here, tensor, places) if keeps_homes else ([], here)
+        pool = sorted(pool, key=lambda w: (places[w].rank if w in places else len(places), order[w]))
+        chunks = [pool[i : i + tensor] for i in range(0, len(pool) - tensor + 1, tensor)]
+        fresh = [(None, tuple(sorted(chunk, key=lambda w: _part(w, previous)))) for chunk in chunks]
+        for home, members in (*homed, *fresh):
+            held = tuple(_layers(w, previous) for w in members if previous and w in places)
+            units.append(Unit(members, node, min(order[w] for w in members), home, held))
+    return tuple(sorted(units, key=lambda unit: unit.order))
+
+
+def _homed(
+    here: Sequence[WorkerId], tensor: int, places: Mapping[WorkerId, Place]
+) -> tuple[list[tuple[tuple[int, int] | None, tuple[WorkerId, ...]]], list[WorkerId]]:
+    """The groups of one node that live on, with their homes; and who is left."""
+    survivors: dict[tuple[int, int], dict[int, WorkerId]] = {}
+    pool: list[WorkerId] = []
+    for worker in here:
+        place = places.get(worker)
+        if place is None:
+            pool.append(worker)
+        else:
+            survivors.setdefault((place.pipeline, place.stage), {})[place.tp] = worker
+    groups = deque(sorted(survivors.items(), key=lambda group: (-len(group[1]), group[0])))
+    homed: list[tuple[tuple[int, int] | None, tuple[WorkerId, ...]]] = []
+    while groups:
+        home, seats = groups.popleft()
+        while len(seats) + len(pool) < tensor and groups:
+            pool += groups.pop()[1].values()
+        if len(seats) + len(pool) < tensor:
+            pool += seats.values()
+        else:
+            homed.append((home, tuple(seats[tp] if tp in seats else pool.pop(0) for tp in range(tensor))))
+    return homed, pool
+
+
+def _layers(worker: WorkerId, previous: Layout) -> tuple[int, int]:
+    place = previous.places[worker]
+    stage = previous.pipelines[place.pipeline].stages[place.stage]
+    return stage.start, stage.stop
+
+
+def _part(worker: WorkerId, previous: Layout | None) -> float:
+    """Where in each cut tensor the worker's part lay, 0 to 1: in this order new TP ranks overlap old ones most."""
+    return previous.places[worker].tp / previous.tensor if previous and worker in previous.places else 1.0
