@@ -66,7 +66,7 @@ def shapes_of(model: ModelShape) -> dict[str, tuple[int, ...]]:
     return {f"{kind}/{p.name}": p.shape for p in model.params(0, model.depth) for kind in KINDS}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), model=models(), node_of=nodes())
 def test_layouts_against_arrays(data: st.DataObject, model: ModelShape, node_of: dict[WorkerId, NodeId]) -> None:
     """From any layout to any other (unequal pipelines, other TP degrees), with some holders lost and some extra."""
@@ -102,7 +102,7 @@ def one_per_tensor(pieces: list[Slice]) -> list[Slice]:
     return list({piece.tensor: piece for piece in pieces}.values())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     held=st.dictionaries(st.integers(0, 7), PIECES, max_size=7),
     wanted=st.dictionaries(st.integers(0, 7), PIECES.map(one_per_tensor), max_size=4),

@@ -44,7 +44,7 @@ def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | No
     for node, here in by_node.items():
         keeps_homes = previous is not None and previous.tensor == tensor
         homed, pool = _homed(here, tensor, places) if keeps_homes else ([], here)
-        pool = sorted(pool, key=lambda w: (places[w].rank if w in places else len(places), order[w]))
+        pool = sorted(pool, key=lambda w: (_neighbourhood(w, tensor, previous), order[w]))
         chunks = [pool[i : i + tensor] for i in range(0, len(pool) - tensor + 1, tensor)]
         fresh = [(None, tuple(sorted(chunk, key=lambda w: _part(w, previous)))) for chunk in chunks]
         for home, members in (*homed, *fresh):
@@ -82,6 +82,14 @@ def _layers(worker: WorkerId, previous: Layout) -> tuple[int, int]:
     place = previous.places[worker]
     stage = previous.pipelines[place.pipeline].stages[place.stage]
     return stage.start, stage.stop
+
+
+def _neighbourhood(worker: WorkerId, tensor: int, previous: Layout | None) -> tuple[int, ...]:
+    """Sorts the members of one old TP group together, and if they are to form smaller groups, each spread."""
+    if previous is None or worker not in previous.places:
+        return (1,)
+    place = previous.places[worker]
+    return 0, place.pipeline, place.stage, place.tp % max(1, previous.tensor // tensor), place.tp
 
 
 def _part(worker: WorkerId, previous: Layout | None) -> float:
