@@ -268,6 +268,15 @@ def test_pipelines_lie_within_nodes_at_first() -> None:
     assert layout.members == (worker(0), worker(2), worker(1), worker(3))
 
 
+def test_the_members_device_stays() -> None:
+    wish, model = Wish(2, 1, None, 1, 2), model_of(1, 1)
+    mixed = [info(0), info(1, 0, "cuda"), info(2, 0, "cuda")]
+    before = planned(mixed, wish, model, 4)
+    assert before.unused == (worker(0),)
+    after = planned([mixed[2], mixed[0], info(3), info(4)], wish, model, 4, before.layout)
+    assert after.layout.members == (worker(2),)
+
+
 def test_tensor_degree_stays_when_nothing_is_said() -> None:
     workers = [info(i) for i in range(4)]
     before = planned(workers, Wish(None, None, 2, 1, 4), model_of(1, 1), 4).layout

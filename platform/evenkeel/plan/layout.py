@@ -86,8 +86,8 @@ def plan_layout(
     its rank and its share, and the run stays bitwise the same.
 
     Args:
-        workers: who is ready, in order of preference: members first, then spares. Those of the most frequent kind of
-            device are used.
+        workers: who is ready, in order of preference: members first, then spares. Only those with the members' kind of
+            device are used, at first the most frequent one.
         previous: the layout to stay close to; of its members only those in `workers` are alive.
 
     Raises:
@@ -102,7 +102,7 @@ def plan_layout(
     limits = _limits(wish, costs, micro_batches, tensor)
     if limits.units < 1:
         return Infeasible(f"max_workers {wish.max_workers} does not hold one TP group of {tensor}: no worker helps")
-    usable = _of_one_device(workers)
+    usable = _of_one_device(workers, previous)
     units = form_units(usable, tensor, previous)[: limits.units]
     # More than there are places for is never waited for.
     needed = min(-(-wish.min_workers // tensor), limits.units)
@@ -126,10 +126,11 @@ def _limits(wish: Wish, costs: Sequence[float], micro_batches: int, tensor: int)
     return _Limits(pipelines, stages, min(pipelines * stages, wish.max_workers // tensor))
 
 
-def _of_one_device(workers: Sequence[WorkerInfo]) -> list[WorkerInfo]:
-    """Those of the most frequent device, as a process group cannot mix them; ties go to the first."""
-    count = Counter(worker.device for worker in workers)
-    device = max(count, key=lambda d: count[d], default="")
+def _of_one_device(workers: Sequence[WorkerInfo], previous: Layout | None) -> list[WorkerInfo]:
+    """Those of one device, as a process group cannot mix them: the members' device, else the most frequent one."""
+    members = [worker for worker in workers if previous and worker.worker_id in previous.places]
+    count = Counter(worker.device for worker in members or workers)
+    device = max(count, key=lambda d: count[d], default="")  # ties go to the first
     return [worker for worker in workers if worker.device == device]
 
 
