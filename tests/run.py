@@ -1,0 +1,78 @@
+"""Runs every test that needs no GPU, group by group, and prints how long each group took."""
+
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+GROUPS = {
+    "unit, scripts, sim": ("unit", "scripts", "sim"),
+    "store": ("store",),
+    "engine": ("engine",),
+    "runtime": ("runtime", "cluster"),
+}
+NO_TESTS_COLLECTED = 5
+
+
+@dataclass(frozen=True)
+class Result:
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+    status: int
+
+    @property
+    def counts(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def run_group(folders: list[str]) -> Result:
+    """Runs pytest over the folders; its own output goes to the terminal, the counts come from its report."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "not soak and not gpu", f"--junitxml={report}", *folders]
+        status = subprocess.run(command, cwd=TESTS.parent).returncode
+        seconds = time.monotonic() - begun
+        if status == NO_TESTS_COLLECTED:
+            return Result(0, 0, 0, seconds, 0)
+        if not report.exists():
+            return Result(0, 1, 0, seconds, status)
+        suites = list(ElementTree.parse(report).iter("testsuite"))
+    total, failures, errors, skipped = (
+        sum(int(s.get(name, "0")) for s in suites) for name in ("tests", "failures", "errors", "skipped")
+    )
+    failed = max(failures + errors, 1 if status else 0)
+    return Result(max(0, total - failures - errors - skipped), failed, skipped, seconds, status)
+
+
+def main() -> int:
+    results: dict[str, Result] = {}
+    for name, folders in GROUPS.items():
+        present = [f"tests/{folder}" for folder in folders if list((TESTS / folder).glob("**/test_*.py"))]
+        if present:
+            print(f"\n=== {name}", flush=True)
+            results[name] = run_group(present)
+    print("\n=== summary")
+    for name, result in results.items():
+        print(f"{name:20} {result.seconds:7.1f} s   {result.counts}")
+    values = results.values()
+    total = Result(
+        sum(r.passed for r in values),
+        sum(r.failed for r in values),
+        sum(r.skipped for r in values),
+        sum(r.seconds for r in values),
+        max((r.status for r in values), default=1),
+    )
+    print(f"{'all':20} {total.seconds:7.1f} s")
+    print(total.counts)
+    return 1 if total.status else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
