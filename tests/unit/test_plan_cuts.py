@@ -35,6 +35,11 @@ def test_the_other_stages_are_even_too() -> None:
     assert stage_cuts((5.0, 1.0, 1.0, 1.0, 1.0), 3) == ((0, 1), (1, 3), (3, 5))
 
 
+def test_the_slowest_stage_comes_before_evenness() -> None:
+    """Stages of 6, 2 and 3 are more even than 1, 5 and 5, but slower."""
+    assert stage_cuts((1.0, 5.0, 2.0, 3.0), 3) == ((0, 1), (1, 2), (2, 4))
+
+
 def test_an_embedding_costs_nothing_and_stays_with_its_neighbour() -> None:
     assert stage_cuts((0.0, 1.0, 1.0, 1.0, 1.0), 4) == ((0, 2), (2, 3), (3, 4), (4, 5))
 

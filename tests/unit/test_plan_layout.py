@@ -262,6 +262,26 @@ def test_shapes(here: int, data: int | None, pipeline: int | None, micros: int, 
     assert depths(plan.layout) == expected
 
 
+def test_fewer_pipelines_where_their_cuts_are_better() -> None:
+    """Three layers make three equal stages but not two: 2 x 3 is done at 8.0, 3 x 2 at 9.0."""
+    plan = planned([info(i) for i in range(6)], Wish(3, 3, None, 1, 9), model_of(1, 1, 1), 12)
+    assert depths(plan.layout) == [3, 3]
+
+
+def test_more_pipelines_where_it_makes_no_difference() -> None:
+    """Both are done at 2.0 with three micro-batches; two pipelines hold everything twice."""
+    assert depths(planned([info(0), info(1)], Wish(3, 2, None, 1, 9), model_of(1, 1), 3).layout) == [1, 1]
+
+
+def test_of_two_broken_tensor_groups_one_is_made_whole() -> None:
+    """Each has lost a member and nobody stands by: a survivor of one fills the other, with its TP rank."""
+    workers, wish, model = [info(i) for i in range(4)], Wish(2, 1, 2, 2, 4), model_of(1, 1)
+    before = planned(workers, wish, model, 4).layout
+    after = planned([workers[1], workers[2]], wish, model, 4, before).layout
+    assert after.members == (worker(2), worker(1))
+    assert after.places[worker(1)].tp == before.places[worker(1)].tp
+
+
 def test_pipelines_lie_within_nodes_at_first() -> None:
     workers = [info(i, i % 2) for i in range(4)]
     layout = planned(workers, Wish(2, 2, None, 1, 4), model_of(1, 1), 4).layout

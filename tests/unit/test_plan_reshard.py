@@ -138,6 +138,19 @@ def test_load_is_spread_evenly_over_the_holders() -> None:
     assert max(sent.values()) - min(sent.values()) <= 16
 
 
+def test_load_is_spread_over_holders_of_different_boxes() -> None:
+    """Three hold everything, two pairs hold halves: a holder of much is not asked for more than one of little."""
+    holds = {worker(i): (Slice("t", Box((0,), (64,))),) for i in range(3)}
+    holds |= {worker(i): (Slice("t", Box((32 * (i % 2),), (32 * (i % 2) + 32,))),) for i in range(3, 7)}
+    wants = {worker(i): (Slice("t", Box((0,), (64,))),) for i in range(10, 24)}
+    node_of = {worker(i): NodeId(f"n{i}") for i in range(24)}
+    sent = dict.fromkeys(holds, 0)
+    for transfer in reshard(wants, holds, node_of).transfers:
+        sent[transfer.source] += transfer.box.size
+    assert sum(sent.values()) == 14 * 64
+    assert max(sent.values()) - min(sent.values()) <= 64
+
+
 def test_who_needs_nothing_is_not_touched() -> None:
     model = ModelShape((LayerShape("l", (ParamShape("p", (4,)),)),))
     members = [worker(i) for i in range(3)]
@@ -175,7 +188,8 @@ model = ModelShape(tuple(LayerShape(f"l{i}", (ParamShape(f"p{i}", (4, 4), 0),)) 
 holds = {w: slices(model, Shard(0, 4, i % 2, 2)) for i, w in enumerate({worker(i) for i in range(9)})}
 order = sorted(holds)
 holds = {w: slices(model, Shard(0, 4, i % 2, 2)) for i, w in enumerate(order)}
-sources = {(w, Shard(0, 2 + i % 3, i % 2, 2)) for i, w in enumerate(order)} | {(order[0], Shard(2, 4, 1, 4))}
+sources = {(w, Shard(0, 2 + i % 3, i % 2, 2)) for i, w in enumerate(order)}
+sources |= {(order[0], Shard(1, 4, i, 4)) for i in range(3)}
 after = data_parallel([worker(i) for i in range(20)], 4)
 node_of = {worker(i): NodeId(f"n{i % 4}") for i in range(20)}
 print(transfers(model, list(sources), after, node_of))
