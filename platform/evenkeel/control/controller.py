@@ -23,6 +23,9 @@ from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.layout import Infeasible, Planned, plan_layout
 
+ASKS_PER_EPOCH = 1_000_000
+"""So that an answer to the controller's life before is never taken for one to this life's question."""
+
 
 class Controller:
     """One life of the controller of one run.
@@ -50,12 +53,13 @@ class Controller:
         self.visible = 0
         self.witness: Vote | None = None
         self.decision: m.Decision | None = None
+        self.evidence: dict[str, m.Answer] = {}
         self.holdings: dict[WorkerId, tuple[m.Held, ...]] = {}
         self.pending = Flags.NONE
         self.stop_reason = ""
         self.incident: Incident | None = None
         self.blamed: set[WorkerId] = set()
-        self.asks = 0
+        self.asks = epoch * ASKS_PER_EPOCH
         self._journal: list[m.Entry] = []
         self._commands: list[m.Command] = []
         self._replay(entries, witness)
@@ -93,9 +97,10 @@ class Controller:
                 self._settled(event)
             case m.Joined():
                 self._joined(event)
-            case m.Located(worker_id, probe, position):
-                self.liveness.located(now, worker_id, probe, position)
-            case m.Finished(_, generation, eval_loss):
+            case m.Located():
+                self._located(now, event)
+            case m.Finished(_, generation, reports, eval_loss):
+                self._reported(now, reports)
                 self._finished(generation, eval_loss)
             case m.StopRequested(reason):
                 self._stop(reason)
@@ -132,6 +137,7 @@ class Controller:
         self._journal.append(m.EpochBegun(self.epoch))
         for worker in alive:
             self.roster.add(worker)
+        self._show_settled(now)
         match self.mode:
             case Gathering():
                 self.mode = Gathering(now)
@@ -148,6 +154,15 @@ class Controller:
                 raise AssertionError(f"a replayed controller cannot be {self.mode}")
             case _:
                 assert_never(self.mode)
+
+    def _show_settled(self, now: float) -> None:
+        """Steps that a decision committed, but that the life before did not come to make visible."""
+        votes = [r.vote for answer in self.evidence.values() for r in answer.unreported]
+        if self.decision is not None and self.decision.vote is not None:
+            votes.append(self.decision.vote)
+        for vote in sorted(votes, key=lambda v: v.step):
+            if vote.step == self.visible + 1:
+                self._make_visible(vote, now)
 
     def _ready(self, now: float, worker: WorkerInfo) -> None:
         if not self.roster.add(worker):
@@ -265,7 +280,8 @@ class Controller:
             self.incident.reshard_s = max(self.incident.reshard_s, event.reshard_s)
 
     def _finished(self, generation: Generation, eval_loss: float | None) -> None:
-        if not isinstance(self.mode, Running) or self.mode.world.generation != generation:
+        world = world_of(self.mode)
+        if not isinstance(self.mode, Forming | Running) or world is None or world.generation != generation:
             return
         if self.committed.step < self.policy.last_step:
             return
@@ -328,24 +344,39 @@ class Controller:
 
     def _kill_silent(self, now: float, since: float, silent: set[WorkerId], what: str) -> None:
         limit = self.liveness.park_s
-        if silent and now >= since + limit:
-            self.liveness.strikes += 1
+        if now < since + limit:
+            return
+        if silent:
+            self.liveness.strike()
             for worker in sorted(silent):
                 self._kill(now, worker, f"{what} within {limit:.1f} s", limit)
+                if self.incident is not None:
+                    self.incident.unparked.add(worker)
 
     def _watch(self, now: float) -> None:
         """Missing progress: ask everybody, kill who does not answer, then who others wait for (design, section 5)."""
         silent = self.liveness.unanswered(now)
         quiet_s = now - self.liveness.progress_at
-        if silent:
-            self.liveness.strikes += 1
+        again = self.liveness.ask_again(now)
+        if again:
+            self._commands.extend(m.Probe(w, self.epoch, self.liveness.probe) for w in again)
+        elif silent:
+            self.liveness.strike()
             for worker in silent:
                 self._kill(now, worker, "no answer to a probe", quiet_s)
         elif self.liveness.stuck(now):
-            self.liveness.strikes += 1
+            self.liveness.strike()
             self._evict_or_rebuild(now, quiet_s)
         elif self.liveness.due(now):
             self._probe(now)
+
+    def _located(self, now: float, event: m.Located) -> None:
+        self.liveness.located(now, event.worker_id, event.probe, event.position)
+        world = world_of(self.mode)
+        if isinstance(self.mode, Forming) and world is not None and event.position.generation < world.generation:
+            # It answers, but has not heard of the world: the command was lost on the way.
+            if event.worker_id in members_of(self.mode):
+                self._commands.append(m.Form(event.worker_id, self.epoch, world))
 
     def _evict_or_rebuild(self, now: float, quiet_s: float) -> None:
         positions = self.liveness.before
@@ -424,11 +455,13 @@ class Controller:
             self._log("step_rolled_forward", reason=self.decision.reason)
             if self.incident is not None:
                 self.incident.rolled_forward = True
-        elif any(a.position.generation == world.generation and a.position.step > self.committed.step
-                 for a in answers.values()):
+        elif any(
+            a.position.generation == world.generation and a.position.step > self.committed.step
+            for a in answers.values()
+        ):
             self._log("step_rolled_back", reason=self.decision.reason)
         if self.incident is not None and not self.incident.planned:
-            crashed = mode.ran and bool(lost)
+            crashed = mode.ran and bool(set(lost) - self.incident.unparked)
             self.trouble.broken(self.committed.step + 1, crashed, self.incident.describe())
 
     def _conclude(self, now: float, done: dict[WorkerId, tuple[m.Held, ...]]) -> None:
@@ -452,7 +485,9 @@ class Controller:
             members = set(planned.layout.members)
             usable = tuple(s for s in sources if s.worker_id in members)
             if self._lost_slices(usable):
-                self._wait_for("workers: the layout for those that are here has no place for the only holders of some state")
+                self._wait_for(
+                    "workers: the layout for those that are here has no place for the only holders of some state"
+                )
                 return
             self._form(now, planned, usable)
 
@@ -529,8 +564,8 @@ class Controller:
                 case m.WorldOpened(opened):
                     world, self.layout, self.generation = opened, opened.layout, opened.generation
                     self.committed = opened.base
-                case m.StepSettled(decision, lost=lost):
-                    self.decision, self.committed = decision, decision.base
+                case m.StepSettled(decision, evidence, lost=lost):
+                    self.decision, self.committed, self.evidence = decision, decision.base, evidence
                     self.roster.gone.update(lost)
                 case m.RunEnded(status, error):
                     self.mode = Ended(status, error)

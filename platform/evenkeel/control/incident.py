@@ -18,6 +18,8 @@ class Incident:
     begun_at: float
     detect_s: float
     lost: list[WorkerId] = field(default_factory=list)
+    unparked: set[WorkerId] = field(default_factory=set)
+    """Of the lost those that were killed only because they did not answer in time."""
     faults: list[str] = field(default_factory=list)
     answered_at: float = 0.0
     settled_at: float = 0.0

@@ -16,9 +16,9 @@ from evenkeel.core.ids import WorkerId
 
 SILENCE_S = 1.0
 """Before the first probe, on top of two steps."""
-PROBE_S = 1.0
-"""For the answer to a probe, which comes from a thread that does nothing else."""
-JOINING_PROBE_S = 5.0
+PROBE_S = 0.5
+"""For the answer to a probe, which comes from a thread that does nothing else; asked twice."""
+JOINING_PROBE_S = 2.5
 """The same while joining or in a first step: building models and contexts can hold the interpreter for seconds."""
 STUCK_S = 10.0
 STUCK_STEPS = 10
@@ -26,11 +26,13 @@ FIRST_STEP_S = 60.0
 PARK_S = 5.0
 """To abort, finish a commit that has begun, and answer."""
 STEPS_REMEMBERED = 32
+MAX_STRIKES = 4
+"""A limit doubles after a kill that brought no progress, but not for ever."""
 
 
 @dataclass
 class Liveness:
-    """Limits in seconds. `strikes` doubles them after a kill that brought no progress."""
+    """Limits in seconds. Each of the `strikes` since the last progress doubles them."""
 
     strikes: int = 0
     progress_at: float = 0.0
@@ -39,11 +41,16 @@ class Liveness:
     probe: int = 0
     asked: frozenset[WorkerId] = frozenset()
     asked_at: float | None = None
+    tries: int = 0
     found: dict[WorkerId, Position] = field(default_factory=dict)
     before: dict[WorkerId, Position] = field(default_factory=dict)
     """Positions at the last complete probe."""
     complete_at: float = 0.0
     unmoved_since: float | None = None
+
+    def strike(self) -> None:
+        """Somebody was killed for being silent: perhaps the limit was at fault."""
+        self.strikes = min(MAX_STRIKES, self.strikes + 1)
 
     def begin(self, now: float) -> None:
         """A world is being formed."""
@@ -102,10 +109,19 @@ class Liveness:
     def ask(self, now: float, members: Iterable[WorkerId]) -> int:
         """Begins a probe; returns its number."""
         self.probe += 1
+        self.tries = 1
         self.asked_at = now
         self.asked = frozenset(members)
         self.found = {}
         return self.probe
+
+    def ask_again(self, now: float) -> tuple[WorkerId, ...]:
+        """Who is to be asked a second time before its silence counts; nobody if that was done."""
+        if self.tries != 1 or self.asked_at is None or now < self.asked_at + self.probe_s:
+            return ()
+        self.tries = 2
+        self.asked_at = now
+        return tuple(sorted(self.asked - self.found.keys()))
 
     def located(self, now: float, worker: WorkerId, probe: int, position: Position) -> None:
         """An answer to a probe; late ones of earlier probes are ignored."""
@@ -120,8 +136,8 @@ class Liveness:
             self.complete_at = now
 
     def unanswered(self, now: float) -> tuple[WorkerId, ...]:
-        """Who has not answered the probe in time."""
-        if self.asked_at is None or now < self.asked_at + self.probe_s:
+        """Who has not answered the probe in time, though asked twice."""
+        if self.tries < 2 or self.asked_at is None or now < self.asked_at + self.probe_s:
             return ()
         return tuple(sorted(self.asked - self.found.keys()))
 

@@ -7,7 +7,7 @@ settle, form, request) and those of the training thread (the rest).
 
 from dataclasses import dataclass
 
-from evenkeel.control.messages import Answer, Decision, Held, Position, Report, Reported
+from evenkeel.control.messages import Answer, Decision, Finished, Held, Position, Report, Reported
 from evenkeel.core.ids import Generation, Version, WorkerId
 from evenkeel.core.model import Shard
 from evenkeel.core.vote import Flags, Vote
@@ -185,6 +185,13 @@ class Member:
         self.prepared = None
         self.unreported = (*self.unreported, Report(self.saw, committed_at))[-RING:]
         return Reported(self.worker_id, self.unreported) if self.world.leader == self.worker_id else None
+
+    def finished(self, eval_loss: float | None) -> Finished | None:
+        """After the final model is written: the leader's word that the run is done. None from everybody else."""
+        assert self.world is not None
+        if self.world.leader != self.worker_id:
+            return None
+        return Finished(self.worker_id, self.generation, self.unreported, eval_loss)
 
     def park(self) -> None:
         """The training thread has left the generation and will not come back to it."""

@@ -187,10 +187,14 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The leader has written the final model. `eval_loss` is the last validation, if any."""
+    """The leader has written the final model. `eval_loss` is the last validation, if any.
+
+    It carries the unacknowledged reports too, because it may overtake that of the last step.
+    """
 
     worker_id: WorkerId
     generation: Generation
+    reports: tuple[Report, ...]
     eval_loss: float | None = None
 
 

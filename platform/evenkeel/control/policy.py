@@ -24,4 +24,3 @@ class Policy:
     spares: int = 0
     max_bad_steps: int = 10
     gather_s: float = 10.0
-

@@ -39,9 +39,11 @@ class Roster:
         self.gone.add(worker_id)
 
     def start_failed(self, now: float, count: int) -> None:
+        """Several that fail before the next try count once: a lost node takes all that were starting there."""
         self.starting = max(0, self.starting - count)
-        self.failures += 1
-        self.retry_at = now + min(RETRY_MAX_S, RETRY_S * 2 ** (self.failures - 1))
+        if self.retry_at is None:
+            self.failures += 1
+            self.retry_at = now + min(RETRY_MAX_S, RETRY_S * 2 ** (self.failures - 1))
 
     @property
     def hopeless(self) -> bool:

@@ -27,6 +27,8 @@ def decide(world: World, answers: Mapping[WorkerId, Answer], witness: Vote | Non
                 seen.setdefault(Version(vote.step, vote.generation), (vote, f"{worker} read it"))
     base = max((world.base, *seen))
     if base not in seen:
-        return Decision(world.generation, base, None, f"no survivor saw a vote of step {base.step + 1}: it is run again")
+        return Decision(
+            world.generation, base, None, f"no survivor saw a vote of step {base.step + 1}: it is run again"
+        )
     vote, who = seen[base]
     return Decision(world.generation, base, vote, f"the vote of step {base.step} is complete: {who}")

@@ -18,7 +18,9 @@ class Box:
     stop: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.start) != len(self.stop) or any(a > b or a < 0 for a, b in zip(self.start, self.stop, strict=False)):
+        if len(self.start) != len(self.stop) or any(
+            a > b or a < 0 for a, b in zip(self.start, self.stop, strict=False)
+        ):
             raise ValueError(f"not a box: {self.start} to {self.stop}")
 
     @property
@@ -36,9 +38,7 @@ class Box:
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
     def contains(self, other: "Box") -> bool:
-        return all(
-            a <= c and d <= b for a, b, c, d in zip(self.start, self.stop, other.start, other.stop, strict=True)
-        )
+        return all(a <= c and d <= b for a, b, c, d in zip(self.start, self.stop, other.start, other.stop, strict=True))
 
     def intersect(self, other: "Box") -> "Box | None":
         """The common box, or None where there is no common element."""
@@ -65,9 +65,7 @@ class Box:
 
     def within(self, outer: "Box") -> tuple[slice, ...]:
         """What indexes this box in a tensor that stores just the box `outer`."""
-        return tuple(
-            slice(a - c, b - c) for a, b, c in zip(self.start, self.stop, outer.start, strict=True)
-        )
+        return tuple(slice(a - c, b - c) for a, b, c in zip(self.start, self.stop, outer.start, strict=True))
 
 
 def full(shape: tuple[int, ...]) -> Box:

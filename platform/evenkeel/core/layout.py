@@ -160,7 +160,9 @@ def sync_groups(layout: Layout, model: ModelShape) -> tuple[SyncGroup, ...]:
             members = tuple(_holder(p, start).members[tp] for p in layout.pipelines)
             groups.append(SyncGroup(f"layers{start}-{stop}.tp{tp}", start, stop, tp, members, names))
     for name in model.tied():
-        users = [i for i, layer in enumerate(model.layers) if name in layer.ties or any(p.name == name for p in layer.params)]
+        users = [
+            i for i, layer in enumerate(model.layers) if name in layer.ties or any(p.name == name for p in layer.params)
+        ]
         for tp in range(layout.tensor):
             holders = (_holder(p, i).members[tp] for p in layout.pipelines for i in users)
             members = tuple(dict.fromkeys(holders))

@@ -1,0 +1,249 @@
+"""The simulated shell: carries events and commands, starts and kills workers, keeps the journal, strikes with faults."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from evenkeel.control import messages as m
+from evenkeel.control.controller import Controller
+from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.vote import Vote
+from evenkeel.sim.checks import Checks
+from evenkeel.sim.clock import Clock
+from evenkeel.sim.meetings import Meetings
+from evenkeel.sim.scenario import Fault, Scenario
+from evenkeel.sim.worker import SimWorker
+
+Command = m.Abort | m.Settle | m.Form | m.Request | m.Probe
+
+
+@dataclass
+class Armed:
+    """A fault that waits for its moment to come `count` more times."""
+
+    fault: Fault
+    count: int
+
+
+class Fleet:
+    """A run of one scenario. `ended` is the End command that closed it."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.rng = Random(scenario.seed + 1)
+        self.clock = Clock()
+        self.meetings = Meetings(self.rng)
+        self.checks = Checks(self)
+        self.workers: dict[WorkerId, SimWorker] = {}
+        self.journal: list[m.Entry] = []
+        self.metrics: list[Vote] = []
+        self.lines: list[str] = []
+        self.ended: m.End | None = None
+        self.controller: Controller | None = None
+        self.life = 0
+        self.timer = 0
+        self.armed = [Armed(f, f.countdown) for f in scenario.faults if f.at is None]
+        for fault in scenario.faults:
+            if fault.at is not None:
+                self.clock.after(fault.at, self._strike_somebody(fault))
+        self.start_controller()
+
+    # ------------------------------------------------------------ the controller's shell
+
+    def start_controller(self) -> None:
+        self.life += 1
+        self.checks.forget()
+        witness = self.metrics[-1] if self.metrics else None
+        self.controller = Controller(self.scenario.policy, self.life, tuple(self.journal), witness)
+        alive = tuple(w.info for w in self.workers.values() if w.alive)
+        self.hear(m.Started(alive))
+
+    def hear(self, event: m.Event) -> None:
+        """The controller takes an event: journal first, then the commands, in order."""
+        controller = self.controller
+        if controller is None or self.ended is not None:
+            return
+        mode = type(controller.mode).__name__
+        self.lines.append(f"{self.clock.now:.6f} {event}")
+        output = controller.step(self.clock.now, event)
+        self.journal.extend(output.journal)
+        entered = type(controller.mode).__name__
+        stop_after = self._controller_dies(entered) if entered != mode else None
+        for i, command in enumerate(output.commands):
+            if stop_after is not None and i >= stop_after * len(output.commands):
+                break
+            self.checks.commanded(command)
+            self._carry_out(command)
+        if stop_after is not None:
+            self.crash_controller()
+        self.checks.after_event()
+
+    def _controller_dies(self, mode: str) -> float | None:
+        """Whether a fault lets the controller die on entering this mode, and after which part of its commands."""
+        for armed in self.armed:
+            if armed.fault.kind == "controller" and armed.fault.moment == mode and armed.count > 0:
+                armed.count -= 5
+                if armed.count <= 0:
+                    return self.rng.choice((0.0, 0.5, 1.0))
+        return None
+
+    def crash_controller(self) -> None:
+        self.controller = None
+        self.clock.after(self.rng.uniform(0.05, 1.0), self._restart)
+
+    def _restart(self) -> None:
+        if self.controller is None and self.ended is None:
+            self.start_controller()
+
+    def _carry_out(self, command: m.Command) -> None:
+        match command:
+            case m.Abort() | m.Settle() | m.Form() | m.Request() | m.Probe():
+                self._to_worker(command)
+            case m.Kill(worker_id):
+                self.clock.after(self.rng.uniform(0.002, 0.05), lambda: self.kill(worker_id, "killed"))
+            case m.Start(count):
+                for _ in range(count):
+                    self._start_worker()
+            case m.SetTimer(at):
+                self.timer += 1
+                timer = self.timer
+                self.clock.after(at - self.clock.now, lambda: self._tick(timer))
+            case m.Metrics(vote):
+                self.metrics.append(vote)
+                self.checks.visible(vote)
+            case m.End():
+                self.ended = command
+            case m.Log() | m.Status():
+                pass
+
+    def _tick(self, timer: int) -> None:
+        if timer == self.timer:
+            self.hear(m.Tick())
+
+    # ------------------------------------------------------------ messages
+
+    def send(self, worker: SimWorker, event: m.Event) -> None:
+        """From a worker to whichever controller is there when it arrives."""
+        self._transmit(worker, lambda: self.hear(event))
+
+    def _to_worker(self, command: Command) -> None:
+        worker = self.workers.get(command.worker_id)
+        if worker is not None:
+            self._transmit(worker, self._arrival(worker, command))
+
+    def _arrival(self, worker: SimWorker, command: Command) -> Callable[[], None]:
+        def arrive() -> None:
+            if not worker.alive:
+                return
+            if self.clock.now < worker.hung_until:
+                self.clock.after(worker.hung_until - self.clock.now, arrive)
+                return
+            worker.deliver(command)
+
+        return arrive
+
+    def _transmit(self, worker: SimWorker, arrive: Callable[[], None]) -> None:
+        network, rng = self.scenario.network, self.rng
+        if rng.random() < network.lose or self.clock.now < worker.cut_until:
+            return
+        for _ in range(2 if rng.random() < network.duplicate else 1):
+            delay = network.delay_s + rng.random() * network.jitter_s
+            if rng.random() < network.late:
+                delay += rng.random()
+            self.clock.after(delay, arrive)
+
+    # ------------------------------------------------------------ workers
+
+    def _start_worker(self) -> None:
+        if self.rng.random() < self.scenario.start_fails:
+            self.clock.after(0.1, lambda: self.hear(m.StartFailed(1, "no room")))
+            return
+        number = len(self.workers) + 1
+        info = WorkerInfo(WorkerId(f"w{number:04d}"), self._place(), 1000 + number)
+        worker = SimWorker(self, info)
+        self.workers[info.worker_id] = worker
+        delay = self.scenario.start_s * self.rng.uniform(0.8, 1.5)
+        self.clock.after(delay, lambda: self.hear(m.WorkerReady(info)) if worker.alive else None)
+
+    def _place(self) -> NodeId:
+        """Where a TP group lacks a member, else the first node with room, else the emptiest."""
+        gone = self.controller.roster.gone if self.controller is not None else set()
+        used = [w.info.node_id for i, w in self.workers.items() if w.alive and i not in gone]
+        nodes = [NodeId(f"n{i}") for i in range(self.scenario.nodes)]
+        tensor = self.scenario.policy.wish.tensor or 1
+        room = self.scenario.workers_per_node
+
+        def order(node: NodeId) -> tuple[bool, int, NodeId]:
+            count = used.count(node)
+            return count % tensor == 0, max(0, count - room + 1), node
+
+        return min(nodes, key=order)
+
+    def kill(self, worker_id: WorkerId, cause: str) -> None:
+        """The process ends; its death is pushed to the controller after some milliseconds."""
+        worker = self.workers[worker_id]
+        if worker.alive:
+            worker.alive = False
+            worker.task += 1
+            self.meetings.died(worker_id)
+        self._push_death(worker_id, cause)
+
+    def _push_death(self, worker_id: WorkerId, cause: str) -> None:
+        def push() -> None:
+            if self.controller is None and self.ended is None:
+                self.clock.after(0.1, push)
+            else:
+                self.hear(m.WorkerLost(worker_id, cause))
+
+        self.clock.after(self.rng.uniform(0.003, 0.02), push)
+
+    # ------------------------------------------------------------ faults
+
+    def moment(self, worker: SimWorker, moment: str) -> None:
+        """A worker comes to a moment; an armed fault may strike it."""
+        for armed in self.armed:
+            if armed.fault.moment == moment and armed.fault.kind != "controller" and armed.count > 0:
+                armed.count -= 1
+                if armed.count == 0:
+                    self.clock.after(self.rng.uniform(0.0, 0.02), self._strike(worker, armed.fault))
+
+    def _strike(self, worker: SimWorker, fault: Fault) -> Callable[[], None]:
+        return lambda: self.strike(worker, fault)
+
+    def _strike_somebody(self, fault: Fault) -> Callable[[], None]:
+        def strike() -> None:
+            if fault.kind == "controller":
+                if self.controller is not None and self.ended is None:
+                    self.crash_controller()
+                return
+            alive = [w for w in self.workers.values() if w.alive]
+            if alive:
+                self.strike(self.rng.choice(alive), fault)
+
+        return strike
+
+    def strike(self, worker: SimWorker, fault: Fault) -> None:
+        if not worker.alive or self.ended is not None:
+            return
+        until = self.clock.now + fault.seconds
+        match fault.kind:
+            case "crash":
+                self.kill(worker.info.worker_id, "crash")
+            case "node":
+                for other in [w for w in self.workers.values() if w.alive and w.info.node_id == worker.info.node_id]:
+                    self.kill(other.info.worker_id, "node lost")
+            case "hang":
+                worker.hung_until = until
+            case "cut":
+                worker.cut_until = until
+            case "slow":
+                worker.slow = self.rng.choice((2.0, 10.0))
+                self.clock.after(fault.seconds, lambda: setattr(worker, "slow", 1.0))
+            case "suspect":
+                self._push_death(worker.info.worker_id, "suspected")
+                self.clock.after(fault.seconds, lambda: self.kill(worker.info.worker_id, "ended at last"))
+            case "exception":
+                worker.raises = True
+            case _:
+                raise AssertionError(fault.kind)

@@ -1,0 +1,77 @@
+"""Collectives between simulated workers: complete when all have come, but each learns it in its own time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING
+
+from evenkeel.core.ids import WorkerId
+
+if TYPE_CHECKING:
+    from evenkeel.sim.worker import SimWorker
+
+Key = tuple[int, int, str]
+"""Generation, step and name."""
+
+
+@dataclass
+class Meeting:
+    members: tuple[WorkerId, ...]
+    arrived: dict[WorkerId, tuple["SimWorker", int, Callable[[], None]]] = field(default_factory=dict)
+    sums: list[float] = field(default_factory=list)
+
+
+class Meetings:
+    """All open collectives. What a worker has put in stays in, also if it aborts afterwards: the worst case."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.open: dict[Key, Meeting] = {}
+
+    def arrive(
+        self,
+        worker: "SimWorker",
+        key: Key,
+        members: tuple[WorkerId, ...],
+        then: Callable[[], None],
+        values: tuple[float, ...] = (),
+    ) -> None:
+        meeting = self.open.setdefault(key, Meeting(members))
+        assert meeting.members == members, f"{key}: {worker.info.worker_id} expects {members}, others {meeting.members}"
+        meeting.arrived[worker.info.worker_id] = (worker, worker.task, then)
+        meeting.sums = [a + b for a, b in zip(meeting.sums or [0.0] * len(values), values, strict=True)]
+        if len(meeting.arrived) == len(members):
+            del self.open[key]
+            self._complete(meeting)
+        elif any(not worker.fleet.workers[w].alive for w in members):
+            self._break(meeting)
+
+    def _complete(self, meeting: Meeting) -> None:
+        sums = tuple(meeting.sums)
+        for member in meeting.members:
+            worker, task, then = meeting.arrived[member]
+            if worker.task == task:
+                worker.later(self.rng.uniform(0.0005, 0.01), _return(worker, then, sums))
+
+    def died(self, dead: WorkerId) -> None:
+        """Neighbours of a dead worker mostly get an error at once; the others hang until they are told to abort."""
+        for meeting in [x for x in self.open.values() if dead in x.members]:
+            self._break(meeting)
+
+    def _break(self, meeting: Meeting) -> None:
+        for member in meeting.members:
+            if member in meeting.arrived and self.rng.random() < 0.5:
+                worker, task, _ = meeting.arrived[member]
+                if worker.task == task:
+                    worker.later(self.rng.uniform(0.001, 0.02), worker.broken)
+
+
+def _return(worker: "SimWorker", then: Callable[[], None], sums: tuple[float, ...]) -> Callable[[], None]:
+    def call() -> None:
+        worker.waiting = False
+        if sums:
+            worker.voted(sums)
+        else:
+            then()
+
+    return call

@@ -1,0 +1,52 @@
+"""What simulated workers hold: for each slice the history that made it, so that a mixed-up state shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from evenkeel.core.boxes import Box
+from evenkeel.core.ids import Version
+from evenkeel.core.model import ModelShape, Shard
+from evenkeel.plan.state import Slice, slices
+
+History = tuple[Version, ...]
+"""The versions that a state went through, one per committed step. True bytes would differ if the histories do."""
+
+TORN: History = (Version(-1, -1),)
+"""Bytes that are nothing: half-written, freed, or never received."""
+
+
+@dataclass
+class Memory:
+    """Shards in a worker's memory, each slice with its history."""
+
+    model: ModelShape
+    shards: dict[Shard, dict[Slice, History]] = field(default_factory=dict)
+
+    def initialise(self, shard: Shard) -> None:
+        self.shards[shard] = dict.fromkeys(slices(self.model, shard), ())
+
+    def read(self, tensor: str, box: Box) -> History:
+        """The history of the bytes of this box; TORN where they are not held whole."""
+        for contents in self.shards.values():
+            for piece, history in contents.items():
+                if piece.tensor == tensor and piece.box.contains(box):
+                    return history
+        return TORN
+
+    def write(self, shard: Shard, contents: Mapping[Slice, History]) -> None:
+        self.shards[shard] = dict(contents)
+
+    def keep_only(self, shards: set[Shard]) -> None:
+        """Frees the rest."""
+        self.shards = {s: c for s, c in self.shards.items() if s in shards}
+
+    def advance(self, shard: Shard, version: Version, whole: bool) -> None:
+        """Every slice of the shard is written by a commit; torn if the sums it uses were not complete."""
+        contents = self.shards[shard]
+        for piece, history in contents.items():
+            contents[piece] = (*history, version) if whole else TORN
+
+    def history(self, shard: Shard) -> History:
+        """The one history of all slices of the shard; TORN if they differ."""
+        found = set(self.shards[shard].values())
+        return found.pop() if len(found) == 1 else TORN

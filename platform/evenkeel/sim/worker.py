@@ -1,0 +1,315 @@
+"""A simulated worker: the real Member, with virtual time where the engine computes and communicates."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from evenkeel.control import messages as m
+from evenkeel.control.member import Member
+from evenkeel.core.boxes import Box
+from evenkeel.core.ids import WorkerId
+from evenkeel.core.layout import WorkerInfo, sync_groups
+from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
+from evenkeel.core.world import World
+from evenkeel.plan.reshard import transfers
+from evenkeel.plan.state import Slice, slices
+from evenkeel.sim.memory import TORN, History, Memory
+
+if TYPE_CHECKING:
+    from evenkeel.sim.fleet import Fleet
+
+
+class SimWorker:
+    """One process. `task` changes whenever its training thread drops what it was doing, so that what was under way is void."""
+
+    def __init__(self, fleet: "Fleet", info: WorkerInfo) -> None:
+        self.fleet = fleet
+        self.info = info
+        self.member = Member(info.worker_id)
+        self.memory = Memory(fleet.scenario.policy.model)
+        self.alive = True
+        self.hung_until = 0.0
+        self.cut_until = 0.0
+        self.slow = 1.0
+        self.task = 0
+        self.phase = "parked"
+        self.step = 0
+        self.waiting = False
+        self.collective = 0
+        self.asked: tuple[int, int] | None = None
+        self.torn_sums = False
+        self.raises = False
+
+    # ------------------------------------------------------------ time
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Goes on with the training thread after a while, unless it drops its work before."""
+        task = self.task
+
+        def resume() -> None:
+            if not self.alive or self.task != task:
+                return
+            if self.fleet.clock.now < self.hung_until:
+                self.fleet.clock.after(self.hung_until - self.fleet.clock.now, resume)
+                return
+            call()
+
+        self.fleet.clock.after(delay_s, resume)
+
+    def work(self, phase: str, seconds: float, then: Callable[[], None]) -> None:
+        self.enter(phase)
+        self.later(seconds * self.slow * self.fleet.rng.uniform(0.8, 1.2), then)
+
+    def enter(self, phase: str) -> None:
+        self.phase = phase
+        self.waiting = False
+        self.fleet.moment(self, phase)
+
+    def meet(
+        self, name: str, members: tuple[WorkerId, ...], then: Callable[[], None], values: tuple[float, ...] = ()
+    ) -> None:
+        """A collective: goes on when all members have come."""
+        self.waiting = True
+        self.collective += 1
+        key = (self.member.generation, self.step, name)
+        self.fleet.meetings.arrive(self, key, members, then, values)
+
+    # ------------------------------------------------------------ control thread
+
+    def deliver(self, command: m.Command) -> None:
+        match command:
+            case m.Abort(_, epoch, generation, ask, acknowledged):
+                if self.member.abort(epoch, generation, acknowledged):
+                    self.asked = (generation, ask)
+                    if not self.member.parked:
+                        self._break_groups()
+                    self._answer()
+            case m.Settle(_, epoch, ask, decision):
+                self._settle(epoch, ask, decision)
+            case m.Form(_, epoch, world):
+                if self.member.form(epoch, world):
+                    self._regroup(world)
+            case m.Request(_, epoch, generation, flags):
+                self.member.request(epoch, generation, flags)
+            case m.Probe(_, _, probe):
+                self.fleet.send(self, m.Located(self.info.worker_id, probe, self.position()))
+            case _:
+                raise AssertionError(f"not for a worker: {command}")
+
+    def position(self) -> m.Position:
+        return m.Position(
+            self.member.generation, self.step, m.PHASES.index(self.phase), 0, self.collective, self.waiting
+        )
+
+    def _answer(self) -> None:
+        if self.asked is None:
+            return
+        generation, ask = self.asked
+        answer = self.member.answer(generation, self.position())
+        if answer is not None:
+            self.asked = None
+            self.fleet.send(self, m.Answered(self.info.worker_id, generation, ask, answer))
+
+    def _break_groups(self) -> None:
+        """The abort reaches the training thread: a commit is finished first, anything else is dropped soon."""
+        if self.phase == "vote" and self.waiting and self.fleet.rng.random() < 0.3:
+            # NCCL's abort may return success with a buffer that looks complete (rule 2).
+            self._saw(self._vote_values(len(self.member.world.members) if self.member.world else 0))
+        if self.phase not in ("commit", "parked"):
+            self.later(self.fleet.rng.uniform(0.0, 0.01), self.park)
+
+    def park(self) -> None:
+        self.task += 1
+        self.phase = "parked"
+        self.waiting = False
+        self.member.park()
+        self._answer()
+
+    def _settle(self, epoch: int, ask: int, decision: m.Decision) -> None:
+        settlement = self.member.settle(epoch, decision)
+        if not settlement.accepted:
+            return
+
+        def settled() -> None:
+            done = m.Settled(self.info.worker_id, decision.generation, ask, self.member.holdings)
+            self.fleet.send(self, done)
+
+        if settlement.commit is None:
+            settled()
+            return
+
+        def committed() -> None:
+            self._write()
+            self.member.end_commit(self.fleet.clock.now)
+            self.park()
+            settled()
+
+        self.member.begin_commit()
+        self.enter("commit")
+        self.fleet.moment(self, "settle")
+        self.later(self.fleet.rng.uniform(0.001, 0.02), committed)
+
+    # ------------------------------------------------------------ training thread: joining
+
+    def _regroup(self, world: World) -> None:
+        self.task += 1
+        self.step = world.base.step
+        self.collective = 0
+        self.raises = False
+        self.work("regroup", 0.05, lambda: self.meet("regroup", world.layout.members, lambda: self._reshard(world)))
+
+    def _reshard(self, world: World) -> None:
+        self.work("reshard", 0.02, lambda: self._receive(world))
+
+    def _receive(self, world: World) -> None:
+        shard = world.layout.shard(self.info.worker_id)
+        if world.base.step == 0:
+            self.memory.initialise(shard)
+        else:
+            contents = self._gather(world)
+            if contents is None:
+                self._broken("a peer died while resharding")
+                return
+            self.memory.write(shard, contents)
+        self.member.resharded(shard, world.base)
+        self.memory.keep_only({h.shard for h in self.member.holdings})
+        self.fleet.checks.joined(self, world)
+        self.fleet.send(self, m.Joined(self.info.worker_id, world.generation))
+        self.work("forward", 0.0, self._begin_step)
+
+    def _gather(self, world: World) -> dict[Slice, History] | None:
+        """Pulls each wanted slice from where the plan says; None if a source is gone."""
+        me = self.info.worker_id
+        sources = [(s.worker_id, s.shard) for s in world.sources]
+        plan = transfers(self.memory.model, sources, world.layout, dict(world.nodes))
+        pieces = [(t.source, t.tensor, t.box) for t in plan.transfers if t.target == me]
+        pieces += [(me, s.tensor, s.box) for s in plan.kept[me]]
+        self.fleet.checks.covered(self, world, [(tensor, box) for _, tensor, box in pieces])
+        received: dict[str, list[tuple[Box, History]]] = {}
+        for source, tensor, box in pieces:
+            holder = self.fleet.workers[source]
+            if not holder.alive:
+                return None
+            received.setdefault(tensor, []).append((box, holder.memory.read(tensor, box)))
+        wanted = slices(self.memory.model, world.layout.shard(me))
+        return {want: _join(want, received.get(want.tensor, [])) for want in wanted}
+
+    # ------------------------------------------------------------ training thread: steps
+
+    def _begin_step(self) -> None:
+        world = self.member.world
+        assert world is not None
+        if self.step >= world.last_step:
+            self._finish(world)
+            return
+        self.step += 1
+        self.fleet.checks.begins(self, world)
+        self.torn_sums = False
+        place = world.layout.places[self.info.worker_id]
+        pipeline = tuple(w for s in world.layout.pipelines[place.pipeline].stages for w in s.members)
+        self.work(
+            "forward", self.fleet.scenario.step_s, lambda: self.meet(f"pipe{place.pipeline}", pipeline, self._reduce)
+        )
+
+    def _reduce(self) -> None:
+        if self.raises:
+            self.raises = False
+            self._raise("a bad operator")
+            return
+        world = self.member.world
+        assert world is not None
+        self.enter("reduce")
+        me = self.info.worker_id
+        groups = [g for g in sync_groups(world.layout, self.memory.model) if me in g.members]
+        self.member.begin_sums(len(groups))
+        self.torn_sums = True
+        for group in groups:
+            self.meet(group.name, group.members, self._sum_done)
+        self._vote_if_ready()
+
+    def _sum_done(self) -> None:
+        self.member.sum_done()
+        self.torn_sums = self.member.sums > 0
+        self._vote_if_ready()
+
+    def _vote_if_ready(self) -> None:
+        world = self.member.world
+        if self.phase != "reduce" or world is None or not self.member.may_vote:
+            return
+        self.enter("vote")
+        self.member.prepare(world.generation, self.step)
+        self.meet("vote", world.layout.members, lambda: None, self._vote_values(1))
+
+    def _vote_values(self, ones: int) -> tuple[float, ...]:
+        values = [0.0] * SLOTS
+        values[Slot.ONES] = ones
+        values[Slot.STEP] = self.step * ones
+        values[Slot.TOKENS] = 8.0 * ones
+        values[Slot.LOSS] = 16.0 * ones
+        values[Slot.NONFINITE] = float(self.fleet.rng.random() < self.fleet.scenario.nonfinite)
+        values[Slot.PAUSE] = float(bool(self.member.pending & Flags.PAUSE))
+        values[Slot.STOP] = float(bool(self.member.pending & Flags.STOP))
+        return tuple(values)
+
+    def voted(self, values: tuple[float, ...]) -> None:
+        """The vote's all-reduce has returned here."""
+        if not self._saw(values):
+            self.park()
+
+    def _saw(self, values: tuple[float, ...]) -> bool:
+        vote = Vote(self.member.generation, self.step, values)
+        if not self.member.see(vote):
+            return False
+        self.memory.keep_only({h.shard for h in self.member.holdings})
+        self.member.begin_commit()
+        self.work("commit", 0.01, lambda: self._committed(vote))
+        return True
+
+    def _committed(self, vote: Vote) -> None:
+        self._write()
+        report = self.member.end_commit(self.fleet.clock.now)
+        if report is not None:
+            self.fleet.send(self, report)
+        if vote.flags or not self.member.running(vote.generation):
+            self.park()
+        else:
+            self._begin_step()
+
+    def _write(self) -> None:
+        held, prepared = self.member.held, self.member.prepared
+        assert held is not None and prepared is not None
+        self.memory.advance(held.shard, prepared, whole=not self.torn_sums)
+        self.fleet.checks.committed(self, prepared)
+
+    def _finish(self, world: World) -> None:
+        def written() -> None:
+            finished = self.member.finished(None)
+            if finished is not None:
+                self.fleet.send(self, finished)
+
+        self.enter("finish")
+        self.meet("finish", world.layout.members, written)
+
+    # ------------------------------------------------------------ training thread: trouble
+
+    def broken(self) -> None:
+        """A neighbour's death reaches the blocked collective."""
+        self._broken("connection closed by peer")
+
+    def _broken(self, error: str) -> None:
+        self._fail(m.Fault(self.step, self.phase, 0, "", error, collective=True))
+
+    def _raise(self, error: str) -> None:
+        self._fail(m.Fault(self.step, self.phase, 0, "block0", error, collective=False))
+
+    def _fail(self, fault: m.Fault) -> None:
+        generation = self.member.generation
+        self.park()
+        self.fleet.send(self, m.Failed(self.info.worker_id, generation, fault))
+
+
+def _join(want: Slice, parts: list[tuple[Box, History]]) -> History:
+    """The history of a slice that is put together from parts: torn unless they agree and cover it."""
+    inside = [(box.intersect(want.box), history) for box, history in parts]
+    got = sum(box.size for box, _ in inside if box is not None)
+    histories = {history for box, history in inside if box is not None}
+    return histories.pop() if got == want.box.size and len(histories) == 1 else TORN
