@@ -1,0 +1,191 @@
+"""The configuration of a run: what may be said, where it was said, and what of it makes sense.
+
+YAML files merge left to right, then mappings from Python, then key=value overrides. A wrong key or type is found
+in the source that says it, before merging, so that the message can name the file. Imports omegaconf and nothing
+heavier.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from evenkeel.config_check import check
+from evenkeel.config_schema import SECTIONS, Config, FaultSection, valid_keys
+from evenkeel.config_values import ConfigError, convert, flatten, hide_secrets, nearest_key
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "FaultSection",
+    "config_from_yaml",
+    "differences",
+    "load_config",
+    "to_yaml",
+    "with_absolute_storage",
+]
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one source says: a file, Python, or one override."""
+
+    source: str
+    values: DictConfig
+
+
+def load_config(
+    paths: Sequence[str | Path], overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Config:
+    """Reads YAML files, left to right, then `values` given in Python, then key=value overrides; later ones win.
+
+    Mappings are merged, lists are replaced as a whole.
+
+    Raises:
+        ConfigError: one line that names source and key.
+    """
+    layers = [read_layer(_text(path), str(path)) for path in paths]
+    if values is not None:
+        layers.append(Layer("Python", _create(dict(values), "Python")))
+    layers.extend(_override(text) for text in overrides)
+    return _merge(layers)
+
+
+def config_from_yaml(text: str, source: str) -> Config:
+    """As load_config, of one YAML text, such as the config.yaml of a run directory."""
+    return _merge([read_layer(text, source)])
+
+
+def read_layer(text: str, source: str) -> Layer:
+    """Raises ConfigError with file and line where the text is not YAML or not a mapping."""
+    try:
+        values = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f"{source}:{mark.line + 1}" if mark is not None else source
+        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}", source=at) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error), source=source) from None
+    # OmegaConf reads a text that is a bare word as a mapping of that word to nothing.
+    if not isinstance(values, DictConfig) or not isinstance(yaml.load(text, yaml.BaseLoader) or {}, dict):
+        raise ConfigError("expected a mapping of sections at the top", source=source)
+    return Layer(source, values)
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", source=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not a text in UTF-8", source=str(path)) from None
+
+
+def _create(values: dict[str, Any], source: str) -> DictConfig:
+    try:
+        return OmegaConf.create(values)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error), source=source) from None
+
+
+def _override(text: str) -> Layer:
+    key, equals, raw = text.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise ConfigError(f"{text!r} is not of the form key=value", source=COMMAND_LINE)
+    try:
+        values = OmegaConf.from_dotlist([text])
+        # A text stays what was typed: run.name=20260101_12 is a number to YAML, run.name= is null.
+        kind = _leaf_type(key)
+        number = type(OmegaConf.select(values, key, throw_on_resolution_failure=False)) in (int, float, bool)
+        if (kind in (str, str | None) and number) or (kind is str and not raw):
+            OmegaConf.update(values, key, raw)
+    except (yaml.YAMLError, OmegaConfBaseException):
+        raise ConfigError(f"the value {raw!r} cannot be read", key=key, source=COMMAND_LINE) from None
+    return Layer(COMMAND_LINE, values)
+
+
+def _leaf_type(key: str) -> Any:
+    """The declared type of a key section.name; None where there is no such key."""
+    section, _, name = key.partition(".")
+    kind = get_type_hints(Config).get(section)
+    return get_type_hints(kind).get(name) if is_dataclass(kind) else None
+
+
+def _merge(layers: Sequence[Layer]) -> Config:
+    sources: dict[str, str] = {}
+    merged = OmegaConf.create({})
+    for layer in layers:
+        said = cast(dict[str, Any], OmegaConf.to_container(layer.values, resolve=False))
+        said = {k: v for k, v in said.items() if v is not None or k not in SECTIONS}
+        _build(said, layer.source)
+        for key in flatten(said):
+            sources[key] = layer.source
+        merged = cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(said)))
+    try:
+        resolved = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "")
+        raise ConfigError(_first_line(error), key=key, source=sources.get(key, "")) from None
+    config = replace(_build(resolved, "configuration", partial=False), sources=sources)
+    check(config)
+    return config
+
+
+def _build(values: Mapping[str, Any], source: str, partial: bool = True) -> Config:
+    """Converts every value to its type; `partial` lets interpolations pass, to be resolved after merging."""
+    hints = get_type_hints(Config)
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in SECTIONS:
+            near = nearest_key(str(key), valid_keys())
+            raise ConfigError(f"unknown key; nearest valid key: {near}", str(key), source)
+        if key in ("model", "data") and isinstance(value, Mapping):
+            own = {f.name for f in fields(hints[key])} - {"options"}
+            free = {str(k): v for k, v in value.items() if k not in own}
+            value = {**{k: v for k, v in value.items() if k in own}, "options": free}
+        built[key] = convert(value, hints[key], key, source, partial, valid_keys())
+    return Config(**built)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+# ---------------------------------------------------------------- going on with a run
+
+_MAY_DIFFER = ("scaling.", "parallel.", "redundancy.", "checkpoint.", "faults.", "emulate.", "run.orphan_minutes")
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, resolved, with secrets replaced by "***"."""
+    return OmegaConf.to_yaml(OmegaConf.create(hide_secrets(config.as_mapping())))
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """What a run may not change when it goes on: (key, old value, new value), None where a key is not there.
+
+    Secrets are compared as they are written down, that is not at all. run.storage_path is where the run was found,
+    so it cannot be wrong, only spelt otherwise (moved, mounted elsewhere, with other credentials).
+    """
+    a, b = (flatten(hide_secrets(c.as_mapping())) for c in (old, new))
+    found: list[tuple[str, Any, Any]] = []
+    for key in dict.fromkeys((*a, *b)):
+        free = any(f"{key}.".startswith(name) for name in _MAY_DIFFER) or key == "run.storage_path"
+        longer = key == "train.steps" and new.train.steps >= old.train.steps
+        if not free and not longer and a.get(key) != b.get(key):
+            found.append((key, a.get(key), b.get(key)))
+    return found
+
+
+def with_absolute_storage(config: Config) -> Config:
+    """The same with a relative local storage_path made absolute: actors run in other directories than the driver."""
+    path = config.run.storage_path
+    if "://" in path or "::" in path or Path(path).is_absolute():
+        return config
+    return replace(config, run=replace(config.run, storage_path=str(Path(path).absolute())))

@@ -1,0 +1,103 @@
+"""What needs more than one value of a configuration to judge, without knowing the model or the data."""
+
+from evenkeel.config_schema import Config
+
+PRECISIONS = ("fp32", "bf16", "fp64")
+SCHEDULES = ("cosine", "linear", "constant")
+PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit", "recovery")
+KINDS = ("kill", "stop", "segv", "exception")
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for the first thing that is wrong."""
+    _check_run(config)
+    _check_train(config)
+    _check_scaling(config)
+    _check_faults(config)
+
+
+def _require(config: Config, holds: bool, key: str, problem: str) -> None:
+    if not holds:
+        raise config.error(key, problem)
+
+
+def _check_run(config: Config) -> None:
+    name = config.run.name
+    _require(config, bool(name.strip()), "run.name", "a run needs a name, for example run.name=first")
+    plain = not set(name) & set("/\\") and name.isprintable() and name == name.strip()
+    ok = plain and not name.startswith(".")
+    _require(config, ok, "run.name", f"{name!r} must be a plain name, without path separators")
+    _require(config, bool(config.run.storage_path.strip()), "run.storage_path", "must not be empty")
+    _require(config, 0 <= config.run.seed < 2**64, "run.seed", f"is {config.run.seed}; expected 0 to 2**64 - 1")
+    _require(config, config.run.orphan_minutes > 0, "run.orphan_minutes", "must be above 0")
+
+
+def _check_train(config: Config) -> None:
+    train = config.train
+    for key in ("steps", "global_batch", "micro_batch", "max_bad_steps"):
+        _require(config, getattr(train, key) > 0, f"train.{key}", f"is {getattr(train, key)}; must be at least 1")
+    for key in ("weight_decay", "warmup_steps", "eval_every"):
+        _require(config, getattr(train, key) >= 0, f"train.{key}", f"is {getattr(train, key)}; must not be negative")
+    for key in ("learning_rate", "grad_clip"):
+        _require(config, getattr(train, key) > 0, f"train.{key}", f"is {getattr(train, key)}; must be above 0")
+    divides = train.global_batch % train.micro_batch == 0
+    batches = f"{train.micro_batch} does not divide train.global_batch {train.global_batch}"
+    _require(config, divides, "train.micro_batch", batches)
+    for key, names in (("precision", PRECISIONS), ("schedule", SCHEDULES)):
+        value = getattr(train, key)
+        _require(config, value in names, f"train.{key}", f"is {value!r}; expected one of {', '.join(names)}")
+
+
+def _check_scaling(config: Config) -> None:
+    workers, parallel = config.scaling.workers, config.parallel
+    sane = len(workers) == 2 and 1 <= workers[0] <= workers[1]
+    _require(config, sane, "scaling.workers", f"is {workers}; expected [fewest, most] with 1 <= fewest <= most")
+    _require(config, config.scaling.spares >= 0, "scaling.spares", "must not be negative")
+    for name, amount in config.scaling.resources_per_worker.items():
+        _require(config, amount >= 0, f"scaling.resources_per_worker.{name}", f"is {amount}; must not be negative")
+    degrees = {k: getattr(parallel, k) for k in ("data", "pipeline", "tensor")}
+    for key, degree in degrees.items():
+        _require(config, degree is None or degree > 0, f"parallel.{key}", f"is {degree}; must be at least 1, or null")
+    asked = (parallel.data or 1) * (parallel.pipeline or 1) * (parallel.tensor or 1)
+    said = next((f"parallel.{k}" for k, d in degrees.items() if d is not None), "parallel.data")
+    product = f"data x pipeline x tensor = {asked} workers, but scaling.workers allows at most {workers[1]}"
+    _require(config, asked <= workers[1], said, product)
+    redundancy, checkpoint = config.redundancy, config.checkpoint
+    _require(config, redundancy.copies is None or redundancy.copies > 0, "redundancy.copies", "must be at least 1")
+    _require(config, redundancy.mirror_every >= 0, "redundancy.mirror_every", "must not be negative")
+    _require(config, checkpoint.every_steps >= 0, "checkpoint.every_steps", "must not be negative")
+    _require(config, checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")
+    failures = checkpoint.max_failures
+    _require(config, failures is None or failures >= 0, "checkpoint.max_failures", "must not be negative")
+    for rank, factor in config.emulate.slowdown.items():
+        key = f"emulate.slowdown.{rank}"
+        _require(config, 0 <= rank < workers[1], key, f"there are ranks 0 to {workers[1] - 1}")
+        _require(config, factor >= 1, key, f"is {factor}; a factor of at least 1 is expected")
+
+
+def _check_faults(config: Config) -> None:
+    for i, fault in enumerate(config.faults):
+        key = f"faults.{i}"
+        last = config.train.steps
+        _require(config, 1 <= fault.step <= last, f"{key}.step", f"is {fault.step}; expected 1 to train.steps ({last})")
+        for name, valid in (("phase", PHASES), ("kind", KINDS)):
+            value = getattr(fault, name)
+            _require(config, value in valid, f"{key}.{name}", f"is {value!r}; expected one of {', '.join(valid)}")
+        what, _, number = fault.target.partition(":")
+        ok = fault.target in ("spare", "controller") or (what in ("rank", "stage") and number.isdecimal())
+        expected = 'expected "rank:N", "stage:S", "spare" or "controller"'
+        _require(config, ok, f"{key}.target", f"is {fault.target!r}; {expected}")
+
+
+_NOT_YET = ("redundancy.copies", "redundancy.mirror_every", "checkpoint.every_steps", "emulate.slowdown")
+
+
+def without_effect(config: Config) -> tuple[str, ...]:
+    """Keys that ask for something that this version accepts but does not do yet; whoever runs says so."""
+    default = Config()
+
+    def value(of: Config, key: str) -> object:
+        section, name = key.split(".")
+        return getattr(getattr(of, section), name)
+
+    return tuple(key for key in _NOT_YET if value(config, key) != value(default, key))

@@ -1,0 +1,300 @@
+"""Configuration: what merges how, and that everything wrong is one line that names source and key."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evenkeel.config import (
+    Config,
+    ConfigError,
+    FaultSection,
+    config_from_yaml,
+    differences,
+    load_config,
+    to_yaml,
+    with_absolute_storage,
+)
+from evenkeel.config_check import without_effect
+from evenkeel.config_values import HIDDEN, hide_secrets, is_secret
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def made(**sections: Any) -> Config:
+    sections["run"] = {"name": "r", **sections.get("run", {})}
+    return load_config([], values=sections)
+
+
+def written(tmp_path: Path, text: str, name: str = "a.yaml") -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+def failure(paths: list[str], *overrides: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_config(paths, ["run.name=r", *overrides])
+    assert len(str(caught.value).splitlines()) == 1
+    return caught.value
+
+
+def test_the_shipped_configuration_is_valid() -> None:
+    config = load_config([CONF / "local.yaml"], ["run.name=x"])
+    assert (config.parallel.data, config.parallel.pipeline, config.parallel.tensor) == (2, 2, 1)
+    assert config.scaling.workers == [1, 4]
+    assert config.scaling.spares == 1
+    assert len(config.faults) == 1
+    assert config.train.micro_batches == 8
+
+
+def test_files_merge_left_to_right_then_overrides(tmp_path: Path) -> None:
+    first = written(tmp_path, "train: {steps: 5, warmup_steps: 1}\nmodel: {layers: 3, heads: 2}\n", "a.yaml")
+    second = written(tmp_path, "train: {steps: 6}\nmodel: {heads: 4}\nscaling: {workers: [2, 8]}\n", "b.yaml")
+    config = load_config([first, second], ["run.name=r", "train.learning_rate=1e-4", "model.width=64"])
+    assert (config.train.steps, config.train.warmup_steps, config.train.learning_rate) == (6, 1, 1e-4)
+    assert config.model.options == {"layers": 3, "heads": 4, "width": 64}
+    assert config.scaling.workers == [2, 8]
+    assert config.source("train.steps") == second
+    assert config.source("train.warmup_steps") == first
+    assert config.source("model.width") == "command line"
+    assert config.source("train.grad_clip") == "defaults"
+
+
+def test_an_empty_file_or_section_says_nothing(tmp_path: Path) -> None:
+    paths = [written(tmp_path, ""), written(tmp_path, "train:\n# all commented out\n", "b.yaml")]
+    assert load_config(paths, ["run.name=r"]) == made()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ("train: {stepz: 5}", "train.stepz", "train.steps"),
+        ("train: {mikro_batch: 5}", "train.mikro_batch", "train.micro_batch"),
+        ("trian: {steps: 5}", "trian", "train"),
+        ("run: {storagepath: x}", "run.storagepath", "run.storage_path"),
+        ("faults: [{step: 1, fase: forward, target: spare}]", "faults.0.fase", "faults.0.phase"),
+        ("steps: 5", "steps", "train.steps"),
+    ],
+)
+def test_an_unknown_key_names_file_key_and_the_nearest(tmp_path: Path, text: str, key: str, nearest: str) -> None:
+    path = written(tmp_path, text)
+    error = failure([path])
+    assert str(error) == f"{path}: {key}: unknown key; nearest valid key: {nearest}"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "said"),
+    [
+        ("train.steps=many", "train.steps", "expected a whole number, got 'many'"),
+        ("train.steps=1.5", "train.steps", "expected a whole number, got 1.5"),
+        ("train.steps=true", "train.steps", "expected a whole number, got True"),
+        ("train.steps='5'", "train.steps", "expected a whole number, got '5'"),
+        ("train.steps=null", "train.steps", "expected a whole number, got null"),
+        ("train.learning_rate=high", "train.learning_rate", "expected a number, got 'high'"),
+        ("train.learning_rate=.inf", "train.learning_rate", "expected a number, got inf"),
+        ("scaling.use_gpu=1", "scaling.use_gpu", "expected true or false, got 1"),
+        ("scaling.workers=4", "scaling.workers", "expected a list, got 4"),
+        ("scaling.workers=[1,two]", "scaling.workers.1", "expected a whole number, got 'two'"),
+        ("train=5", "train", "expected a mapping, got 5"),
+        ("train.steps.x=5", "train.steps", "expected a whole number, got {'x': 5}"),
+        ("emulate.slowdown.first=2", "emulate.slowdown.first", "expected a whole number, got 'first'"),
+        ("model=decoder", "model", "expected a mapping, got 'decoder'"),
+        ("faults=[{phase: forward, target: spare}]", "faults.0.step", "is missing"),
+        ("train.steps=[", "train.steps", "the value '[' cannot be read"),
+        ("train.steps=${train.step}", "train.steps", "Interpolation key 'train.step' not found"),
+    ],
+)
+def test_a_wrong_type_names_source_key_and_what_is_expected(override: str, key: str, said: str) -> None:
+    assert str(failure([], override)) == f"command line: {key}: {said}"
+
+
+@pytest.mark.parametrize("text", ["train.steps", "=5", "train.=5", ".=5"])
+def test_an_override_without_key_and_value_is_refused(text: str) -> None:
+    assert str(failure([], text)) == f"command line: {text!r} is not of the form key=value"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {steps: 5", ":2: not valid YAML"),
+        ("a: 1\n  b: 2\n", ":2: not valid YAML"),
+        ("train", ": expected a mapping of sections at the top"),
+        ("- 1\n- 2\n", ": expected a mapping of sections at the top"),
+        ("train: {steps: 1}\ntrain: {steps: 2}\n", ":2: not valid YAML: found duplicate key train"),
+    ],
+)
+def test_what_is_no_mapping_in_yaml_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path, text)
+    assert str(failure([path])).startswith(path + said)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.yaml")
+    assert str(failure([missing])) == f"{missing}: cannot be read: No such file or directory"
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "is not a text in UTF-8" in str(failure([str(tmp_path / "bytes.yaml")]))
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "part"),
+    [
+        ("train.micro_batch=3", "train.micro_batch", "3 does not divide train.global_batch 16"),
+        ("train.micro_batch=0", "train.micro_batch", "at least 1"),
+        ("train.steps=0", "train.steps", "at least 1"),
+        ("train.steps=-1", "train.steps", "at least 1"),
+        ("train.precision=fp8", "train.precision", "one of fp32, bf16, fp64"),
+        ("train.schedule=step", "train.schedule", "one of cosine, linear, constant"),
+        ("train.learning_rate=0", "train.learning_rate", "above 0"),
+        ("train.warmup_steps=-1", "train.warmup_steps", "not be negative"),
+        ("run.name=", "run.name", "needs a name"),
+        ("run.name=a/b", "run.name", "without path separators"),
+        ("run.name=..", "run.name", "without path separators"),
+        ("run.name=a\\b", "run.name", "without path separators"),
+        ("run.storage_path=", "run.storage_path", "must not be empty"),
+        ("run.seed=-1", "run.seed", "expected 0 to"),
+        ("run.orphan_minutes=0", "run.orphan_minutes", "above 0"),
+        ("scaling.workers=[3,2]", "scaling.workers", "[fewest, most]"),
+        ("scaling.workers=[0,2]", "scaling.workers", "[fewest, most]"),
+        ("scaling.workers=[2]", "scaling.workers", "[fewest, most]"),
+        ("scaling.spares=-1", "scaling.spares", "negative"),
+        ("scaling.resources_per_worker={CPU: -1}", "scaling.resources_per_worker.CPU", "negative"),
+        ("parallel.data=0", "parallel.data", "at least 1"),
+        ("parallel.pipeline=2", "parallel.pipeline", "= 2 workers, but scaling.workers allows at most 1"),
+        ("redundancy.copies=0", "redundancy.copies", "at least 1"),
+        ("checkpoint.keep=0", "checkpoint.keep", "at least 1"),
+        ("emulate.slowdown={0: 0.5}", "emulate.slowdown.0", "at least 1"),
+        ("emulate.slowdown.7=2", "emulate.slowdown.7", "ranks 0 to 0"),
+        ("faults=[{step: 101, phase: forward, target: spare}]", "faults.0.step", "expected 1 to train.steps (100)"),
+        ("faults=[{step: 1, phase: later, target: spare}]", "faults.0.phase", "one of forward, backward"),
+        ("faults=[{step: 1, phase: vote, target: spare}]", "faults.0.phase", "before_vote, after_vote"),
+        ("faults=[{step: 1, phase: forward, target: 'rank:x'}]", "faults.0.target", '"rank:N"'),
+        ("faults=[{step: 1, phase: forward, target: 'rank:-1'}]", "faults.0.target", '"rank:N"'),
+        ("faults=[{step: 1, phase: forward, target: everybody}]", "faults.0.target", '"controller"'),
+        ("faults=[{step: 1, phase: forward, target: spare, kind: nap}]", "faults.0.kind", "kill, stop, segv"),
+    ],
+)
+def test_values_that_make_no_sense_together_name_the_source(override: str, key: str, part: str) -> None:
+    error = failure([], override)
+    assert (error.source, error.key) == ("command line", key)
+    assert part in error.problem
+
+
+def test_a_value_of_a_file_is_blamed_on_the_file(tmp_path: Path) -> None:
+    first, second = written(tmp_path, "train: {micro_batch: 3}"), written(tmp_path, "train: {steps: 7}", "b.yaml")
+    assert failure([first, second], "train.steps=9").source == first
+
+
+def test_texts_of_the_command_line_stay_as_typed() -> None:
+    config = load_config([], ["run.name=20260101_12", "data.path=1e3", "data.eval_path=null", "model.depth=1e3"])
+    assert (config.run.name, config.data.path, config.data.eval_path) == ("20260101_12", "1e3", None)
+    assert config.model.options == {"depth": 1000.0}
+    assert load_config([], ["run.name='007'"]).run.name == "007"
+
+
+def test_interpolation_reaches_over_sources(tmp_path: Path) -> None:
+    path = written(tmp_path, "train: {steps: '${model.steps}'}\nmodel: {steps: 5}\n")
+    assert load_config([path], ["run.name=r", "model.steps=8"]).train.steps == 8
+    assert "expected a whole number" in str(failure([path], "model.steps=x"))
+
+
+def test_models_and_datasets_blame_their_own_keys() -> None:
+    config = load_config([], ["run.name=r", "model.layerz=3"])
+    error = config.unknown("model.layerz", ["model.layers", "model.heads"])
+    assert str(error) == "command line: model.layerz: unknown key; nearest valid key: model.layers"
+    assert str(config.error("model.heads", "must divide")) == "defaults: model.heads: must divide"
+
+
+def test_errors_survive_a_process_border() -> None:
+    error = pickle.loads(pickle.dumps(ConfigError("is\nbad", "a.b", "f.yaml")))
+    assert (str(error), error.key, error.source) == ("f.yaml: a.b: is bad", "a.b", "f.yaml")
+
+
+def test_the_written_configuration_reads_back_equal() -> None:
+    fault = {"step": 3, "phase": "commit", "target": "stage:1", "kind": "segv"}
+    config = made(
+        model={"name": "decoder", "layers": 4, "nested": {"a": [1, 2]}, "options": 3},
+        emulate={"slowdown": {0: 2}},
+        scaling={"resources_per_worker": {"CPU": 0.5}},
+        faults=[fault],
+    )
+    again = config_from_yaml(to_yaml(config), "config.yaml")
+    assert again == config
+    assert again.faults == [FaultSection(3, "commit", "stage:1", "segv")]
+    assert differences(config, again) == []
+
+
+def test_secrets_are_not_written() -> None:
+    config = made(
+        run={"storage_path": "s3://me:hush@bucket/runs?api_key=hush&region=eu"},
+        data={"storage_options": {"key": "hush", "client": {"x": "hush"}}, "hf_token": "hush", "tokenizer": "bytes"},
+        model={"secretKey": "hush", "max_tokens": 7, "parts": [{"password": "hush"}]},
+    )
+    text = to_yaml(config)
+    assert "hush" not in text
+    assert f"s3://{HIDDEN}@bucket/runs?api_key={HIDDEN}&region=eu" in text
+    assert "tokenizer: bytes" in text
+    assert "max_tokens: 7" in text
+    assert differences(config_from_yaml(text, "config.yaml"), config) == []
+
+
+@pytest.mark.parametrize("name", ["password", "aws_secret_access_key", "access_key_id", "hf_token", "API_KEY"])
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret(name)
+    assert hide_secrets({name: "x", f"{name}_none": 1})[name] == HIDDEN
+
+
+@pytest.mark.parametrize("name", ["tokens", "tokenizer", "max_tokens", "key_value_heads", "keys", "author", "design"])
+def test_names_of_no_secrets(name: str) -> None:
+    assert not is_secret(name)
+
+
+def test_what_may_differ_when_a_run_goes_on() -> None:
+    old = made(scaling={"workers": [1, 4]})
+    new = made(
+        run={"orphan_minutes": 5, "storage_path": "elsewhere"},
+        scaling={"workers": [2, 8], "spares": 3},
+        parallel={"data": 4},
+        redundancy={"mirror_every": 2},
+        checkpoint={"every_steps": 7},
+        emulate={"slowdown": {1: 2.0}},
+        faults=[{"step": 1, "phase": "forward", "target": "spare", "kind": "stop"}],
+        train={"steps": 500},
+    )
+    assert differences(old, new) == []
+
+
+def test_what_may_not_differ_is_named_with_both_values() -> None:
+    old = made(model={"layers": 4, "old": 1}, train={"steps": 50})
+    new = made(model={"layers": 6, "new": True}, train={"steps": 40, "learning_rate": 0.5}, run={"seed": 3})
+    assert differences(old, new) == [
+        ("run.seed", 0, 3),
+        ("model.layers", 4, 6),
+        ("model.old", 1, None),
+        ("train.steps", 50, 40),
+        ("train.learning_rate", 1e-3, 0.5),
+        ("model.new", None, True),
+    ]
+
+
+def test_equal_faults_have_names_of_their_own() -> None:
+    fault = {"step": 3, "phase": "commit", "target": "rank:1", "kind": "kill"}
+    config = made(faults=[fault, fault, {**fault, "target": "spare"}])
+    expected = ("step3-commit-rank1-kill-1", "step3-commit-rank1-kill-2", "step3-commit-spare-kill-1")
+    assert config.fault_keys() == expected
+
+
+def test_a_relative_storage_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert with_absolute_storage(made()).run.storage_path == str(tmp_path / "runs")
+    for path in ("/abs", "s3://b/x", "memory://x", "simplecache::s3://b/x"):
+        assert with_absolute_storage(made(run={"storage_path": path})).run.storage_path == path
+
+
+def test_keys_without_effect_are_told() -> None:
+    assert without_effect(made()) == ()
+    assert without_effect(made(redundancy={"copies": 1}, checkpoint={"every_steps": 5})) == (
+        "redundancy.copies",
+        "checkpoint.every_steps",
+    )
