@@ -1,9 +1,9 @@
 """When silence is too long, and who is to blame: pure bookkeeping of times that the controller is given.
 
-There are no timeouts to tune: limits follow from the measured time of a step. A worker that does not answer a probe is
-hung (SIGSTOP, a dead host). One that answers but does not move, while others wait for it, is stuck in its own code; that
-takes a longer limit, because a first step may compile. When everybody waits for everybody the link is to blame, and the
-world is rebuilt without killing; only a repeat evicts.
+There are no timeouts to tune: limits follow from the measured time of a step. A worker that does not answer a probe
+is hung (SIGSTOP, a dead host). One that answers but does not move, while others wait for it, is stuck in its own code;
+that takes a longer limit, because a first step may compile. When everybody waits for everybody the link is to blame,
+and the world is rebuilt without killing; only a repeat evicts.
 """
 
 from collections import deque

@@ -14,7 +14,7 @@ from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
 
 RING = 64
-"""Votes that a worker keeps for a controller that has not acknowledged them; a leader with a full ring pauses (rule 16)."""
+"""Votes that a worker keeps until the controller has acknowledged them; a leader with a full ring pauses (rule 16)."""
 
 
 @dataclass(slots=True)
@@ -85,8 +85,8 @@ class Member:
     def settle(self, epoch: int, decision: Decision) -> "Settlement":
         """What to do for a decision: commit the prepared step with its vote, or drop it. Refused if old or not parked.
 
-        If there is something to commit, the worker counts as not parked until the caller has committed and called park():
-        an abort that comes meanwhile is answered with the state that the commit leaves.
+        If there is something to commit, the worker counts as not parked until the caller has committed and called
+        park(): an abort that comes meanwhile is answered with the state that the commit leaves.
         """
         if epoch < self.epoch or not self.parked or self.floor != decision.generation + 1:
             return Settlement(accepted=False)
@@ -129,7 +129,7 @@ class Member:
     # ------------------------------------------------------------ training thread
 
     def resharded(self, shard: Shard, version: Version) -> None:
-        """The shard of the new world is whole. What was held of the same version stays until the first vote (rule 13)."""
+        """The shard of the new world is whole. Others of this version stay until the first vote (rule 13)."""
         self.kept = tuple(h for h in self.holdings if h.version == version and h.shard != shard)
         self.held = Held(shard, version)
 

@@ -55,7 +55,7 @@ class Answer:
     """What a worker says after it has aborted a generation and parked: a promise to commit nothing more of it (rule 1).
 
     Attributes:
-        held: shards in its memory, the current one and, before a generation's first vote, the previous one too (rule 13).
+        held: shards in its memory, the current one first; before a generation's first vote earlier ones too (rule 13).
         saw: the completed vote of the open step, if it read one.
         prepared: the version that committing the gradients in hand would make.
         unreported: committed votes that the controller has not acknowledged, oldest first.

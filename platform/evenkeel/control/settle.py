@@ -15,7 +15,7 @@ def decide(world: World, answers: Mapping[WorkerId, Answer], witness: Vote | Non
         answers: of every survivor of the world's generation.
         witness: the newest vote of this generation in a report that was accepted (rule 4).
 
-    The base is at least the world's own: everybody began from it, and a decision of an earlier generation is part of it.
+    The base is at least the world's own: everybody began from it.
     """
     seen: dict[Version, tuple[Vote, str]] = {}
     if witness is not None and witness.generation == world.generation:

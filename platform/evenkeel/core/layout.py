@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.model import ModelShape, Shard
@@ -142,13 +143,13 @@ class SyncGroup:
 def segments(layout: Layout) -> tuple[tuple[int, int], ...]:
     """Runs of layers (start, stop) that lie within one stage in every pipeline: the common refinement of the cuts."""
     cuts = sorted({s.start for p in layout.pipelines for s in p.stages} | {layout.pipelines[0].stages[-1].stop})
-    return tuple(zip(cuts, cuts[1:], strict=False))
+    return tuple(pairwise(cuts))
 
 
 def sync_groups(layout: Layout, model: ModelShape) -> tuple[SyncGroup, ...]:
     """All groups that sum gradients, in the one order in which everybody issues them (design, rule 3).
 
-    Untied parameters go by segment and TP rank; each tied parameter is a group of its own over the union of its holders.
+    Untied parameters go by segment and TP rank; each tied parameter is a group of its own, of all its holders.
     """
     tied = set(model.tied())
     groups: list[SyncGroup] = []

@@ -8,7 +8,7 @@ from evenkeel.core.boxes import Box, cut
 
 @dataclass(frozen=True, slots=True)
 class ParamShape:
-    """One parameter: its name, full shape, and the dimension that tensor parallelism cuts (None: every TP rank has all)."""
+    """One parameter: its name, full shape, and the dimension that TP cuts (None: every TP rank has all of it)."""
 
     name: str
     shape: tuple[int, ...]

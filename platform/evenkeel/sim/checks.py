@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 MAX_QUEUE = 5000
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """An invariant does not hold."""
 
 
 def require(holds: bool, what: str) -> None:
     if not holds:
-        raise Violation(what)
+        raise ViolationError(what)
 
 
 class Checks:

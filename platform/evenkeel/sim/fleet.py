@@ -1,4 +1,4 @@
-"""The simulated shell: carries events and commands, starts and kills workers, keeps the journal, strikes with faults."""
+"""The simulated shell: carries events and commands, starts and kills workers, keeps the journal, brings the faults."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

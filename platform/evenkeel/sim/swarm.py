@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from hashlib import sha256
 
-from evenkeel.sim.checks import Violation
+from evenkeel.sim.checks import ViolationError
 from evenkeel.sim.fleet import Fleet
 from evenkeel.sim.scenario import random_scenario
 
@@ -33,7 +33,7 @@ def run_seed(seed: int) -> Outcome:
     try:
         fleet = Fleet(random_scenario(seed))
         verdict, detail = _run(fleet)
-    except Violation as violation:
+    except ViolationError as violation:
         verdict, detail = "wrong", str(violation)
     except (AssertionError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         verdict, detail = "crash", f"{type(error).__name__}: {error}"

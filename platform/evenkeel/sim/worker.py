@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SimWorker:
-    """One process. `task` changes whenever its training thread drops what it was doing, so that what was under way is void."""
+    """One process. `task` changes when its training thread drops what it was doing: what was under way is void."""
 
     def __init__(self, fleet: "Fleet", info: WorkerInfo) -> None:
         self.fleet = fleet

@@ -1,0 +1,137 @@
+"""From workers that are here to a world that runs; and the requests that ride on its votes."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from evenkeel.control import messages as m
+from evenkeel.control.modes import Forming, Gathering, Running
+from evenkeel.control.state import State, names
+from evenkeel.core.ids import INITIAL
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.vote import Flags
+from evenkeel.core.world import Source, World
+from evenkeel.plan.coverage import lost_slices
+from evenkeel.plan.layout import Infeasible, Planned, plan_layout
+
+
+def try_form(s: State, now: float) -> None:
+    """Forms a world of those who are here, waits for more, or ends the run if its state is lost."""
+    sources = _sources(s)
+    lost = _lost_slices(s, sources)
+    if s.pending & Flags.STOP:
+        s.end("stopped", s.stop_reason)
+    elif lost:
+        s.end("failed", f"step {s.committed.step} is lost: nobody alive holds {names(lost)}")
+    elif not _wait_for_more(s, now):
+        planned = _plan(s)
+        if isinstance(planned, Infeasible):
+            _wait_for(s, planned.reason)
+            return
+        usable = tuple(source for source in sources if source.worker_id in planned.layout.places)
+        if _lost_slices(s, usable):
+            _wait_for(s, "workers: the layout for those that are here has no place for the only holders of some state")
+            return
+        _form(s, now, planned, usable)
+
+
+def _wait_for(s: State, what: str) -> None:
+    assert isinstance(s.mode, Gathering)
+    if what != s.mode.waiting_for:
+        s.mode = replace(s.mode, waiting_for=what)
+        s.say(m.Status("paused" if s.generation else "starting", what))
+        s.log("waiting", reason=what)
+
+
+def _wait_for_more(s: State, now: float) -> bool:
+    """At the start of a run, whether more of the workers asked for may still come soon."""
+    assert isinstance(s.mode, Gathering)
+    missing = s.policy.wish.max_workers - len(s.roster.alive)
+    return s.generation == 0 and missing > 0 and now < s.mode.since + s.policy.gather_s
+
+
+def _plan(s: State) -> Planned | Infeasible:
+    return plan_layout(_candidates(s), s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
+
+
+def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...]) -> None:
+    layout = planned.layout
+    s.generation += 1
+    infos = tuple(s.roster.alive[w] for w in layout.members)
+    world = World(
+        generation=s.generation,
+        layout=layout,
+        base=s.committed,
+        members=infos,
+        sources=sources,
+        nodes=tuple((i.worker_id, i.node_id) for i in infos),
+        last_step=s.policy.last_step,
+        cause=s.incident.cause if s.incident is not None else "start",
+        reason=planned.reason,
+    )
+    spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
+    s.journal.append(m.WorldOpened(world, spares))
+    s.layout = layout
+    s.witness = None
+    s.pending &= ~Flags.PAUSE
+    s.mode = Forming(world)
+    s.liveness.begin(now)
+    if s.incident is not None:
+        s.incident.attempts += 1
+    s.say(*(m.Form(w, s.epoch, world) for w in layout.members))
+
+
+def run(s: State, now: float, world: World) -> None:
+    """Every member has joined: the generation trains."""
+    s.mode = Running(world)
+    s.liveness.begin(now)
+    if s.incident is not None:
+        s.incident.joined_at = now
+    s.log("world_formed", world_size=world.size, cause=world.cause, reason=world.reason)
+    s.say(m.Status("running"))
+    if could_grow(s, world):
+        s.pending |= Flags.PAUSE
+    if s.pending:
+        send_flags(s, world)
+
+
+def could_grow(s: State, world: World) -> bool:
+    """Whether the workers that are ready would make a larger world, with steps left to use it."""
+    if world.size >= s.policy.wish.max_workers or len(s.roster.alive) <= world.size:
+        return False
+    if s.committed.step + 1 >= s.policy.last_step:
+        return False
+    planned = _plan(s)
+    return isinstance(planned, Planned) and len(planned.layout.members) > world.size
+
+
+def ask_flags(s: State, flags: Flags) -> None:
+    """Flags only request: they stay pending until a committed vote carries them (rule 16)."""
+    s.pending |= flags
+    if isinstance(s.mode, Running):
+        send_flags(s, s.mode.world)
+
+
+def send_flags(s: State, world: World) -> None:
+    s.say(m.Request(world.leader, s.epoch, world.generation, s.pending))
+
+
+def _sources(s: State) -> tuple[Source, ...]:
+    """Who holds the committed version, by lineage: step and generation must both agree (rule 7)."""
+    return tuple(
+        Source(w, held.shard)
+        for w, holdings in sorted(s.holdings.items())
+        for held in holdings
+        if held.version == s.committed
+    )
+
+
+def _lost_slices(s: State, sources: Iterable[Source]) -> tuple[str, ...]:
+    """What of the committed version none of these holds; the initial one everybody can make."""
+    return () if s.committed == INITIAL else lost_slices(s.policy.model, (source.shard for source in sources))
+
+
+def _candidates(s: State) -> list[WorkerInfo]:
+    """Alive workers in order of preference: those of the last layout in their ranks, other holders, the rest."""
+    ranked = s.layout.members if s.layout is not None else ()
+    order = dict.fromkeys((*ranked, *sorted(s.holdings), *sorted(s.roster.alive)))
+    return [s.roster.alive[w] for w in order if w in s.roster.alive]

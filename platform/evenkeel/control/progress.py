@@ -1,0 +1,71 @@
+"""Steps that commit, members that join, and the end of the run."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from evenkeel.control import forming, repair
+from evenkeel.control import messages as m
+from evenkeel.control.modes import Forming, Running
+from evenkeel.control.state import State
+from evenkeel.core.ids import Generation, Version
+from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.world import World
+
+
+def joined(s: State, event: m.Joined) -> None:
+    if not isinstance(s.mode, Forming) or event.generation != s.mode.world.generation:
+        return
+    if event.worker_id in s.roster.alive:
+        s.mode = replace(s.mode, joined=s.mode.joined | {event.worker_id})
+    if s.incident is not None:
+        s.incident.regroup_s = max(s.incident.regroup_s, event.regroup_s)
+        s.incident.reshard_s = max(s.incident.reshard_s, event.reshard_s)
+
+
+def reported(s: State, now: float, reports: Iterable[m.Report]) -> None:
+    for report in reports:
+        if not s.accepts(report.vote):
+            continue
+        if report.vote.step > s.visible + 1:
+            repair.break_world(s, now, "a report is missing")
+            return
+        _committed(s, now, report)
+
+
+def _committed(s: State, now: float, report: m.Report) -> None:
+    """A step that everybody has committed, or will: a completed vote proves that all are alive."""
+    vote = report.vote
+    if isinstance(s.mode, Forming):
+        forming.run(s, now, s.mode.world)
+    s.show(vote, report.committed_at)
+    s.committed = Version(vote.step, vote.generation)
+    s.liveness.committed(now)
+    s.blamed.clear()
+    if isinstance(s.mode, Running):
+        if s.incident is not None:
+            s.log("incident", **s.incident.fields(now))
+            s.incident = None
+        _after_step(s, now, s.mode.world, vote)
+
+
+def _after_step(s: State, now: float, world: World, vote: Vote) -> None:
+    verdict = s.trouble.verdict(vote.step + 1)
+    if verdict is not None:
+        s.end("failed", verdict)
+    elif vote.flags & (Flags.PAUSE | Flags.STOP):
+        s.pending &= ~Flags.PAUSE
+        repair.break_world(s, now, "stop" if vote.flags & Flags.STOP else "pause")
+    elif s.pending and vote.step < s.policy.last_step:
+        forming.send_flags(s, world)
+
+
+def finished(s: State, generation: Generation, eval_loss: float | None) -> None:
+    """The final model is written; it may be heard before the last member's Joined."""
+    world = s.world
+    if not isinstance(s.mode, Forming | Running) or world is None or world.generation != generation:
+        return
+    if s.committed.step < s.policy.last_step:
+        return
+    if eval_loss is not None:
+        s.log("validation", version=s.committed.step, loss=eval_loss)
+    s.end("finished")

@@ -1,0 +1,147 @@
+"""From a world that broke to a settled state: all survivors promise, the step is settled once, all carry it out."""
+
+from collections.abc import Iterable
+
+from evenkeel.control import messages as m
+from evenkeel.control.incident import Incident
+from evenkeel.control.modes import Aborting, Forming, Gathering, Running, Settling, members_of
+from evenkeel.control.settle import decide
+from evenkeel.control.state import State
+from evenkeel.core.ids import Version, WorkerId
+from evenkeel.core.world import World
+
+
+def break_world(s: State, now: float, cause: str, detect_s: float = 0.0) -> Incident:
+    """Stops the world that is there: every survivor is to promise that it commits nothing more of it.
+
+    A loss while a decision is being carried out asks everybody again; the decision stands (rule 6).
+    """
+    world = s.world
+    assert world is not None
+    if s.incident is None:
+        s.incident = Incident(cause, now, detect_s)
+    elif s.incident.planned:
+        s.incident.cause = cause
+    if isinstance(s.mode, Forming | Running | Settling):
+        ask_for_promises(s, now, world, ran=isinstance(s.mode, Running))
+    return s.incident
+
+
+def ask_for_promises(s: State, now: float, world: World, ran: bool) -> None:
+    s.asks += 1
+    s.mode = Aborting(world, s.asks, now, ran)
+    s.say(*(m.Abort(w, s.epoch, world.generation, s.asks, s.visible) for w in s.survivors(world)))
+
+
+def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0) -> None:
+    """From here on nothing that this worker says counts, whether it lives or not (rule 17)."""
+    s.roster.remove(worker_id)
+    s.holdings.pop(worker_id, None)
+    s.log("worker_lost", worker_id=worker_id, cause=cause)
+    if worker_id in members_of(s.mode):
+        break_world(s, now, "worker lost", detect_s).lost.append(worker_id)
+
+
+def kill(s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0) -> None:
+    s.roster.dying.add(worker_id)
+    s.say(m.Kill(worker_id, cause))
+    declare_lost(s, now, worker_id, cause, detect_s)
+
+
+def failed(s: State, now: float, event: m.Failed) -> None:
+    """A training thread raised. A broken collective is somebody else's trouble; anything else is the worker's own."""
+    world = s.world
+    if world is None or world.generation != event.generation or s.decided(world):
+        return
+    if event.worker_id not in s.roster.alive:
+        return
+    fault = event.fault
+    incident = break_world(s, now, "broken collective" if fault.collective else "exception")
+    if not fault.collective:
+        text = _describe(event.worker_id, fault)
+        s.trouble.exception(fault.step, event.generation, text)
+        s.log("exception", worker_id=event.worker_id, text=text)
+        incident.cause = "exception"
+        incident.faults.append(text)
+
+
+def answered(s: State, event: m.Answered) -> None:
+    match s.mode:
+        case Aborting(world, ask, answers=answers) if (ask, world.generation) == (event.ask, event.generation):
+            answers[event.worker_id] = event.answer
+        case _:
+            pass
+
+
+def settle(s: State, now: float, mode: Aborting) -> None:
+    """Every survivor has promised: decide, write down, tell."""
+    world = mode.world
+    if s.incident is not None:
+        s.incident.answered_at = now
+    if not s.decided(world):
+        _decide(s, now, mode)
+    verdict = s.trouble.verdict(s.committed.step + 1)
+    if verdict is not None:
+        s.end("failed", verdict)
+        return
+    assert s.decision is not None
+    s.mode = Settling(world, mode.ask, now, s.decision)
+    s.say(*(m.Settle(w, s.epoch, mode.ask, s.decision) for w in s.survivors(world)))
+
+
+def _decide(s: State, now: float, mode: Aborting) -> None:
+    world = mode.world
+    answers = {w: a for w, a in sorted(mode.answers.items()) if w in s.roster.alive}
+    _show_unreported(s, answers.values())
+    s.decision = decide(world, answers, s.witness)
+    lost = tuple(i.worker_id for i in world.members if i.worker_id not in s.roster.alive)
+    s.evidence = {str(w): a for w, a in answers.items()}
+    s.journal.append(m.StepSettled(s.decision, s.evidence, s.witness, lost))
+    s.committed = s.decision.base
+    vote = s.decision.vote
+    if vote is not None and vote.step > s.visible:
+        s.show(vote, now)
+        s.log("step_rolled_forward", reason=s.decision.reason)
+        if s.incident is not None:
+            s.incident.rolled_forward = True
+    elif any(_was_in_step(a, world, s.committed.step + 1) for a in answers.values()):
+        s.log("step_rolled_back", reason=s.decision.reason)
+    if s.incident is not None and not s.incident.planned:
+        crashed = mode.ran and bool(set(lost) - s.incident.unparked)
+        s.trouble.broken(s.committed.step + 1, crashed, s.incident.describe())
+
+
+def _show_unreported(s: State, answers: Iterable[m.Answer]) -> None:
+    """Steps that were committed, but whose report did not come through."""
+    for answer in answers:
+        for report in answer.unreported:
+            if s.accepts(report.vote) and report.vote.step == s.visible + 1:
+                s.show(report.vote, report.committed_at)
+                s.committed = Version(report.vote.step, report.vote.generation)
+
+
+def _was_in_step(answer: m.Answer, world: World, step: int) -> bool:
+    return answer.position.generation == world.generation and answer.position.step >= step
+
+
+def settled(s: State, event: m.Settled) -> None:
+    match s.mode:
+        case Settling(world, ask, done=done) if (ask, world.generation) == (event.ask, event.generation):
+            done[event.worker_id] = event.held
+        case _:
+            pass
+
+
+def conclude(s: State, now: float, done: dict[WorkerId, tuple[m.Held, ...]]) -> None:
+    """The decision is carried out everywhere: what the survivors hold is known."""
+    if s.incident is not None:
+        s.incident.settled_at = now
+    s.holdings = {w: held for w, held in done.items() if w in s.roster.alive}
+    s.mode = Gathering(now)
+
+
+def _describe(worker_id: WorkerId, fault: m.Fault) -> str:
+    where = f"worker {worker_id}, step {fault.step}, {fault.phase}"
+    if fault.layer:
+        where += f", layer {fault.layer}, micro-batch {fault.micro}"
+    return f"{where}: {fault.error}"

@@ -1,0 +1,112 @@
+"""All that the controller knows, and how it says something. The other files of this folder are functions of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from evenkeel.control import messages as m
+from evenkeel.control.incident import Incident
+from evenkeel.control.liveness import Liveness
+from evenkeel.control.modes import Ended, Mode, world_of
+from evenkeel.control.policy import Policy
+from evenkeel.control.roster import Roster
+from evenkeel.control.trouble import Trouble
+from evenkeel.core.ids import INITIAL, Generation, Version, WorkerId
+from evenkeel.core.layout import Layout
+from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.world import World
+
+
+@dataclass
+class State:
+    """One life of the controller of one run.
+
+    Attributes:
+        committed: the version that everybody's state is, or will be once a decision is carried out.
+        visible: the last step that was shown.
+        witness: the last vote of the current generation in a report that was accepted (rule 4).
+        decision: the last one, with the answers that it rests on.
+        holdings: of the survivors of the last decision, until the next world.
+        pending: requests that no committed vote has carried yet (rule 16).
+        incident: the disturbance that is being repaired.
+        blamed: who was furthest behind when a world without progress was rebuilt.
+        journal, commands: what the event in hand has led to so far.
+    """
+
+    policy: Policy
+    epoch: int
+    roster: Roster
+    trouble: Trouble
+    asks: int
+    mode: Mode
+    liveness: Liveness = field(default_factory=Liveness)
+    generation: Generation = 0
+    layout: Layout | None = None
+    committed: Version = INITIAL
+    visible: int = 0
+    witness: Vote | None = None
+    decision: m.Decision | None = None
+    evidence: dict[str, m.Answer] = field(default_factory=dict)
+    holdings: dict[WorkerId, tuple[m.Held, ...]] = field(default_factory=dict)
+    pending: Flags = Flags.NONE
+    stop_reason: str = ""
+    incident: Incident | None = None
+    blamed: set[WorkerId] = field(default_factory=set)
+    journal: list[m.Entry] = field(default_factory=list)
+    commands: list[m.Command] = field(default_factory=list)
+
+    # ------------------------------------------------------------ what follows from it
+
+    @property
+    def world(self) -> World | None:
+        """The world that is being formed, runs, or is being repaired."""
+        return world_of(self.mode)
+
+    def survivors(self, world: World) -> tuple[WorkerId, ...]:
+        return tuple(i.worker_id for i in world.members if i.worker_id in self.roster.alive)
+
+    def decided(self, world: World) -> bool:
+        """Whether its open step is settled, once and for all (rule 6)."""
+        return self.decision is not None and self.decision.generation == world.generation
+
+    def accepts(self, vote: Vote) -> bool:
+        """A report counts while its generation is open, which is until the decision (rule 5)."""
+        world = self.world
+        return (
+            world is not None
+            and vote.generation == world.generation
+            and vote.step > self.visible
+            and not self.decided(world)
+        )
+
+    # ------------------------------------------------------------ what it says
+
+    def say(self, *commands: m.Command) -> None:
+        self.commands.extend(commands)
+
+    def log(self, event: str, **fields: object) -> None:
+        """A line of events.jsonl."""
+        self.say(m.Log(event, self.generation, self.committed.step, fields))
+
+    def show(self, vote: Vote, committed_at: float) -> None:
+        """A committed step becomes visible: its line is durable before anything else follows from it (rule 4)."""
+        self.visible = vote.step
+        self.witness = vote
+        self.trouble.committed(vote)
+        world = self.world
+        assert world is not None
+        self.say(m.Metrics(vote, committed_at, world.size))
+        if vote.eval_loss is not None:
+            self.log("validation", version=vote.step - 1, loss=vote.eval_loss)
+
+    def end(self, status: str, error: str = "") -> None:
+        if self.incident is not None and not self.incident.planned:
+            self.log("incident_unfinished", cause=self.incident.cause, lost=list(self.incident.lost))
+        self.mode = Ended(status, error)
+        self.journal.append(m.RunEnded(status, error))
+        self.say(m.End(status, error))
+
+
+def names(lost: Sequence[str]) -> str:
+    """A list for an error message, cut where it is long."""
+    shown = ", ".join(lost[:8])
+    return shown if len(lost) <= 8 else f"{shown} and {len(lost) - 8} more"
