@@ -39,7 +39,11 @@ def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s
     s.holdings.pop(worker_id, None)
     s.log("worker_lost", worker_id=worker_id, cause=cause)
     if worker_id in members_of(s.mode):
-        break_world(s, now, "worker lost", detect_s).lost.append(worker_id)
+        incident = break_world(s, now, "worker lost", detect_s)
+        incident.lost.append(worker_id)
+        if incident.cause == "broken collective":
+            # Its neighbours often notice a death before it is pushed.
+            incident.cause = "worker lost"
 
 
 def kill(s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0) -> None:
