@@ -1,0 +1,9 @@
+"""What a run leaves behind, on a local path or any fsspec URL.
+
+errors         what can go wrong, in one line each
+files          whole files: read, replace atomically, create only if absent, stream
+lines          JSON lines: append and follow
+journal        what the controller needs to go on; also the fence between two controllers
+run_directory  the layout of a run's directory
+final          the trained model as safetensors
+"""

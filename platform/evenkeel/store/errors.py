@@ -1,0 +1,9 @@
+"""What can go wrong with a store."""
+
+
+class StoreError(RuntimeError):
+    """The store cannot do what is asked; one line that names the path and the cause."""
+
+
+class JournalFenced(StoreError):  # noqa: N818 - it says who one is now, not what went wrong
+    """Somebody else wrote the next journal entry: another controller runs this run, so this one must end."""

@@ -1,0 +1,275 @@
+"""Whole files under one root, on a local path or an object store: the few operations that a run directory needs."""
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+from evenkeel.store.errors import StoreError
+
+TEMPORARY = ".tmp-"
+"""Part of the names of files that are not whole yet; these are never listed."""
+
+
+class Sink(Protocol):
+    """A file being written."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Raises StoreError where the store fails."""
+
+
+class Files(Protocol):
+    """Names are relative to the root and use "/"; every method raises StoreError where the store fails."""
+
+    def where(self, name: str = "") -> str:
+        """Path or URL of a file, or of the root."""
+
+    def read(self, name: str, offset: int = 0) -> bytes | None:
+        """The bytes from `offset` on; None if there is no such file."""
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes the whole file; a reader sees the old one or the new one."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes the whole file durably if there is none, else answers False. Never visible half-written.
+
+        `data` must be unlike what any other writer would write (hold a nonce): where a store answers unclearly the
+        file is read back, and equal bytes count as one's own success.
+        """
+
+    def remove(self, name: str) -> None:
+        """Removes a file that may be gone already."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, sorted; none if there is no such folder."""
+
+    def stream(self, name: str) -> AbstractContextManager[Sink]:
+        """A file to write piece by piece, that appears whole when the block ends, and not at all if it raises."""
+
+
+def open_files(url: str, options: dict[str, Any] | None = None) -> Files:
+    """The root `url`: a local path, or an fsspec URL, whose file system gets `options`.
+
+    Raises:
+        StoreError: if no file system of that name is installed, or its options are wrong.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **(options or {}))
+    except (ImportError, ValueError, TypeError, OSError) as error:
+        raise StoreError(f"{_without_credentials(url)}: {_cause(error)}") from error
+    return LocalFiles(Path(path)) if isinstance(fs, LocalFileSystem) else ObjectFiles(fs, path, url)
+
+
+class LocalFiles:
+    """Files on a local (or mounted) file system, which must know hard links for `create`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def where(self, name: str = "") -> str:
+        return str(self.path(name))
+
+    def path(self, name: str) -> Path:
+        return self.root / name if name else self.root
+
+    def read(self, name: str, offset: int = 0) -> bytes | None:
+        with _told(self.where(name), OSError):
+            try:
+                with self.path(name).open("rb") as file:
+                    file.seek(offset)
+                    return file.read()
+            except FileNotFoundError:
+                return None
+
+    def replace(self, name: str, data: bytes) -> None:
+        with self.stream(name) as file:
+            file.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        with _told(self.where(name), OSError), self._temporary(name) as temporary:
+            _write_durably(temporary, data)
+            try:
+                os.link(temporary, self.path(name))
+            except FileExistsError:
+                # NFS may repeat a link that succeeded, and then it finds its own.
+                return self.read(name) == data
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    problem = "the file system has no hard links, which a run needs"
+                    raise StoreError(f"{self.where(name)}: {problem}") from error
+                raise
+            _sync_folder(self.path(name).parent)
+            return True
+
+    def remove(self, name: str) -> None:
+        with _told(self.where(name), OSError):
+            self.path(name).unlink(missing_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        with _told(self.where(folder), OSError):
+            try:
+                entries = list(os.scandir(self.path(folder)))
+            except FileNotFoundError:
+                return []
+            return sorted(e.name for e in entries if e.is_file() and TEMPORARY not in e.name)
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[Sink]:
+        told = partial(_told, self.where(name), OSError)
+        with ExitStack() as stack:
+            with told():
+                temporary = stack.enter_context(self._temporary(name))
+                file = stack.enter_context(temporary.open("wb"))
+            yield _Told(file, told)
+            with told():
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(self.path(name))
+                _sync_folder(self.path(name).parent)
+
+    @contextmanager
+    def _temporary(self, name: str) -> Iterator[Path]:
+        target = self.path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}{TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            yield temporary
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+class ObjectFiles:
+    """Files in an object store, by whole PUTs; `create` is a conditional one."""
+
+    def __init__(self, fs: AbstractFileSystem, path: str, url: str) -> None:
+        self.fs = fs
+        self._path = path.rstrip("/")
+        self._url = _without_credentials(url).rstrip("/")
+
+    def where(self, name: str = "") -> str:
+        return f"{self._url}/{name}" if name else self._url
+
+    def read(self, name: str, offset: int = 0) -> bytes | None:
+        with _told(self.where(name), Exception):
+            try:
+                data = self.fs.cat_file(self._full(name))
+            except FileNotFoundError:
+                return None
+            return bytes(data)[offset:]
+
+    def replace(self, name: str, data: bytes) -> None:
+        with _told(self.where(name), Exception):
+            self.fs.pipe_file(self._full(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        if not _creates_atomically(self.fs):
+            protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
+            raise StoreError(f"{self.where(name)}: {protocol} cannot create a file only if absent, which a run needs")
+        try:
+            self.fs.pipe_file(self._full(name), data, mode="create")
+            return True
+        # A refusal is FileExistsError from one server and OSError(22) from another, and a lost reply, raised in any
+        # class, may hide one's own success: only the file itself tells.
+        except Exception as error:
+            found = self.read(name)
+            if found is None:
+                raise StoreError(f"{self.where(name)}: {_cause(error)}") from error
+            return found == data
+
+    def remove(self, name: str) -> None:
+        with _told(self.where(name), Exception), suppress(FileNotFoundError):
+            self.fs.rm_file(self._full(name))
+
+    def names(self, folder: str) -> list[str]:
+        with _told(self.where(folder), Exception):
+            self.fs.invalidate_cache(self._full(folder))
+            try:
+                entries = self.fs.ls(self._full(folder), detail=True)
+            except FileNotFoundError:
+                return []
+            return sorted(e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "file")
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[Sink]:
+        told = partial(_told, self.where(name), Exception)
+        with told():
+            file = self.fs.open(self._full(name), "wb")
+        try:
+            yield _Told(file, told)
+        except BaseException:
+            # Closing commits what was written so far, and so does the garbage collector unless told that it is closed.
+            file.discard()
+            if isinstance(file, AbstractBufferedFile):
+                file.closed = True
+            raise
+        with told():
+            file.close()
+
+    def _full(self, name: str) -> str:
+        return f"{self._path}/{name}" if name else self._path
+
+
+class _Told:
+    """A file whose failures are StoreErrors."""
+
+    def __init__(self, file: BinaryIO, told: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file, self._told = file, told
+
+    def write(self, data: bytes | memoryview) -> None:
+        with self._told():
+            self._file.write(data)
+
+
+@contextmanager
+def _told(where: str, kind: type[Exception]) -> Iterator[None]:
+    """Turns errors of that kind into StoreErrors. The clients of object stores have no base in common but Exception."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except kind as error:
+        raise StoreError(f"{where}: {_cause(error)}") from error
+
+
+def _creates_atomically(fs: AbstractFileSystem) -> bool:
+    """Whether pipe_file(mode="create") is the file system's own: the inherited one looks first and writes then."""
+    if isinstance(fs, AsyncFileSystem):
+        return type(fs)._pipe_file is not AsyncFileSystem._pipe_file
+    return type(fs).pipe_file is not AbstractFileSystem.pipe_file
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a name in the folder survive a crash of the machine."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _cause(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _without_credentials(url: str) -> str:
+    head, scheme, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return head + scheme + authority.rpartition("@")[2] + slash + path

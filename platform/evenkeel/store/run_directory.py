@@ -1,0 +1,222 @@
+"""The directory of one run: which file says what. Tools outside read it, so its names and fields are stable."""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.world import World
+from evenkeel.store.errors import StoreError
+from evenkeel.store.files import Files, LocalFiles, open_files
+from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
+from evenkeel.store.journal import Journal, check_format
+from evenkeel.store.lines import LineReader, LineWriter, Record, line_writer
+
+FORMAT = 1
+STATUSES = ("starting", "running", "paused", "finished", "stopped", "failed")
+Stream = Literal["metrics", "events"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """run.json. Times are unix seconds; `ended` is None while the run may still go on."""
+
+    name: str
+    status: str
+    started: float
+    updated: float
+    ended: float | None = None
+    error: str = ""
+    waiting_for: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r} is not one of {', '.join(STATUSES)}")
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("finished", "stopped", "failed")
+
+
+class RunDirectory:
+    """Every method raises StoreError, in one line, where the store fails."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self._writers: dict[Stream, LineWriter] = {}
+
+    @classmethod
+    def of(cls, storage_path: str, name: str, options: dict[str, Any] | None = None) -> "RunDirectory":
+        """The directory of the run `name` under an fsspec URL or local path."""
+        return cls.at(f"{storage_path.rstrip('/')}/{name}", options)
+
+    @classmethod
+    def at(cls, url: str, options: dict[str, Any] | None = None) -> "RunDirectory":
+        return cls(open_files(url, options))
+
+    @property
+    def url(self) -> str:
+        return self.files.where()
+
+    def exists(self) -> bool:
+        """Whether a run of this name was started."""
+        return self.files.read("run.json") is not None
+
+    def check_writable(self) -> None:
+        """Raises StoreError unless files can be created, read back and removed here."""
+        name, data = f"writable-{uuid.uuid4().hex}", uuid.uuid4().bytes
+        if not self.files.create(name, data) or self.files.read(name) != data:
+            raise StoreError(f"{self.url}: does not give back what was written")
+        self.files.remove(name)
+
+    # ------------------------------------------------------------ single files
+
+    def write_run(self, record: RunRecord) -> None:
+        self._write_json("run.json", {"format": FORMAT, **asdict(record)})
+
+    def read_run(self) -> RunRecord | None:
+        """None if there is no such run."""
+        values = self._read_json("run.json")
+        if values is None:
+            return None
+        check_format(values, FORMAT, self.files.where("run.json"))
+        try:
+            return RunRecord(**{f.name: values[f.name] for f in fields(RunRecord)})
+        except (KeyError, ValueError) as error:
+            raise StoreError(f"{self.files.where('run.json')}: damaged: {error}") from None
+
+    def write_config(self, text: str) -> None:
+        self.files.replace("config.yaml", text.encode())
+
+    def read_config(self) -> str | None:
+        data = self.files.read("config.yaml")
+        return None if data is None else data.decode()
+
+    def write_lease(self, lease: Mapping[str, Any]) -> None:
+        """Who runs it: cluster, host, pid, start, controller epoch."""
+        self._write_json("lease.json", lease)
+
+    def read_lease(self) -> Record | None:
+        return self._read_json("lease.json")
+
+    def write_world(self, record: Mapping[str, Any]) -> None:
+        """worlds/NNNNNN.json, from `world_record`; whole before the generation's first metrics line."""
+        self._write_json(f"worlds/{record['generation']:06d}.json", record)
+
+    def read_worlds(self) -> list[Record]:
+        """By generation."""
+        names = [n for n in self.files.names("worlds") if n.endswith(".json")]
+        return [w for n in names if (w := self._read_json(f"worlds/{n}")) is not None]
+
+    def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        self.files.replace(name, json.dumps(values, indent=2).encode() + b"\n")
+
+    def _read_json(self, name: str) -> Record | None:
+        data = self.files.read(name)
+        if data is None:
+            return None
+        try:
+            values = json.loads(data)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise StoreError(f"{self.files.where(name)}: not a JSON object")
+        return values
+
+    # ------------------------------------------------------------ lines
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """One committed step. On a local path at once visible; on an object store after `flush`, or some seconds."""
+        self._writer("metrics").write(record)
+
+    def append_event(self, record: Mapping[str, Any]) -> None:
+        self._writer("events").write(record)
+
+    def flush(self) -> None:
+        """Returns when every line so far is visible."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _writer(self, stream: Stream) -> LineWriter:
+        if stream not in self._writers:
+            self._writers[stream] = line_writer(self.files, stream)
+        return self._writers[stream]
+
+    def follow(self, stream: Stream) -> LineReader:
+        """From the first line on; each poll gives what is new."""
+        return LineReader(self.files, stream)
+
+    def metrics(self) -> list[Record]:
+        """One line per committed step, by step: of a step that was committed again the last."""
+        lines = {line["step"]: line for line in self.follow("metrics").poll()}
+        return [lines[step] for step in sorted(lines)]
+
+    def events(self) -> list[Record]:
+        return self.follow("events").poll()
+
+    # ------------------------------------------------------------ the rest
+
+    def journal(self) -> Journal:
+        return Journal(self.files)
+
+    def claim_fault(self, key: str) -> bool:
+        """True for the one caller, over all processes and resumes, that is to let this configured fault happen."""
+        return self.files.create(_fault(key), uuid.uuid4().hex.encode())
+
+    def fault_fired(self, key: str) -> bool:
+        return self.files.read(_fault(key)) is not None
+
+    def final(self, specs: Sequence[TensorSpec], config: Mapping[str, Any]) -> AbstractContextManager[FinalWriter]:
+        """Writes final/; see `final_writer`."""
+        return final_writer(self.files, specs, config)
+
+    @property
+    def log_folder(self) -> str | None:
+        """Where processes of this machine write their logs; None on an object store."""
+        return self.files.where("logs") if isinstance(self.files, LocalFiles) else None
+
+
+def _fault(key: str) -> str:
+    return f"faults/{key}"
+
+
+def world_record(world: World, spares: Sequence[WorkerInfo], time: float) -> Record:
+    """worlds/NNNNNN.json of a world that was opened at `time` (unix seconds)."""
+    places = world.layout.places
+    members = []
+    for info in world.members:
+        place = places[info.worker_id]
+        who = {k: getattr(info, k) for k in ("worker_id", "node_id", "pid", "device", "kind", "visible_devices")}
+        members.append({**who, "rank": place.rank, "pipeline": place.pipeline, "stage": place.stage, "tp": place.tp})
+    return {
+        "generation": world.generation,
+        "cause": world.cause,
+        "reason": world.reason,
+        "time": time,
+        "base_step": world.base.step,
+        "layout": layout_record(world.layout),
+        "members": members,
+        "spares": [{"worker_id": s.worker_id, "node_id": s.node_id, "pid": s.pid} for s in spares],
+    }
+
+
+def layout_record(layout: Layout) -> Record:
+    """Pipelines with their micro-batches, stages with their layers (both half-open) and members by TP rank."""
+    return {
+        "pipelines": [
+            {
+                "micro_batches": [p.micro_start, p.micro_stop],
+                "stages": [{"layers": [s.start, s.stop], "members": list(s.members)} for s in p.stages],
+            }
+            for p in layout.pipelines
+        ]
+    }

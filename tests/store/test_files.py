@@ -1,0 +1,180 @@
+"""Whole files: seen old or new, never half; failures are one line with the path."""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
+
+from evenkeel.store.errors import StoreError
+from evenkeel.store.files import Files, LocalFiles, ObjectFiles, open_files
+
+
+def test_read_replace_remove(files: Files) -> None:
+    assert files.read("a/b.json") is None
+    files.replace("a/b.json", b"one")
+    files.replace("a/b.json", b"second")
+    assert files.read("a/b.json") == b"second"
+    assert files.read("a/b.json", offset=3) == b"ond"
+    files.remove("a/b.json")
+    files.remove("a/b.json")
+    assert files.read("a/b.json") is None
+
+
+def test_create_only_if_absent(files: Files) -> None:
+    assert files.create("j/1", b"mine")
+    assert not files.create("j/1", b"yours")
+    assert files.create("j/1", b"mine"), "equal bytes are one's own success, told twice"
+    assert files.read("j/1") == b"mine"
+
+
+def test_names_are_sorted_files_only(files: Files) -> None:
+    assert files.names("j") == []
+    for name in ("j/2", "j/10", "j/1", "j/deeper/3"):
+        files.replace(name, b"x")
+    assert files.names("j") == ["1", "10", "2"]
+
+
+def test_of_many_writers_at_once_one_creates(files: Files) -> None:
+    barrier, winners = threading.Barrier(8), []
+
+    def race(i: int) -> None:
+        barrier.wait()
+        if files.create("entry", f"writer {i}".encode()):
+            winners.append(i)
+
+    threads = [threading.Thread(target=race, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(winners) == 1
+    assert files.read("entry") == f"writer {winners[0]}".encode()
+
+
+def test_a_stream_appears_whole_or_not_at_all(url: str) -> None:
+    files = open_files(url)
+    with files.stream("s") as sink:
+        sink.write(b"ab")
+        sink.write(memoryview(b"cd"))
+        if isinstance(files, LocalFiles):
+            assert files.read("s") is None
+    assert files.read("s") == b"abcd"
+    with suppress(KeyboardInterrupt), files.stream("s") as sink:
+        sink.write(b"half")
+        raise KeyboardInterrupt
+    if isinstance(files, LocalFiles):
+        assert files.read("s") == b"abcd"
+        assert os.listdir(files.root) == ["s"], "no temporary file is left"
+
+
+def test_unfinished_files_are_not_listed(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    with files.stream("folder/x") as sink:
+        sink.write(b"1")
+        assert len(os.listdir(tmp_path / "folder")) == 1
+        assert files.names("folder") == []
+
+
+def test_a_broken_stream_to_an_object_store_is_discarded(tmp_path: Path) -> None:
+    discarded: list[bool] = []
+
+    class Upload(AbstractBufferedFile):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.closed = False
+
+        def write(self, data: bytes) -> None:
+            raise ConnectionError("reset")
+
+        def discard(self) -> None:
+            discarded.append(True)
+
+        def close(self) -> None:
+            raise AssertionError("closing commits")
+
+    class Store(MemoryFileSystem):  # type: ignore[misc]
+        cachable = False
+
+        def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+            return Upload()
+
+    files = ObjectFiles(Store(), "/x", "memory://x")
+    with pytest.raises(StoreError, match=r"memory://x/s: reset"), files.stream("s") as sink:
+        sink.write(b"1")
+    assert discarded == [True]
+
+
+@pytest.mark.parametrize("method", ["read", "replace", "create", "remove", "names", "stream"])
+def test_a_path_under_a_regular_file_is_told(tmp_path: Path, method: str) -> None:
+    (tmp_path / "plain").write_text("")
+    files = open_files(str(tmp_path / "plain" / "root"))
+    calls: dict[str, Callable[[], object]] = {
+        "read": lambda: files.read("f"),
+        "replace": lambda: files.replace("f", b""),
+        "create": lambda: files.create("f", b""),
+        "remove": lambda: files.remove("f"),
+        "names": lambda: files.names("f"),
+        "stream": lambda: files.stream("f").__enter__(),
+    }
+    with pytest.raises(StoreError, match="Not a directory") as caught:
+        calls[method]()
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(tmp_path / "plain" / "root" / "f") in str(caught.value)
+
+
+class _Unclear(MemoryFileSystem):  # type: ignore[misc]
+    """An object store whose conditional PUT ends in an error after, or instead of, storing."""
+
+    cachable = False
+    protocol = "unclear"
+    stores = True
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        if self.stores:
+            super().pipe_file(path, value, mode, **kwargs)
+        raise OSError(22, "Invalid argument")
+
+
+def test_after_an_unclear_refusal_the_file_tells(tmp_path: Path) -> None:
+    fs = _Unclear()
+    files = ObjectFiles(fs, f"/{tmp_path.name}", "unclear://x")
+    assert files.create("e", b"mine"), "the reply was lost, the entry is there"
+    assert not files.create("e", b"yours")
+    fs.stores = False
+    with pytest.raises(StoreError, match="unclear://x/f: Invalid argument"):
+        files.create("f", b"mine")
+
+
+def test_a_store_that_cannot_create_exclusively_is_refused() -> None:
+    class Plain(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "plain"
+        cachable = False
+
+    with pytest.raises(StoreError, match="plain cannot create a file only if absent"):
+        ObjectFiles(Plain(), "/x", "plain://x").create("f", b"")
+
+
+def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreError, match="no hard links"):
+        LocalFiles(tmp_path).create("f", b"")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_file_system_is_told_without_credentials() -> None:
+    with pytest.raises(StoreError, match="nosuch://bucket/x: Protocol not known") as caught:
+        open_files("nosuch://key:hush@bucket/x")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_whereabouts_of_an_object_store_hold_no_credentials() -> None:
+    assert ObjectFiles(MemoryFileSystem(), "/b", "memory://key:hush@b").where("f") == "memory://b/f"
