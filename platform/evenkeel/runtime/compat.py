@@ -1,0 +1,50 @@
+"""Ray's private parts that the shell cannot do without. Each was checked on Ray 2.60.0."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def silence_ray() -> None:
+    """Keeps raylet's messages (such as "A worker died") off the user's terminal; the run tells of it itself.
+
+    Ray 2.60: `log_to_driver=False` stops the workers' lines only; errors go through this function of its module.
+    """
+    import ray._private.worker as module
+
+    def ignore(data: Any, ignore_prefix: bool) -> None:
+        pass
+
+    module.print_to_stdstream = ignore
+
+
+def started_cluster() -> str | None:
+    """The address that `ray start` left on this machine, "host:port"; None if it left none.
+
+    Ray 2.60: `ray.init()` reads the same file; asked for "auto" it would also connect to other users' embedded Rays.
+    Read without Ray, because what Ray's import reads of the environment depends on the answer.
+    """
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        return file.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def autoscaler_maximum() -> dict[str, float] | None:
+    """The most of each resource that the cluster's autoscaler could bring; None without an autoscaler.
+
+    Ray 2.60: `ray.cluster_resources()` only knows the nodes that are here now.
+    """
+    from ray._private.state import state
+
+    most = state.get_max_resources_from_cluster_config()
+    return None if most is None else {name: float(value) for name, value in most.items()}
+
+
+def log_folder() -> Path:
+    """Where this node's Ray keeps its log files. Only in a process of Ray."""
+    from ray._private.worker import _global_node
+
+    assert _global_node is not None
+    return Path(_global_node.get_logs_dir_path())

@@ -1,0 +1,235 @@
+"""The controller as a Ray actor: named, detached, restarted by Ray when its process dies. One event loop."""
+
+import asyncio
+import logging
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from evenkeel.control import messages as m
+from evenkeel.control.controller import Controller
+from evenkeel.control.policy import Policy
+from evenkeel.core.ids import WorkerId
+from evenkeel.runtime.compat import log_folder
+from evenkeel.runtime.fleet import Fleet, WorkerSpec
+from evenkeel.runtime.record import RunRecord
+from evenkeel.runtime.shell import Shell, ToWorker
+from evenkeel.store.errors import JournalFenced
+from evenkeel.store.run_directory import RunDirectory
+
+LATE_S = 0.05
+"""A timer that fires later than this was held up, and so were the answers that it waits for: they are heard first."""
+GRACE_S = 0.1
+"""For them to come in."""
+FOLLOW_S = 10.0
+"""How long a follower's call waits for news."""
+RELEASE_S = 10.0
+"""After the end, for followers to hear of it."""
+REMEMBERED = 20_000
+"""Lines kept for followers that are behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """All that a controller needs to run a run, and to take it over.
+
+    Attributes:
+        folder: of the run, a path or URL.
+        lr: the learning rate of a step, for the metrics.
+        orphan_s: without a follower for so long the run is stopped.
+    """
+
+    name: str
+    folder: str
+    policy: Policy
+    worker: WorkerSpec
+    global_batch: int
+    lr: Callable[[int], float]
+    orphan_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What happened since the last call.
+
+    Attributes:
+        epoch, cursor: to be given back in the next call.
+        lines: ("metrics" | "event" | "status", the line as it stands in the run directory).
+        end: the run is over, and every worker's process with it.
+    """
+
+    epoch: int
+    cursor: int
+    lines: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    end: m.End | None = None
+
+
+class ControllerActor:
+    """See the module. Its methods run on one event loop, so that none interrupts another but where it awaits."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._begun = asyncio.Event()
+        self._news = asyncio.Event()
+        self._released = asyncio.Event()
+        self._lines: deque[tuple[str, dict[str, Any]]] = deque(maxlen=REMEMBERED)
+        self._count = 0
+        self._epoch = 0
+        self._end: m.End | None = None
+        self._over = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._followed_at = time.monotonic()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._myself = ray.get_runtime_context().current_actor
+        # Ray runs this constructor again after a death, but nobody's calls: so it calls itself.
+        self._myself.begin.remote()
+
+    async def begin(self) -> None:
+        """Takes the run up where the journal ends. Called once in each life of this process."""
+        try:
+            spec = self._spec
+            run = RunDirectory.at(spec.folder)
+            self._record = RunRecord(run, spec.global_batch, spec.lr, self._publish, log_folder())
+            past = self._record.begin(spec.policy)
+            self._epoch = past.epoch + 1
+            controller = Controller(self._spec.policy, self._epoch, past.entries, past.witness)
+            self._fleet = Fleet(self._spec.name, self._spec.worker, self._myself, self._hear, past.workers)
+            alive = await self._fleet.find() if past.entries else ()
+            self._shell = Shell(controller, self._record, self, time.monotonic, self._ended)
+        except Exception as error:  # the border of the process: a run that cannot begin says why
+            traceback.print_exc()
+            self._ended(m.End("failed", _internal(error)))
+            return
+        if past.ended is not None:
+            self._ended(past.ended)
+        else:
+            self._feed(m.Started(alive))
+        self._begun.set()
+        self._spawn(self._watch_followers())
+
+    # ------------------------------------------------------------ called by workers and drivers
+
+    async def hear(self, event: m.Event) -> int:
+        """Takes an event; returns the last step that is durable once all that follows from the event is, too."""
+        await self._begun.wait()
+        return self._feed(event)
+
+    async def follow(self, epoch: int, cursor: int) -> News:
+        """What happened since `cursor` of this controller's life; waits for it for a while. Begin with (0, 0)."""
+        self._followed_at = time.monotonic()
+        cursor = cursor if epoch == self._epoch else 0
+        if cursor >= self._count and not self._over:
+            await self._wait_for_news()
+        self._followed_at = time.monotonic()
+        start = max(0, len(self._lines) - (self._count - cursor))
+        lines = list(self._lines)[start:] if start < len(self._lines) else []
+        return News(self._epoch, self._count, lines, self._end if self._over else None)
+
+    async def folder(self) -> str:
+        """Of the run that this controller runs."""
+        return self._spec.folder
+
+    async def release(self) -> None:
+        """The last follower has heard of the end: the controller ends itself."""
+        self._released.set()
+
+    # ------------------------------------------------------------ the shell's hands
+
+    def send(self, command: ToWorker) -> None:
+        self._fleet.send(command)
+
+    def start(self, count: int) -> None:
+        self._fleet.start(count)
+
+    def kill(self, worker: WorkerId, reason: str) -> None:
+        self._fleet.kill(worker, reason)
+
+    def set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(at, self._tick, at)
+
+    # ------------------------------------------------------------ inside
+
+    def _tick(self, at: float) -> None:
+        """Hears a Tick, but a late one only after what came in meanwhile: nobody is condemned for our own delay."""
+        loop = asyncio.get_running_loop()
+        if loop.time() > at + LATE_S:
+            due = loop.time() + GRACE_S
+            self._timer = loop.call_at(due, self._tick, due)
+        else:
+            self._timer = None
+            self._feed(m.Tick())
+
+    def _hear(self, event: m.Event) -> None:
+        """For the fleet, which may call from within a command: the event is heard after it."""
+        asyncio.get_running_loop().call_soon(self._feed, event)
+
+    def _feed(self, event: m.Event) -> int:
+        if self._end is not None:
+            return 0
+        try:
+            return self._shell.feed(event)
+        except JournalFenced:
+            # Rule 10: somebody else runs this run now. Not one more word to anybody, and no other life.
+            logging.error("another controller has taken the run over; this one ends")
+            ray.kill(self._myself)
+            os._exit(1)
+        except Exception as error:  # the border of the process: a defect ends the run and is told, it does not hang it
+            traceback.print_exc()
+            end = m.End("failed", _internal(error))
+            self._record.status(end)
+            self._ended(end)
+            return 0
+
+    def _ended(self, end: m.End) -> None:
+        self._end = end
+        if self._timer is not None:
+            self._timer.cancel()
+        self._begun.set()
+        self._spawn(self._wind_up())
+
+    async def _wind_up(self) -> None:
+        if hasattr(self, "_fleet"):
+            await self._fleet.close()
+        self._over = True
+        self._publish("", {})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._released.wait(), RELEASE_S)
+        ray.kill(self._myself)
+
+    def _publish(self, kind: str, line: dict[str, Any]) -> None:
+        if kind:
+            self._lines.append((kind, line))
+            self._count += 1
+        self._news.set()
+
+    async def _wait_for_news(self) -> None:
+        self._news.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), FOLLOW_S)
+
+    async def _watch_followers(self) -> None:
+        while self._end is None:
+            await asyncio.sleep(min(FOLLOW_S, self._spec.orphan_s / 4))
+            alone_s = time.monotonic() - self._followed_at
+            if self._end is None and alone_s > max(self._spec.orphan_s, 2 * FOLLOW_S):
+                self._feed(m.StopRequested(f"without a driver for {alone_s / 60:.0f} minutes"))
+                return
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _internal(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else ""
+    return f"internal error in the controller: {type(error).__name__}: {text}"

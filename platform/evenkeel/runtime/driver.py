@@ -1,0 +1,158 @@
+"""The driver's side of a run: it follows the controller, shows what happens, and passes on requests to stop.
+
+It decides nothing: a run goes on without it. Exit statuses are those of design, section 10.
+"""
+
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError
+
+from evenkeel.control import messages as m
+from evenkeel.runtime.controller_actor import ControllerActor, News, RunSpec
+from evenkeel.runtime.names import NAMESPACE, controller_name, worker_of
+
+Show = Callable[[str, dict[str, Any]], None]
+"""Takes ("metrics" | "event" | "status", the line as it stands in the run directory)."""
+
+POLL_S = 0.1
+"""Between two calls for news, so that a run of quick steps is not asked after each."""
+RETRY_S = 0.5
+
+
+class InterruptedTwiceError(Exception):
+    """A second Ctrl-C: everything was ended at once."""
+
+
+def find_controller(run: str) -> Any | None:
+    """The live controller of a run in this cluster, if there is one."""
+    with suppress(ValueError):
+        return ray.get_actor(controller_name(run), NAMESPACE)
+    return None
+
+
+def start_controller(spec: RunSpec) -> Any:
+    """Starts the controller of a run, which goes on whatever becomes of this process; or finds it, if it is there."""
+    actor = ray.remote(ControllerActor).options(
+        name=controller_name(spec.name),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+        runtime_env={"env_vars": dict(spec.worker.env_vars)} if spec.worker.env_vars else None,
+    )
+    return actor.remote(spec)
+
+
+def attend(run: str, controller: Any, show: Show) -> m.End:
+    """Follows the run to its end and leaves nothing of it in the cluster. Only from the main thread (signals).
+
+    SIGTERM or Ctrl-C asks the run to stop, which it does after a step.
+
+    Raises:
+        InterruptedTwiceError: at the second Ctrl-C, after every actor of the run was killed.
+    """
+    inbox: queue.SimpleQueue[News | _Signal | _Gone] = queue.SimpleQueue()
+    follower = threading.Thread(target=_follow, args=(controller, inbox), name="follow", daemon=True)
+    with _signals(inbox):
+        follower.start()
+        end = _listen(run, controller, inbox, show)
+    _remove(controller)
+    return end
+
+
+@dataclass(frozen=True, slots=True)
+class _Signal:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """The controller's actor is dead for good."""
+
+    error: str
+
+
+def _listen(
+    run: str, controller: Any, inbox: "queue.SimpleQueue[News | _Signal | _Gone]", show: Show
+) -> m.End:
+    stopping = False
+    while True:
+        match inbox.get():
+            case News(lines=lines, end=end):
+                for kind, line in lines:
+                    show(kind, line)
+                if end is not None:
+                    return end
+            case _Signal(number):
+                if stopping and number == signal.SIGINT:
+                    kill_actors(run)
+                    raise InterruptedTwiceError
+                if not stopping:
+                    controller.hear.remote(m.StopRequested(signal.Signals(number).name))
+                stopping = True
+            case _Gone(error):
+                kill_actors(run)
+                return m.End("failed", error)
+
+
+def _follow(controller: Any, inbox: "queue.SimpleQueue[News | _Signal | _Gone]") -> None:
+    pause = threading.Event()
+    epoch, cursor = 0, 0
+    while True:
+        try:
+            news = ray.get(controller.follow.remote(epoch, cursor))
+        except ActorDiedError:
+            inbox.put(_Gone("the controller was ended from outside"))
+            return
+        except RayActorError:
+            pause.wait(RETRY_S)  # it is being restarted
+            continue
+        inbox.put(news)
+        if news.end is not None:
+            return
+        epoch, cursor = news.epoch, news.cursor
+        pause.wait(POLL_S)
+
+
+@contextmanager
+def _signals(inbox: "queue.SimpleQueue[Any]") -> Iterator[None]:
+    """Puts SIGTERM and SIGINT into the inbox; a handler may be called anywhere, and this is all that is safe anywhere.
+
+    After ray.init(), which sets a handler of its own.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        inbox.put(_Signal(number))
+
+    before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _remove(controller: Any) -> None:
+    """Ends the controller of an ended run, and waits until its process is gone."""
+    with suppress(RayActorError):
+        ray.get(controller.release.remote())
+        while True:
+            ray.get(controller.follow.remote(0, 0))
+
+
+def kill_actors(run: str) -> None:
+    """Ends every actor of the run at once: the controller first, so that it starts no others."""
+    names = [e["name"] for e in ray.util.list_named_actors(all_namespaces=True) if e["namespace"] == NAMESPACE]
+    ours = [n for n in names if n == controller_name(run)] + [n for n in names if worker_of(run, n) is not None]
+    for name in ours:
+        with suppress(ValueError):
+            ray.kill(ray.get_actor(name, NAMESPACE))

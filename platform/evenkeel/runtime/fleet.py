@@ -1,0 +1,201 @@
+"""The workers of a run, as the controller actor reaches them: started, spoken to, watched, ended.
+
+Everything here runs on the controller's event loop and waits for nothing: what comes back is heard as an event.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+
+from evenkeel.control import messages as m
+from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.runtime.names import NAMESPACE, number_of, worker_id, worker_name, worker_of
+from evenkeel.runtime.worker_actor import CONCURRENCY, WorkerActor
+
+log = logging.getLogger(__name__)
+
+ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
+Hear = Callable[[m.Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """How a worker of this run is started.
+
+    Attributes:
+        make: builds the worker's job in its own process; see worker_actor.Make.
+        device: "cpu" or "cuda".
+        resources: what one worker takes of Ray, by Ray's names ("CPU", "GPU", and custom ones).
+        env_vars: of its process, on top of what Ray's nodes give it.
+    """
+
+    make: Any
+    device: str
+    resources: Mapping[str, float]
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of an actor's `.options()`."""
+        custom = {k: v for k, v in self.resources.items() if k not in ("CPU", "GPU")}
+        return {
+            "num_cpus": self.resources.get("CPU", 0),
+            "num_gpus": self.resources.get("GPU", 0),
+            "resources": custom or None,
+            "runtime_env": {"env_vars": dict(self.env_vars)} if self.env_vars else None,
+        }
+
+
+class Fleet:
+    """See the module.
+
+    Args:
+        run: the run's name.
+        controller: the actor that workers send their events to.
+        hear: takes what the fleet has to tell.
+        used: the highest number of a worker that the run ever had; ids are never used again.
+    """
+
+    def __init__(self, run: str, spec: WorkerSpec, controller: Any, hear: Hear, used: int = 0) -> None:
+        self._run = run
+        self._spec = spec
+        self._controller = controller
+        self._hear = hear
+        self._used = used
+        self._class = ray.remote(concurrency_groups=CONCURRENCY)(WorkerActor)  # type: ignore[call-overload]
+        self._node = NodeId(ray.get_runtime_context().get_node_id())
+        self._actors: dict[WorkerId, Any] = {}
+        self._infos: dict[WorkerId, WorkerInfo] = {}
+        self._reasons: dict[WorkerId, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, count: int) -> None:
+        """Starts workers in the background; WorkerReady or WorkerLost tells how each of them went."""
+        for _ in range(count):
+            self._used += 1
+            worker = worker_id(self._used)
+            try:
+                self._adopt(worker, self._create(worker))
+            except (RayError, ValueError) as error:
+                self._hear(m.StartFailed(1, _line(error)))
+            else:
+                self._spawn(self._bring_up(worker))
+
+    async def find(self) -> tuple[WorkerInfo, ...]:
+        """The workers that an earlier life of the controller has left, by the names of their actors."""
+        found: list[WorkerInfo] = []
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            worker = worker_of(self._run, entry["name"]) if entry["namespace"] == NAMESPACE else None
+            if worker is None:
+                continue
+            self._used = max(self._used, number_of(worker) or 0)
+            try:
+                actor = ray.get_actor(entry["name"], NAMESPACE)
+                info = await actor.info.remote()
+            except (RayActorError, ValueError):
+                continue
+            if isinstance(info, WorkerInfo):
+                self._adopt(worker, actor)
+                self._infos[worker] = info
+                found.append(info)
+            else:
+                ray.kill(actor)
+        return tuple(sorted(found, key=lambda info: info.worker_id))
+
+    def send(self, command: ToWorker) -> None:
+        """Delivers a command; the reply, if any, is heard. To a dead worker it is dropped: its loss is heard anyway."""
+        actor = self._actors.get(command.worker_id)
+        if actor is not None:
+            self._spawn(self._deliver(actor, command))
+
+    def kill(self, worker: WorkerId, reason: str) -> None:
+        """Ends a worker's process; WorkerLost confirms it."""
+        self._reasons.setdefault(worker, reason)
+        actor = self._actors.get(worker)
+        if actor is None:
+            return
+        info = self._infos.get(worker)
+        if info is not None and info.node_id == self._node:
+            # Ray asks politely and waits 5 s before it kills a process that is stopped (SIGSTOP), yet calls it dead.
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(info.pid, signal.SIGKILL)
+        ray.kill(actor)
+
+    async def close(self) -> None:
+        """Ends every worker and returns when all are confirmed dead."""
+        for worker in list(self._actors):
+            self.kill(worker, "the run is over")
+        while self._actors:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    def _create(self, worker: WorkerId) -> Any:
+        options = self._class.options(
+            name=worker_name(self._run, worker),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_restarts=0,
+            max_task_retries=0,
+            **self._spec.options(),
+        )
+        return options.remote(worker, self._spec.make, self._spec.device, self._controller)
+
+    def _adopt(self, worker: WorkerId, actor: Any) -> None:
+        self._actors[worker] = actor
+        self._spawn(self._watch(worker, actor))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _bring_up(self, worker: WorkerId) -> None:
+        try:
+            info = await self._actors[worker].info.remote()
+        except RayActorError:
+            return  # the watch tells
+        if isinstance(info, WorkerInfo):
+            self._infos[worker] = info
+            self._hear(m.WorkerReady(info))
+        else:
+            self.kill(worker, info)
+
+    async def _watch(self, worker: WorkerId, actor: Any) -> None:
+        while True:
+            try:
+                await actor.watch.remote()
+            except ActorUnavailableError:
+                continue  # the connection broke; the next call knows whether the process did
+            except RayActorError as error:
+                cause = self._reasons.get(worker) or _death(error)
+                break
+        del self._actors[worker]
+        self._hear(m.WorkerLost(worker, cause))
+
+    async def _deliver(self, actor: Any, command: ToWorker) -> None:
+        try:
+            event = await actor.deliver.remote(command)
+        except RayActorError:
+            return  # the watch tells
+        except RayError as error:
+            log.exception("%s could not be carried out", command)
+            self.kill(command.worker_id, f"{type(command).__name__.lower()} raised: {_line(error)}")
+            return
+        if event is not None:
+            self._hear(event)
+
+
+def _death(error: RayActorError) -> str:
+    return "its node died" if "its node" in str(error) else "its process died"
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

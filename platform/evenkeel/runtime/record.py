@@ -1,0 +1,185 @@
+"""What the controller writes down: journal, worlds, metrics, events, status, and a trace to replay it from."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from evenkeel.control import messages as m
+from evenkeel.control.policy import Policy
+from evenkeel.core.codec import dump, load
+from evenkeel.core.vote import Vote
+from evenkeel.runtime.names import number_of
+from evenkeel.store.errors import StoreError
+from evenkeel.store.run_directory import RunDirectory, world_record
+
+TRACE = "controller-trace.jsonl"
+FLUSH_LINES = 16
+"""Unflushed metrics lines at most: a quarter of what a leader may have unacknowledged before it waits."""
+
+Publish = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What earlier lives of the controller left; empty in a new run.
+
+    Attributes:
+        epoch: the highest so far.
+        witness: the last vote in metrics.jsonl (rule 4).
+        workers: the highest number of a worker so far.
+    """
+
+    entries: tuple[m.Entry, ...] = ()
+    epoch: int = 0
+    witness: Vote | None = None
+    workers: int = 0
+
+    @property
+    def ended(self) -> m.End | None:
+        last = self.entries[-1] if self.entries else None
+        return m.End(last.status, last.error) if isinstance(last, m.RunEnded) else None
+
+
+class RunRecord:
+    """Writes into one run directory; implements shell.Record.
+
+    Args:
+        lr: the learning rate of a step.
+        publish: is told every line of metrics and events, and the status, after it was written.
+        local_logs: where the trace goes if the run directory is not on a local path.
+    """
+
+    def __init__(
+        self, run: RunDirectory, global_batch: int, lr: Callable[[int], float], publish: Publish, local_logs: Path
+    ) -> None:
+        self._run = run
+        self._global_batch = global_batch
+        self._lr = lr
+        self._publish = publish
+        self._journal = run.journal()
+        self._epoch = 0
+        self._previous_commit = time.time()
+        self._unflushed = 0
+        self._durable = 0
+        self._local = run.log_folder is not None
+        self._logs = Path(run.log_folder) if run.log_folder is not None else local_logs
+        self._trace: IO[str] | None = None
+
+    def begin(self, policy: Policy) -> Past:
+        """Reads what earlier lives left and begins the next epoch, with a trace of its own."""
+        entries = tuple(load(entry, m.Entry) for entry in self._journal.read_all())
+        lines = self._run.metrics()
+        witness = _vote(lines[-1]) if lines else None
+        if lines:
+            self._previous_commit = lines[-1]["time"]
+            self._durable = lines[-1]["step"]
+        epochs = [entry.epoch for entry in entries if isinstance(entry, m.EpochBegun)]
+        past = Past(entries, max(epochs, default=0), witness, max(_numbers(entries, self._run.events()), default=0))
+        self._epoch = past.epoch + 1
+        self._begin_trace(policy, past)
+        return past
+
+    # ------------------------------------------------------------ shell.Record
+
+    @property
+    def durable(self) -> int:
+        """The last step whose metrics line is durable."""
+        return self._durable
+
+    def trace(self, now: float, event: m.Event, output: m.Output) -> None:
+        """One line: when, what was heard, and in short what it led to."""
+        assert self._trace is not None
+        commands = [_short(command) for command in output.commands]
+        line = {"now": now, "event": dump(event, m.Event), "commands": commands, "entries": len(output.journal)}
+        self._trace.write(json.dumps(line) + "\n")
+        self._trace.flush()
+
+    def journal(self, entries: Sequence[m.Entry]) -> None:
+        self._journal.append(self._epoch, [dump(entry, m.Entry) for entry in entries])
+        for entry in entries:
+            if isinstance(entry, m.WorldOpened):
+                now = time.time()
+                self._run.write_world(world_record(entry.world, entry.spares, now))
+                if self._durable == 0:
+                    self._previous_commit = now  # the first step's time counts from here
+
+    def metrics(self, line: m.Metrics) -> None:
+        vote = line.vote
+        step_s = line.committed_at - self._previous_commit
+        self._previous_commit = line.committed_at
+        record = {
+            "step": vote.step,
+            "loss": vote.loss,
+            "grad_norm": vote.grad_norm,
+            "lr": self._lr(vote.step),
+            "tokens": vote.tokens,
+            "step_s": step_s,
+            "tokens_per_s": vote.tokens / step_s if step_s > 0 else None,
+            "generation": vote.generation,
+            "world_size": line.world_size,
+            "samples": [(vote.step - 1) * self._global_batch, vote.step * self._global_batch],
+            "time": line.committed_at,
+            "vote": list(vote.values),
+        }
+        self._run.append_metrics(record)
+        self._unflushed += 1
+        if self._local or self._unflushed >= FLUSH_LINES:
+            self.flush(vote.step)
+        self._publish("metrics", record)
+
+    def log(self, line: m.Log) -> None:
+        head = {"time": time.time(), "event": line.event, "generation": line.generation, "step": line.step}
+        record = {**head, **line.fields}
+        self._run.append_event(record)
+        self._publish("event", record)
+
+    def status(self, status: m.Status | m.End) -> None:
+        before = self._run.read_run()
+        if before is None:
+            raise StoreError(f"{self._run.url}: run.json is gone")
+        now = time.time()
+        if isinstance(status, m.End):
+            self._run.flush()
+            after = replace(before, status=status.status, error=status.error, waiting_for="", updated=now, ended=now)
+        else:
+            after = replace(before, status=status.status, waiting_for=status.waiting_for, updated=now)
+        self._run.write_run(after)
+        self._publish("status", {"status": after.status, "waiting_for": after.waiting_for, "error": after.error})
+
+    def flush(self, step: int) -> None:
+        """Makes every line so far durable; `step` is the last visible one."""
+        self._run.flush()
+        self._unflushed = 0
+        self._durable = step
+
+    # ------------------------------------------------------------ inside
+
+    def _begin_trace(self, policy: Policy, past: Past) -> None:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._trace = (self._logs / TRACE).open("a", encoding="utf-8")
+        witness = None if past.witness is None else dump(past.witness, Vote)
+        head = {"policy": dump(policy, Policy), "epoch": self._epoch, "past": len(past.entries), "witness": witness}
+        self._trace.write(json.dumps(head) + "\n")
+        self._trace.flush()
+
+
+def _vote(line: Mapping[str, Any]) -> Vote:
+    return Vote(line["generation"], line["step"], tuple(line["vote"]))
+
+
+def _short(command: m.Command) -> str:
+    """Enough to tell two replays apart without a copy of the world for each of its members."""
+    to = getattr(command, "worker_id", "")
+    return f"{type(command).__name__} {to}".rstrip()
+
+
+def _numbers(entries: Sequence[m.Entry], events: Sequence[Mapping[str, Any]]) -> Iterator[int]:
+    """Of all workers that anybody could have heard of."""
+    ids: list[str] = [str(event["worker_id"]) for event in events if "worker_id" in event]
+    for entry in entries:
+        if isinstance(entry, m.WorldOpened):
+            ids += [info.worker_id for info in (*entry.world.members, *entry.spares)]
+    yield from (number for number in map(number_of, ids) if number is not None)

@@ -1,0 +1,112 @@
+"""The loop around the controller: an event in; its journal entries made durable; its commands started, in order.
+
+Nothing here decides anything, and nothing here knows Ray: what the controller asks for goes to a Record (what is
+written down) and to Hands (the workers and the clock).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, assert_never
+
+from evenkeel.control import messages as m
+from evenkeel.control.controller import Controller
+from evenkeel.core.ids import WorkerId
+
+ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
+
+
+class Hands(Protocol):
+    """Starts commands; none of these waits for what it brings about."""
+
+    def send(self, command: ToWorker) -> None: ...
+
+    def start(self, count: int) -> None: ...
+
+    def kill(self, worker: WorkerId, reason: str) -> None: ...
+
+    def set_timer(self, at: float) -> None: ...
+
+
+class Record(Protocol):
+    """Writes down what happened. Journal and status are durable when a call returns, lines after a flush."""
+
+    @property
+    def durable(self) -> int:
+        """The last step whose metrics line is durable."""
+
+    def trace(self, now: float, event: m.Event, output: m.Output) -> None: ...
+
+    def journal(self, entries: Sequence[m.Entry]) -> None:
+        """Raises JournalFenced if another controller has written the next file."""
+
+    def metrics(self, line: m.Metrics) -> None: ...
+
+    def flush(self, step: int) -> None:
+        """Makes every line up to this step durable."""
+
+    def log(self, line: m.Log) -> None: ...
+
+    def status(self, status: m.Status | m.End) -> None: ...
+
+
+class Shell:
+    """One life of the controller, driven by `feed`.
+
+    Args:
+        now: seconds, never going back.
+        ended: called once, with the End.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        record: Record,
+        hands: Hands,
+        now: Callable[[], float],
+        ended: Callable[[m.End], None],
+    ) -> None:
+        self._controller = controller
+        self._record = record
+        self._hands = hands
+        self._now = now
+        self._ended = ended
+
+    def feed(self, event: m.Event) -> int:
+        """Hears one event. Returns the last step that is durable.
+
+        Raises:
+            JournalFenced: another controller has taken the run over; this one is to end without a further word.
+        """
+        now = self._now()
+        output = self._controller.step(now, event)
+        # What went in and out is written before it takes effect, so that a replay knows all that anybody was told.
+        self._record.trace(now, event, output)
+        if output.journal:
+            self._record.journal(output.journal)
+        aborts = [command for command in output.commands if isinstance(command, m.Abort)]
+        if aborts:
+            self._record.flush(aborts[0].acknowledged)
+        for command in output.commands:
+            self._start(command)
+        return self._record.durable
+
+    def _start(self, command: m.Command) -> None:
+        match command:
+            case m.Abort() | m.Settle() | m.Form() | m.Request() | m.Probe():
+                self._hands.send(command)
+            case m.Kill(worker_id, reason):
+                self._hands.kill(worker_id, reason)
+            case m.Start(count):
+                self._hands.start(count)
+            case m.SetTimer(at):
+                self._hands.set_timer(at)
+            case m.Metrics():
+                self._record.metrics(command)
+            case m.Log():
+                self._record.log(command)
+            case m.Status():
+                self._record.status(command)
+            case m.End():
+                self._record.status(command)
+                self._ended(command)
+            case _:
+                assert_never(command)

@@ -1,0 +1,104 @@
+"""One Ray actor per device: the engine's Worker, reached over control threads of its own.
+
+Imports torch only once a worker is being made: the controller's process knows this class too and has no use for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from evenkeel.control import messages as m
+from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.layout import WorkerInfo
+
+if TYPE_CHECKING:
+    from evenkeel.engine.job import Job
+    from evenkeel.engine.worker import Worker
+
+CONCURRENCY = {"control": 8, "watch": 1}
+"""Threads for deliver and info, so that a probe answers while an abort waits; and one for the call that never ends."""
+RETRY_S = 0.2
+
+Make = Callable[[WorkerId], "Job"]
+"""Builds a worker's job in the worker's own process."""
+
+
+class WorkerActor:
+    """See the module. An error while the job is built is not raised but told by `info`, so that it has one line."""
+
+    def __init__(self, worker_id: WorkerId, make: Make, device: str, controller: Any) -> None:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        self._never = threading.Event()
+        self._worker: Worker | None = None
+        self._error = ""
+        self._outbox = Outbox(controller)
+        try:
+            from evenkeel.engine.worker import Worker
+
+            context = ray.get_runtime_context()
+            self._worker = Worker(
+                worker_id,
+                NodeId(context.get_node_id()),
+                make(worker_id),
+                self._outbox.put,
+                host=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
+                device=device,
+            )
+        except Exception as error:  # the border of the process: what the user's code raises is told in one line
+            traceback.print_exc()
+            self._error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        else:
+            self._outbox.begin(self._worker)
+
+    @ray.method(concurrency_group="control")
+    def info(self) -> WorkerInfo | str:
+        """Who it is, or in one line why it could not be built."""
+        return self._error if self._worker is None else self._worker.info()
+
+    @ray.method(concurrency_group="control")
+    def deliver(self, command: m.Abort | m.Settle | m.Form | m.Request | m.Probe) -> m.Event | None:
+        assert self._worker is not None
+        return self._worker.deliver(command)
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> None:
+        """Never returns: the caller hears of this process's death by the failure of the call."""
+        self._never.wait()
+
+
+class Outbox:
+    """Sends the training thread's events to the controller in order, one at a time, from a thread of its own.
+
+    An event counts as heard when the call has returned: then all that follows from it is durable, and the worker may
+    forget the reports up to the step that the controller answers with.
+    """
+
+    def __init__(self, controller: Any) -> None:
+        self._controller = controller
+        self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+        self.put: Callable[[m.Event], None] = self._events.put
+
+    def begin(self, worker: Worker) -> None:
+        threading.Thread(target=self._run, args=(worker,), name="outbox", daemon=True).start()
+
+    def _run(self, worker: Worker) -> None:
+        while True:
+            worker.acknowledge(self._tell(self._events.get()))
+
+    def _tell(self, event: m.Event) -> int:
+        while True:
+            try:
+                return int(ray.get(self._controller.hear.remote(event)))
+            except ActorUnavailableError:
+                threading.Event().wait(RETRY_S)  # it is being restarted; the event is not lost
+            except ActorDiedError:
+                os._exit(0)  # nobody will restart it: the run is over
