@@ -1,0 +1,188 @@
+"""Shows a run from its records: a live line on a terminal, plain lines in a log, a summary at the end."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from evenkeel.observe import incident
+
+Line = Mapping[str, Any]
+
+LINES_PER_RUN = 30
+"""About so many step lines stand in a log, evenly over the steps, …"""
+SILENCE_S = 30.0
+"""… and one more whenever so many seconds had none."""
+
+_STYLES = {
+    "worker_lost": "bold red",
+    "exception": "bold red",
+    "start_failed": "bold red",
+    "incident_unfinished": "bold red",
+    "step_rolled_back": "yellow",
+    "waiting": "yellow",
+    "incident": "bold green",
+}
+_COMMON = ("time", "event", "generation", "step")
+
+
+class Console:
+    """Takes the lines of metrics and events in the order of their times. Use it as a context manager.
+
+    Args:
+        last_step: train.steps.
+        out: where to; a terminal gets a progress line, anything else plain lines.
+    """
+
+    def __init__(self, last_step: int, out: TextIO | None = None) -> None:
+        self._last_step = last_step
+        self._terminal = Terminal(file=out or sys.stdout, highlight=False, soft_wrap=True)
+        self._live = Live(self._terminal, last_step) if self._terminal.is_terminal else None
+        self._cadence = Cadence(last_step)
+        self._begun: float | None = None
+
+    def __enter__(self) -> "Console":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, metrics: Sequence[Line], events: Sequence[Line]) -> None:
+        """What has come since the last call. Events of a moment stand before its step."""
+        for line in sorted([*events, *metrics], key=lambda line: float(line["time"])):
+            self._begun = float(line["time"]) if self._begun is None else self._begun
+            if "event" in line:
+                self._say(line, event_text(line), _STYLES.get(line["event"], "dim"))
+            elif self._live:
+                self._live.update(line)
+            elif self._cadence.due(line):
+                self._say(line, step_text(line, self._last_step), "")
+
+    def _say(self, line: Line, text: str, style: str) -> None:
+        elapsed = float(line["time"]) - (self._begun or 0.0)
+        self._terminal.print(Text(f"{elapsed:8.2f} s  {text}", style))
+        # A log is read while the run goes on, and a pipe is buffered otherwise.
+        self._terminal.file.flush()
+
+    def say(self, text: str) -> None:
+        """A line of its own, without a time."""
+        self._terminal.print(Text(text))
+        self._terminal.file.flush()
+
+
+class Live:
+    """The progress line of a terminal."""
+
+    def __init__(self, terminal: Terminal, last_step: int) -> None:
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=terminal,
+        )
+        self._task = self._progress.add_task("", total=last_step, status="starting")
+
+    def start(self) -> None:
+        self._progress.start()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def update(self, line: Line) -> None:
+        self._progress.update(self._task, completed=line["step"], status=measures(line))
+
+
+class Cadence:
+    """Which steps get a line in a log: some, evenly spread, the first of each world, the last, one after a silence."""
+
+    def __init__(self, last_step: int) -> None:
+        self._every = max(1, last_step // LINES_PER_RUN)
+        self._last_step = last_step
+        self._generation = 0
+        self._shown_at = 0.0
+
+    def due(self, line: Line) -> bool:
+        step, at = int(line["step"]), float(line["time"])
+        changed = line["generation"] != self._generation
+        show = changed or step % self._every == 0 or step == self._last_step or at - self._shown_at >= SILENCE_S
+        self._generation = line["generation"]
+        if show:
+            self._shown_at = at
+        return show
+
+
+def step_text(line: Line, last_step: int) -> str:
+    width = len(str(last_step))
+    return f"step {line['step']:>{width}}/{last_step}  {measures(line)}"
+
+
+def measures(line: Line) -> str:
+    """Loss, speed and world size of one metrics line."""
+    loss = "skipped (not finite)" if line["loss"] is None else f"loss {line['loss']:.4f}"
+    rate = line.get("tokens_per_s")
+    speed = f"{rate:>9,.0f} tokens/s" if rate else " " * 18
+    return f"{loss}  {speed}  world {line['world_size']}"
+
+
+def event_text(event: Line) -> str:
+    """One line for an event; one that is not known here is shown with its fields."""
+    own = {k: v for k, v in event.items() if k not in _COMMON}
+    match event["event"]:
+        case "worker_started":
+            return f"worker {own.get('worker_id')} is ready (pid {own.get('pid')})"
+        case "worker_lost":
+            return f"worker {own.get('worker_id')} is lost: {own.get('cause')}"
+        case "world_formed":
+            size = own.get("world_size")
+            return f"world {event['generation']}: {size} workers, {own.get('cause')}: {own.get('reason')}"
+        case "step_rolled_forward":
+            return f"step {event['step']} is committed by the survivors: {own.get('reason')}"
+        case "step_rolled_back":
+            return f"step {event['step'] + 1} will be run again: {own.get('reason')}"
+        case "incident":
+            return incident.describe(event)
+        case "validation":
+            return f"validation loss {own.get('loss'):.4f} after step {own.get('version')}"
+        case "waiting":
+            return f"waiting: {own.get('reason')}"
+        case "exception":
+            return f"exception: {own.get('text')}"
+        case "stop_requested":
+            return f"stop requested: {own.get('reason')}"
+    said = ", ".join(f"{k} {v}" for k, v in own.items())
+    return f"{str(event['event']).replace('_', ' ')}{': ' if said else ''}{said}"
+
+
+def summary_text(record: Line, metrics: Sequence[Line], events: Sequence[Line], url: str) -> str:
+    """What is left to say when a run is over: status, steps, losses, incidents, and where everything lies.
+
+    Args:
+        record: run.json.
+        metrics: one line per committed step, by step.
+    """
+    status = record["status"] + (f": {record['error']}" if record.get("error") else "")
+    lines = [f"{record['name']} {status}"]
+    if metrics:
+        seconds = metrics[-1]["time"] - metrics[0]["time"]
+        lines.append(f"  steps       {len(metrics)} (last {metrics[-1]['step']}) in {seconds:.1f} s")
+        losses = [m["loss"] for m in metrics if m["loss"] is not None]
+        if losses:
+            lines.append(f"  loss        {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
+    lines += [f"  validation  {e['loss']:.4f} after step {e['version']}" for e in _last(events, "validation")]
+    suffered = incident.unplanned(events)
+    lines.append(f"  incidents   {len(suffered) or 'none'}")
+    lines += [f"              step {e['step']}: {incident.describe(e)}" for e in suffered]
+    lines.append(f"  directory   {url}")
+    return "\n".join(lines)
+
+
+def _last(events: Sequence[Line], name: str) -> list[Line]:
+    return [e for e in events if e["event"] == name][-1:]
