@@ -147,7 +147,8 @@ def test_step_numbers_line_up() -> None:
 def test_the_summary_says_what_came_of_it() -> None:
     metrics = [line(1, 10.0, loss=5.5), line(2, 11.0, loss=None), line(3, 14.0, loss=2.25)]
     validation: dict[str, Any] = {"event": "validation", "loss": 3.0, "version": 3}
-    events: list[dict[str, Any]] = [INCIDENT, {"event": "incident", "cause": "pause"}, {**validation, "loss": 9.0}, validation]
+    paused: dict[str, Any] = {"event": "incident", "cause": "pause"}
+    events = [INCIDENT, paused, {**validation, "loss": 9.0}, validation]
     text = summary_text({"name": "r", "status": "finished", "error": ""}, metrics, events, "/runs/r")
     assert text.splitlines() == [
         "r finished",

@@ -1,0 +1,73 @@
+"""The command `evenkeel`. Everything it knows of a run it reads from the run's directory."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from evenkeel import __version__
+from evenkeel.linux import UnsupportedSystemError, require_linux
+from evenkeel.observe.console import summary_text
+from evenkeel.store.errors import StoreError
+from evenkeel.store.run_directory import RunDirectory
+
+BAD_INPUT = 2
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"evenkeel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def evenkeel(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Trains PyTorch models on changing sets of unequal GPUs, and does not stop."""
+
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's directory, or its URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+@app.command()
+def status(run: Run, as_json: AsJson = False) -> None:
+    """Says how far a run is, and what happened to it."""
+    directory = RunDirectory.at(run)
+    record = directory.read_run()
+    if record is None:
+        raise StoreError(f"{directory.url}: no run here (there is no run.json)")
+    values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    metrics, events = directory.metrics(), directory.events()
+    if as_json:
+        typer.echo(json.dumps(status_record(values, metrics, events, directory.url)))
+    else:
+        typer.echo(summary_text(values, metrics, events, directory.url))
+
+
+def status_record(
+    run: dict[str, Any], metrics: list[dict[str, Any]], events: list[dict[str, Any]], url: str
+) -> dict[str, Any]:
+    """run.json with the last metrics line ("last", null before the first) and all incidents."""
+    incidents = [e for e in events if e["event"] == "incident"]
+    return {**run, "last": metrics[-1] if metrics else None, "incidents": incidents, "directory": url}
+
+
+def main() -> None:
+    """Entry point of the installed command. Bad input is one line and exit status 2."""
+    try:
+        require_linux()
+        app()
+    except (StoreError, UnsupportedSystemError) as error:
+        print(f"evenkeel: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()
