@@ -9,6 +9,8 @@ from evenkeel.control.repair import break_world, kill
 from evenkeel.control.state import State
 from evenkeel.core.ids import WorkerId
 
+PARKED = m.PHASES.index("parked")
+
 
 def tick(s: State, now: float) -> None:
     """A limit may have passed."""
@@ -52,11 +54,20 @@ def probe(s: State, now: float) -> None:
 
 def located(s: State, now: float, event: m.Located) -> None:
     s.liveness.located(now, event.worker_id, event.probe, event.position)
-    if not isinstance(s.mode, Forming) or event.worker_id not in members_of(s.mode):
+    if not isinstance(s.mode, Forming | Running) or event.worker_id not in members_of(s.mode) & s.roster.alive.keys():
         return
-    if event.position.generation < s.mode.world.generation:
+    world = s.mode.world
+    if isinstance(s.mode, Forming) and event.position.generation < world.generation:
         # It answers, but has not heard of the world: the command was lost on the way.
-        s.say(m.Form(event.worker_id, s.epoch, s.mode.world))
+        s.say(m.Form(event.worker_id, s.epoch, world))
+    elif (event.position.generation, event.position.phase) == (world.generation, PARKED) and not _all_done(s):
+        # It has left this world for good and will not come back: at an abort or a pause of the controller's life
+        # before, or for a fault that was not heard of. Waiting for it would end in a kill.
+        break_world(s, now, "a member has left")
+
+
+def _all_done(s: State) -> bool:
+    return s.committed.step >= s.policy.last_step
 
 
 def _kill_silent(s: State, now: float, since: float, silent: set[WorkerId], what: str) -> None:
