@@ -1,0 +1,164 @@
+"""Random numbers that depend on what is computed, not on who computes it: the source of dropout masks.
+
+A counter-based generator: element i of a draw is a hash of i under a key made of (seed, step, micro-batch, layer).
+The same micro-batch therefore gets the same mask on any device, in any process and launch, also when it is computed
+again, and each tensor-parallel rank draws just its slice of it.
+
+The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+2014), with half of a 128-bit key before each of its multiplications. Its 64 bits serve four neighbouring elements
+with 16 bits each. Only integer operations are used, so that every device gives the same bits.
+"""
+
+from functools import lru_cache
+from hashlib import blake2b
+from struct import pack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MASK = (1 << 64) - 1
+_LANES = 4
+_RANGE = 1 << 16
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of the unsigned x."""
+    x &= _MASK
+    return x - (1 << 64) if x >> 63 else x
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+class RandomKey:
+    """Where the training is: what the masks of all dropouts that share this object are drawn for.
+
+    Each training thread has one of its own and moves it with `at` before each forward pass.
+    """
+
+    __slots__ = ("micro", "seed", "step")
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.step, self.micro = seed, 0, 0
+
+    def at(self, step: int, micro: int) -> None:
+        """Step counts from 1, micro from 0 within the global batch (not within a pipeline's share)."""
+        self.step, self.micro = step, micro
+
+    def words(self, stream: str) -> tuple[int, int]:
+        """128 bits for one draw, as two signed 64-bit words."""
+        digest = blake2b(pack("<QQQ", self.seed, self.step, self.micro) + stream.encode(), digest_size=16).digest()
+        return int.from_bytes(digest[:8], "little", signed=True), int.from_bytes(digest[8:], "little", signed=True)
+
+
+def random_bits(
+    words: tuple[int, int], shape: tuple[int, ...], device: torch.device, part: int = 0, parts: int = 1
+) -> Tensor:
+    """16 uniform bits per element of `shape`, as int16.
+
+    Args:
+        shape: of the slice that is drawn: the `part`-th of `parts` equal ones along the last dimension.
+    """
+    width = shape[-1] if shape else 1
+    rows = 1
+    for side in shape[:-1]:
+        rows *= side
+    if parts > 1 and width % _LANES:
+        whole = random_bits(words, (*shape[:-1], width * parts), device)
+        return whole.narrow(-1, part * width, width)
+    counters = _counters(rows, width, part, parts, device)
+    bits = _hash(counters, words).view(torch.int16)
+    return bits[: rows * width].view(shape)
+
+
+@lru_cache(maxsize=64)
+def _counters(rows: int, width: int, part: int, parts: int, device: torch.device) -> Tensor:
+    """Index x golden ratio of each group of four elements; kept, as the same few shapes come again and again."""
+    if parts == 1:
+        indices = torch.arange(-(-rows * width // _LANES), dtype=torch.int64, device=device)
+    else:
+        each = width // _LANES
+        row = torch.arange(rows, dtype=torch.int64, device=device).unsqueeze(1)
+        indices = (row * (each * parts) + torch.arange(part * each, (part + 1) * each, device=device)).flatten()
+    return indices * _GOLDEN
+
+
+def _hash(counters: Tensor, words: tuple[int, int]) -> Tensor:
+    x = counters ^ words[0]
+    spare = torch.empty_like(x)
+    _fold(x, 30, spare).mul_(_FIRST).add_(words[1])
+    _fold(x, 27, spare).mul_(_SECOND)
+    return _fold(x, 31, spare)
+
+
+def _fold(x: Tensor, shift: int, spare: Tensor) -> Tensor:
+    """x ^= x >> shift in place. The shift of a signed integer copies its sign; the mask takes the copies away."""
+    torch.bitwise_right_shift(x, shift, out=spare)
+    return x.bitwise_xor_(spare.bitwise_and_((1 << (64 - shift)) - 1))
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a function of (seed, step, micro-batch, layer, element); the identity in eval mode.
+
+    A tensor-parallel plan may name it "colwise": then its input is a rank's slice of the last dimension, and it draws
+    that slice of the mask.
+
+    Args:
+        p: probability of zeroing an element, rounded to a multiple of 2**-16.
+
+    Attributes:
+        stream: the layer's full name in the model, which keeps its numbers apart from others'; set by build_stage.
+        key: shared by all dropouts of a thread; set by bind_random.
+        part, parts: the slice of the last dimension that the input is.
+
+    Raises:
+        ValueError: if p is not within 0 <= p < 1.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout probability of {p}; expected 0 <= p < 1")
+        self.p = p
+        self._dropped = min(round(p * _RANGE), _RANGE - 1)
+        self.stream = ""
+        self.key: RandomKey | None = None
+        self.part, self.parts = 0, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self._dropped == 0:
+            return x
+        if self.key is None:
+            raise RuntimeError(f"dropout {self.stream!r} has no key: call bind_random(stage, RandomKey(seed)) first")
+        bits = random_bits(self.key.words(self.stream), tuple(x.shape), x.device, self.part, self.parts)
+        keep = torch.ge(bits, self._dropped - _RANGE // 2, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+        dropped: Tensor = _Scaled.apply(x, keep, _RANGE / (_RANGE - self._dropped))  # type: ignore[no-untyped-call]
+        return dropped
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, stream={self.stream!r}"
+
+
+class _Scaled(torch.autograd.Function):
+    """x * keep * scale. The scale stays a Python number, which bfloat16 would round by up to 0.4 %."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.scale = scale
+        return (x * keep).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return (grads[0] * keep).mul_(ctx.scale), None, None
+
+
+def bind_random(module: nn.Module, key: RandomKey) -> None:
+    """Makes every dropout within `module` draw by `key`."""
+    for part in module.modules():
+        if isinstance(part, KeyedDropout):
+            part.key = key
