@@ -137,6 +137,7 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None) -> None:
             case m.EpochBegun():
                 pass
             case m.WorldOpened(opened):
+                s.holdings.update(_carried_out(s))
                 world, s.layout, s.generation, s.committed = opened, opened.layout, opened.generation, opened.base
             case m.StepSettled(decision, evidence, lost=lost):
                 s.decision, s.committed, s.evidence = decision, decision.base, evidence
@@ -154,6 +155,20 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None) -> None:
         s.witness = witness
         s.committed = Version(witness.step, witness.generation)
         s.mode = Running(world)
+
+
+def _carried_out(s: State) -> dict[WorkerId, tuple[m.Held, ...]]:
+    """What the survivors of the last decision hold, now that a world was opened after it: all have carried it out."""
+    if s.decision is None:
+        return {}
+    base = s.decision.base
+    held: dict[WorkerId, tuple[m.Held, ...]] = {}
+    for worker, answer in s.evidence.items():
+        holdings = answer.held
+        if s.decision.vote is not None and answer.prepared == base:
+            holdings = (replace(holdings[0], version=base), *holdings[1:])
+        held[WorkerId(worker)] = holdings
+    return held
 
 
 def _started(s: State, now: float, alive: tuple[WorkerInfo, ...]) -> None:

@@ -137,10 +137,13 @@ def settled(s: State, event: m.Settled) -> None:
 
 
 def conclude(s: State, now: float, done: dict[WorkerId, tuple[m.Held, ...]]) -> None:
-    """The decision is carried out everywhere: what the survivors hold is known."""
+    """The decision is carried out everywhere: what the survivors hold is known.
+
+    What is known of workers that had no place in this world stays true: a spare keeps its shards.
+    """
     if s.incident is not None:
         s.incident.settled_at = now
-    s.holdings = {w: held for w, held in done.items() if w in s.roster.alive}
+    s.holdings = {w: held for w, held in {**s.holdings, **done}.items() if w in s.roster.alive}
     s.mode = Gathering(now)
 
 

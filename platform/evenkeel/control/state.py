@@ -25,7 +25,8 @@ class State:
         visible: the last step that was shown.
         witness: the last vote of the current generation in a report that was accepted (rule 4).
         decision: the last one, with the answers that it rests on.
-        holdings: of the survivors of the last decision, until the next world.
+        holdings: what each worker held when the last decision that it took part in was carried out. Of those that have
+            a place in the present world it is out of date once that commits, and then has an old version.
         pending: requests that no committed vote has carried yet (rule 16).
         incident: the disturbance that is being repaired.
         blamed: who was furthest behind when a world without progress was rebuilt.

@@ -6,17 +6,21 @@ from evenkeel.control import messages as m
 from evenkeel.core.boxes import Box
 from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import check_layout
-from evenkeel.core.vote import Vote
+from evenkeel.core.vote import Slot, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.state import slices
 from evenkeel.sim.memory import TORN, History
+from evenkeel.sim.worker import TOKENS
 
 if TYPE_CHECKING:
     from evenkeel.sim.fleet import Fleet
     from evenkeel.sim.worker import SimWorker
 
-MAX_QUEUE = 5000
+QUEUE_PER_WORKER = 40
+"""Messages and timers under way, for each worker ever started. The most that 20,000 seeds without a bug had is 15."""
+STEPS_TO_STOP = 2
+"""That may still become visible after a stop is asked for: one that is under way, one that the request is too late for."""
 
 
 class ViolationError(AssertionError):
@@ -29,7 +33,15 @@ def require(holds: bool, what: str) -> None:
 
 
 class Checks:
-    """Watches one run. `histories` is what is known of each version; `shown` the steps that became visible."""
+    """Watches one run.
+
+    Attributes:
+        histories: what is known of each version: the committed steps that made it.
+        shown: the versions that became visible, one for each step.
+        bases: what each settled generation was settled at.
+        lost: workers that the controller of this life, or a journalled decision, declared lost.
+        worlds: those that are journalled, by generation.
+    """
 
     def __init__(self, fleet: "Fleet") -> None:
         self.fleet = fleet
@@ -37,7 +49,7 @@ class Checks:
         self.shown: list[Version] = []
         self.bases: dict[int, Version] = {}
         self.lost: set[WorkerId] = set()
-        self.opened: set[int] = set()
+        self.worlds: dict[int, World] = {}
         self.entries = 0
 
     def forget(self) -> None:
@@ -45,26 +57,63 @@ class Checks:
         settled = [e for e in self.fleet.journal if isinstance(e, m.StepSettled)]
         self.lost = {w for e in settled for w in e.lost}
 
-    # ------------------------------------------------------------ what the controller shows and orders
+    @property
+    def _last(self) -> Version:
+        return self.shown[-1] if self.shown else INITIAL
+
+    def _counts(self) -> list["SimWorker"]:
+        """Workers that are alive and were not declared lost."""
+        return [w for i, w in self.fleet.workers.items() if w.alive and i not in self.lost]
+
+    # ------------------------------------------------------------ what the controller shows
 
     def visible(self, vote: Vote) -> None:
-        step = len(self.shown) + 1
-        require(vote.step == step, f"step {vote.step} became visible, expected {step}")
-        self.shown.append(Version(vote.step, vote.generation))
+        """A line of metrics: the next step, of the one lineage, with every sample of its batch counted once."""
+        version = Version(vote.step, vote.generation)
+        require(vote.step == len(self.shown) + 1, f"{version} became visible, expected step {len(self.shown) + 1}")
+        require(vote.generation in self.worlds, f"{version} became visible, of a generation that is not journalled")
+        self.shown.append(version)
+        self._in_line(version, "what became visible")
+        world = self.worlds[vote.generation]
+        require(vote.complete(world.size), f"{version} became visible with the incomplete vote {vote.values}")
+        expected = TOKENS * self.fleet.scenario.policy.micro_batches
+        tokens = vote.values[Slot.TOKENS]
+        require(tokens == expected, f"{version} counts {tokens} tokens, its batch has {expected}")
+        asked = self.fleet.stop_asked_at
+        struck = any(w.struck - {"crash"} for w in self.fleet.workers.values())
+        undisturbed = self.fleet.scenario.calm and self.fleet.life == 1 and not self.bases and not struck
+        late = asked is not None and len(self.shown) > asked + STEPS_TO_STOP
+        require(not (late and undisturbed), f"step {vote.step} became visible, a stop was asked for at {asked}")
+
+    def _in_line(self, version: Version, what: str) -> None:
+        """Whether a version goes on from all that is visible."""
+        last = self._last
+        require(version.step > last.step or version == last, f"{what}, {version}, takes back {last}")
+        history = self.histories.get(version)
+        shown = tuple(self.shown)
+        if history is not None:
+            require(history[: len(shown)] == shown, f"{what}, {version}, came about by {history}; visible are {shown}")
+
+    # ------------------------------------------------------------ what the controller orders
 
     def commanded(self, command: m.Command) -> None:
         match command:
             case m.Form(worker_id, _, world):
-                require(
-                    worker_id not in self.lost,
-                    f"{worker_id} is used in generation {world.generation} after it was lost",
-                )
-            case m.Settle(worker_id):
+                generation = world.generation
+                require(worker_id not in self.lost, f"{worker_id} is used in generation {generation} after it was lost")
+                # Journal entries of an event come before its commands.
+                written = [e.world for e in self.fleet.journal if isinstance(e, m.WorldOpened)]
+                require(world in written, f"generation {generation} is used before it is journalled")
+            case m.Settle(worker_id, _, _, decision):
                 require(worker_id not in self.lost, f"{worker_id} is settled after it was lost")
+                written = [e.decision for e in self.fleet.journal if isinstance(e, m.StepSettled)]
+                require(decision in written, f"{decision} is told before it is journalled")
             case m.Log("worker_lost", fields=fields):
                 self.lost.add(fields["worker_id"])
             case m.Kill(worker_id, reason):
                 self._justified(worker_id, reason)
+            case m.Start(count):
+                self._wanted(count)
             case m.End(status, error):
                 self._end(status, error)
             case _:
@@ -72,10 +121,19 @@ class Checks:
 
     def _justified(self, worker_id: WorkerId, reason: str) -> None:
         """Nobody is killed for nothing: only where messages are lost or late, or something hangs or is slow."""
-        scenario = self.fleet.scenario
-        troubled = {"hang", "cut", "slow", "suspect", "controller"} & {f.kind for f in scenario.faults}
-        noisy = scenario.network.lose or scenario.network.late
-        require(bool(troubled or noisy), f"healthy {worker_id} was killed: {reason}")
+        struck = {"hang", "cut", "slow", "suspect"} & self.fleet.workers[worker_id].struck
+        require(bool(struck) or not self.fleet.scenario.calm, f"healthy {worker_id} was killed: {reason}")
+
+    def _wanted(self, count: int) -> None:
+        """No more workers than were asked for. A new controller does not know how many are on their way."""
+        wanted = self.fleet.scenario.policy.wish.max_workers + self.fleet.scenario.policy.spares
+        assert self.fleet.controller is not None
+        roster = self.fleet.controller.roster
+        processes = [i for i, w in self.fleet.workers.items() if w.alive and i not in roster.gone - roster.dying]
+        here = len(processes) + self.fleet.failing
+        require(self.fleet.life > 1 or here + count <= wanted, f"{count} started beside {here} of {wanted}")
+
+    # ------------------------------------------------------------ what the controller writes down
 
     def after_event(self) -> None:
         journal = self.fleet.journal
@@ -83,36 +141,39 @@ class Checks:
             if isinstance(entry, m.WorldOpened):
                 self._opened(entry.world)
             elif isinstance(entry, m.StepSettled):
-                self._settled(entry.decision)
+                self._settled(entry)
         self.entries = len(journal)
-        require(self.fleet.clock.pending < MAX_QUEUE, "the queue of messages grows without bound")
+        most = QUEUE_PER_WORKER * (1 + len(self.fleet.workers))
+        require(self.fleet.clock.pending <= most, f"{self.fleet.clock.pending} messages and timers are under way")
 
     def _opened(self, world: World) -> None:
-        policy = self.fleet.scenario.policy
-        require(world.generation not in self.opened, f"generation {world.generation} is used twice")
-        self.opened.add(world.generation)
+        policy, generation = self.fleet.scenario.policy, world.generation
+        newest = max(self.worlds, default=0)
+        require(generation > newest, f"generation {generation} is opened after {newest}")
         check_layout(world.layout, policy.model.depth, policy.micro_batches)
-        size = policy.wish
-        require(size.min_workers <= world.size <= size.max_workers, f"world of {world.size} workers")
-        self._extends_shown(world.base, f"generation {world.generation} begins")
+        wish = policy.wish
+        require(wish.min_workers <= world.size <= wish.max_workers, f"world of {world.size} workers")
+        self._in_line(world.base, f"the base of generation {generation}")
+        if newest:
+            require(self.bases.get(newest) == world.base, f"generation {generation} begins from {world.base}")
+            change = world.size - self.worlds[newest].size
+            self.fleet.seen["grow" if change > 0 else "shrink" if change < 0 else "same size"] += 1
+            scenario = self.fleet.scenario
+            troubled = scenario.faults or scenario.start_fails or not scenario.calm
+            require(bool(troubled) or world.cause == "pause", f"{world.cause} broke a world without any fault")
+        self.worlds[generation] = world
 
-    def _settled(self, decision: m.Decision) -> None:
-        known = self.bases.setdefault(decision.generation, decision.base)
-        require(
-            known == decision.base, f"generation {decision.generation} is settled twice: {known} and {decision.base}"
-        )
-        self._extends_shown(decision.base, f"generation {decision.generation} is settled")
-
-    def _extends_shown(self, base: Version, what: str) -> None:
-        require(base.step >= len(self.shown) - 1 or base in self.shown, f"{what} at {base}, taking back {self.shown}")
-        if self.shown and base.step >= self.shown[-1].step:
-            require(
-                base.step > self.shown[-1].step or base == self.shown[-1], f"{what} at {base}, not {self.shown[-1]}"
-            )
-        else:
-            require(
-                not self.shown, f"{what} at {base} although step {self.shown[-1].step if self.shown else 0} is visible"
-            )
+    def _settled(self, entry: m.StepSettled) -> None:
+        decision = entry.decision
+        generation = decision.generation
+        require(generation not in self.bases, f"generation {generation} is settled twice")
+        self.bases[generation] = decision.base
+        self._in_line(decision.base, f"the decision for generation {generation}")
+        for worker_id in entry.evidence:
+            worker = self.fleet.workers[WorkerId(worker_id)]
+            require(worker_id not in entry.lost, f"the decision for {generation} rests on {worker_id}, which is lost")
+            promised = worker.member.floor > generation and (worker.member.parked or not worker.alive)
+            require(promised, f"generation {generation} is settled while {worker_id} has not parked")
 
     # ------------------------------------------------------------ what workers do
 
@@ -128,7 +189,7 @@ class Checks:
             require(not left and sizes == want.box.size, f"{worker.info.worker_id}: {want} is not covered exactly once")
 
     def joined(self, worker: "SimWorker", world: World) -> None:
-        self._holds(worker, world.base, f"joins generation {world.generation}")
+        self._holds(worker, world.base, f"{worker.info.worker_id} joins generation {world.generation}")
 
     def begins(self, worker: "SimWorker", world: World) -> None:
         """Nobody computes a step from a state that is torn, mixed, or not that of the step before."""
@@ -140,24 +201,23 @@ class Checks:
         self._holds(worker, held.version, name)
 
     def committed(self, worker: "SimWorker", version: Version) -> None:
-        """All who commit a version have gone through the same history."""
+        """All who commit a version have gone through the same history; of a settled generation nothing else is committed."""
         held = worker.member.held
         assert held is not None
         history = worker.memory.history(held.shard)
         name = f"{worker.info.worker_id} commits {version}"
-        require(history is not TORN and history != TORN, f"{name} from torn or incomplete data")
+        require(TORN[0] not in history, f"{name} from torn or incomplete data")
         known = self.histories.setdefault(version, history)
         require(known == history, f"{name} with history {history}, others have {known}")
         if worker.info.worker_id not in self.lost:
             self._one_lineage(version, name)
+            base = self.bases.get(version.generation)
+            require(base is None or version <= base, f"{name}, but its generation was settled at {base}")
 
     def _one_lineage(self, version: Version, name: str) -> None:
         """Of each step at most one generation's commit is in a member that counts, or visible."""
-        alive = [w for w in self.fleet.workers.values() if w.alive and w.info.worker_id not in self.lost]
-        held = {h.version for w in alive for h in w.member.holdings if h.version is not None}
+        held = {h.version for w in self._counts() for h in w.member.holdings if h.version is not None}
         others = [v for v in (*held, *self.shown) if v.step == version.step and v != version]
-        base = max((b for b in self.bases.values()), default=INITIAL)
-        others = [v for v in others if v.step > base.step or v == base or v in self.shown]
         require(not others, f"{name}, but {others} of the same step is alive or visible")
 
     def _holds(self, worker: "SimWorker", version: Version, name: str) -> None:
@@ -166,28 +226,39 @@ class Checks:
         assert held is not None
         history = worker.memory.history(held.shard)
         known = self.histories.get(version)
-        require(known is None or history == known, f"{name}: its bytes are {history}, those of {version} are {known}")
+        require(history == known, f"{name}: its bytes are {history}, those of {version} are {known}")
 
     # ------------------------------------------------------------ the end
 
     def _end(self, status: str, error: str) -> None:
         policy = self.fleet.scenario.policy
+        steps = len(self.shown)
         if status == "finished":
-            require(
-                len(self.shown) == policy.last_step, f"finished after {len(self.shown)} of {policy.last_step} steps"
-            )
+            require(steps == policy.last_step, f"finished after {steps} of {policy.last_step} steps")
+            self._all_hold_what_is_visible()
+        elif status == "stopped":
+            require(self.fleet.stop_asked_at is not None, f"stopped, but nobody asked: {error}")
         elif "is lost" in error:
             self._really_lost()
         else:
             self._deserved(status, error)
 
+    def _all_hold_what_is_visible(self) -> None:
+        """The run's result: in every member, one history, the visible one."""
+        world = self.worlds[max(self.worlds)]
+        for worker in self._counts():
+            held = worker.member.held
+            if worker.info in world.members and worker.member.world == world:
+                assert held is not None
+                history = worker.memory.history(held.shard)
+                require(history == tuple(self.shown), f"{worker.info.worker_id} ends with {history}, not {self.shown}")
+
     def _really_lost(self) -> None:
         """No committed step is lost while a copy of each piece of its state is alive."""
         step = len(self.shown)
-        alive = [w for w in self.fleet.workers.values() if w.alive and w.info.worker_id not in self.lost]
         shards = [
             h.shard
-            for w in alive
+            for w in self._counts()
             for h in w.member.holdings
             if h.version is not None and h.version.step >= step and w.memory.history(h.shard) != TORN
         ]

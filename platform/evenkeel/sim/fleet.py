@@ -1,5 +1,6 @@
 """The simulated shell: carries events and commands, starts and kills workers, keeps the journal, brings the faults."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -27,13 +28,14 @@ class Armed:
 
 
 class Fleet:
-    """A run of one scenario. `ended` is the End command that closed it."""
+    """A run of one scenario. `ended` is the End command that closed it; `seen` counts what is worth telling of it."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.rng = Random(scenario.seed + 1)
         self.clock = Clock()
-        self.meetings = Meetings(self.rng)
+        self.mischief = Random(f"{scenario.seed} mischief")
+        self.meetings = Meetings(self.rng, self.mischief, scenario.lying)
         self.checks = Checks(self)
         self.workers: dict[WorkerId, SimWorker] = {}
         self.journal: list[m.Entry] = []
@@ -41,8 +43,11 @@ class Fleet:
         self.lines: list[str] = []
         self.ended: m.End | None = None
         self.controller: Controller | None = None
+        self.seen: Counter[str] = Counter()
         self.life = 0
         self.timer = 0
+        self.failing = 0
+        self.stop_asked_at: int | None = None
         self.armed = [Armed(f, f.countdown) for f in scenario.faults if f.at is None]
         for fault in scenario.faults:
             if fault.at is not None:
@@ -57,7 +62,11 @@ class Fleet:
         witness = self.metrics[-1] if self.metrics else None
         self.controller = Controller(self.scenario.policy, self.life, tuple(self.journal), witness)
         alive = tuple(w.info for w in self.workers.values() if w.alive)
+        self.seen[f"controller begins in {type(self.controller.mode).__name__}"] += self.life > 1
         self.hear(m.Started(alive))
+        if self.stop_asked_at is not None:
+            # Requests are not journalled: who asked for a stop goes on asking until the run has ended.
+            self.hear(m.StopRequested("asked"))
 
     def hear(self, event: m.Event) -> None:
         """The controller takes an event: journal first, then the commands, in order."""
@@ -89,8 +98,14 @@ class Fleet:
         return None
 
     def crash_controller(self) -> None:
+        self.seen[f"controller dies in {self.mode}"] += 1
         self.controller = None
         self.clock.after(self.rng.uniform(0.05, 1.0), self._restart)
+
+    @property
+    def mode(self) -> str:
+        """The controller's, by name; "no controller" between two of its lives."""
+        return type(self.controller.mode).__name__ if self.controller is not None else "no controller"
 
     def _restart(self) -> None:
         if self.controller is None and self.ended is None:
@@ -114,7 +129,10 @@ class Fleet:
                 self.checks.visible(vote)
             case m.End():
                 self.ended = command
-            case m.Log() | m.Status():
+            case m.Log(event, fields=fields):
+                self.seen[event] += 1
+                self.seen["incident of several worlds"] += event == "incident" and fields["attempts"] > 1
+            case m.Status():
                 pass
 
     def _tick(self, timer: int) -> None:
@@ -157,14 +175,21 @@ class Fleet:
 
     def _start_worker(self) -> None:
         if self.rng.random() < self.scenario.start_fails:
-            self.clock.after(0.1, lambda: self.hear(m.StartFailed(1, "no room")))
+            self.failing += 1
+            self.clock.after(0.1, self._start_failed)
             return
         number = len(self.workers) + 1
         info = WorkerInfo(WorkerId(f"w{number:04d}"), self._place(), 1000 + number)
         worker = SimWorker(self, info)
         self.workers[info.worker_id] = worker
         delay = self.scenario.start_s * self.rng.uniform(0.8, 1.5)
+        if self.scenario.straggle_s and self.mischief.random() < 0.5:
+            delay += self.mischief.uniform(0.0, self.scenario.straggle_s)
         self.clock.after(delay, lambda: self.hear(m.WorkerReady(info)) if worker.alive else None)
+
+    def _start_failed(self) -> None:
+        self.failing -= 1
+        self.hear(m.StartFailed(1, "no room"))
 
     def _place(self) -> NodeId:
         """Where a TP group lacks a member, else the first node with room, else the emptiest."""
@@ -184,6 +209,7 @@ class Fleet:
         """The process ends; its death is pushed to the controller after some milliseconds."""
         worker = self.workers[worker_id]
         if worker.alive:
+            self.seen[f"{'member' if worker.member.world else 'worker'} dies in {self.mode}"] += 1
             worker.alive = False
             worker.task += 1
             self.meetings.died(worker_id)
@@ -217,15 +243,26 @@ class Fleet:
                 if self.controller is not None and self.ended is None:
                     self.crash_controller()
                 return
+            if fault.kind == "stop":
+                self._ask_to_stop()
+                return
             alive = [w for w in self.workers.values() if w.alive]
             if alive:
                 self.strike(self.rng.choice(alive), fault)
 
         return strike
 
+    def _ask_to_stop(self) -> None:
+        if self.ended is None and self.stop_asked_at is None:
+            self.seen[f"stop asked in {self.mode}"] += 1
+            self.stop_asked_at = len(self.metrics)
+            self.hear(m.StopRequested("asked"))
+
     def strike(self, worker: SimWorker, fault: Fault) -> None:
         if not worker.alive or self.ended is not None:
             return
+        self.seen[f"{fault.kind} strikes"] += 1
+        worker.struck.add(fault.kind)
         until = self.clock.now + fault.seconds
         match fault.kind:
             case "crash":

@@ -19,13 +19,21 @@ class Meeting:
     members: tuple[WorkerId, ...]
     arrived: dict[WorkerId, tuple["SimWorker", int, Callable[[], None]]] = field(default_factory=dict)
     sums: list[float] = field(default_factory=list)
+    returned: set[WorkerId] = field(default_factory=set)
 
 
 class Meetings:
-    """All open collectives. What a worker has put in stays in, also if it aborts afterwards: the worst case."""
+    """All open collectives. What a worker has put in stays in, also if it aborts afterwards: the worst case.
 
-    def __init__(self, rng: Random) -> None:
+    Args:
+        mischief: a source of its own for the collectives that lie, so that they leave the rest of a seed as it was.
+        lying: how often a broken collective with values seems to have succeeded with a part of its sums.
+    """
+
+    def __init__(self, rng: Random, mischief: Random, lying: float) -> None:
         self.rng = rng
+        self.mischief = mischief
+        self.lying = lying
         self.open: dict[Key, Meeting] = {}
 
     def arrive(
@@ -51,7 +59,7 @@ class Meetings:
         for member in meeting.members:
             worker, task, then = meeting.arrived[member]
             if worker.task == task:
-                worker.later(self.rng.uniform(0.0005, 0.01), _return(worker, then, sums))
+                worker.later(self.rng.uniform(0.0005, 0.01), _return(meeting, worker, then, sums))
 
     def died(self, dead: WorkerId) -> None:
         """Neighbours of a dead worker mostly get an error at once; the others hang until they are told to abort."""
@@ -60,18 +68,38 @@ class Meetings:
 
     def _break(self, meeting: Meeting) -> None:
         for member in meeting.members:
-            if member in meeting.arrived and self.rng.random() < 0.5:
-                worker, task, _ = meeting.arrived[member]
-                if worker.task == task:
-                    worker.later(self.rng.uniform(0.001, 0.02), worker.broken)
+            if member not in meeting.arrived:
+                continue
+            worker, task, then = meeting.arrived[member]
+            if self.rng.random() < 0.5 and worker.task == task:
+                worker.later(self.rng.uniform(0.001, 0.02), _raise(meeting, worker))
+            elif self.lying and meeting.sums and worker.task == task and self.mischief.random() < self.lying:
+                lie = _return(meeting, worker, then, tuple(meeting.sums))
+                worker.later(self.mischief.uniform(0.001, 0.02), lie)
 
 
-def _return(worker: "SimWorker", then: Callable[[], None], sums: tuple[float, ...]) -> Callable[[], None]:
+def _return(
+    meeting: Meeting, worker: "SimWorker", then: Callable[[], None], sums: tuple[float, ...]
+) -> Callable[[], None]:
     def call() -> None:
+        if worker.info.worker_id in meeting.returned:
+            return
+        meeting.returned.add(worker.info.worker_id)
         worker.waiting = False
         if sums:
             worker.voted(sums)
         else:
             then()
+
+    return call
+
+
+def _raise(meeting: Meeting, worker: "SimWorker") -> Callable[[], None]:
+    """A call returns once: who has had a result of this collective has no error of it any more."""
+
+    def call() -> None:
+        if worker.info.worker_id not in meeting.returned:
+            meeting.returned.add(worker.info.worker_id)
+            worker.broken()
 
     return call

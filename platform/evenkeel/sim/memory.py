@@ -1,6 +1,6 @@
 """What simulated workers hold: for each slice the history that made it, so that a mixed-up state shows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from evenkeel.core.boxes import Box
@@ -25,10 +25,10 @@ class Memory:
     def initialise(self, shard: Shard) -> None:
         self.shards[shard] = dict.fromkeys(slices(self.model, shard), ())
 
-    def read(self, tensor: str, box: Box) -> History:
-        """The history of the bytes of this box; TORN where they are not held whole."""
-        for contents in self.shards.values():
-            for piece, history in contents.items():
+    def read(self, among: Iterable[Shard], tensor: str, box: Box) -> History:
+        """The history of the bytes of this box in these shards; TORN where they are not held whole."""
+        for shard in among:
+            for piece, history in self.shards.get(shard, {}).items():
                 if piece.tensor == tensor and piece.box.contains(box):
                     return history
         return TORN

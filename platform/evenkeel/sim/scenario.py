@@ -1,6 +1,6 @@
 """A random cluster, a random network and random faults, all from one seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from evenkeel.control.policy import Policy
@@ -9,6 +9,8 @@ from evenkeel.plan.layout import Wish
 
 WORKER_FAULTS = ("crash", "hang", "suspect", "exception", "slow", "cut")
 MOMENTS = ("regroup", "reshard", "forward", "reduce", "vote", "commit", "settle")
+REPAIR_MOMENTS = ("abort", "settle", "regroup", "reshard", "joined", "finish")
+MODES = ("Forming", "Running", "Aborting", "Settling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +18,10 @@ class Fault:
     """What goes wrong, and when.
 
     Attributes:
-        kind: of WORKER_FAULTS, or "node" (all its workers crash) or "controller".
+        kind: of WORKER_FAULTS, or "node" (all its workers crash), "controller", or "stop" (a request to stop the run).
         at: virtual seconds, or None to strike at a moment.
-        moment: what the victim is doing when it strikes, of MOMENTS; for the controller the mode that it enters.
+        moment: what the victim is doing when it strikes, of MOMENTS and REPAIR_MOMENTS; for the controller the mode
+            that it enters.
         countdown: it strikes the so-manieth time that somebody is at that moment.
     """
 
@@ -43,6 +46,15 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
+    """One run.
+
+    Attributes:
+        step_s, start_s: virtual seconds of a step's computation, and about those that a worker takes to start.
+        start_fails, nonfinite: probabilities, per start and per worker's vote.
+        straggle_s: up to so many seconds more for every other worker's start: it comes when the run is under way.
+        lying: how often a collective that a death breaks looks complete to a member, with a part of the sums (rule 2).
+    """
+
     seed: int
     policy: Policy
     nodes: int
@@ -53,6 +65,13 @@ class Scenario:
     start_s: float
     start_fails: float
     nonfinite: float
+    straggle_s: float = 0.0
+    lying: float = 0.0
+
+    @property
+    def calm(self) -> bool:
+        """Whether no message is lost or much too late."""
+        return not (self.network.lose or self.network.late)
 
     @property
     def quiet_after(self) -> float:
@@ -62,6 +81,41 @@ class Scenario:
 
 def random_scenario(seed: int) -> Scenario:
     """The scenario of a seed; the same for ever, whatever the hash seed."""
+    scenario = _basic(seed)
+    # A source of its own, so that what is added here leaves the seeds found earlier as they were.
+    rng = Random(f"{seed} more")
+    if rng.random() < 0.5:
+        scenario = _stirred(scenario, rng)
+    return scenario
+
+
+def _stirred(scenario: Scenario, rng: Random) -> Scenario:
+    """Workers that come late, requests to stop, faults in the middle of a repair, collectives that lie."""
+    policy, run_s = scenario.policy, scenario.step_s * scenario.policy.last_step
+    faults = scenario.faults
+    if rng.random() < 0.3:
+        at = scenario.start_s + rng.uniform(0.0, 1.5 * run_s) + rng.choice((0.0, 1.0))
+        faults += (Fault("stop", at=at),)
+    if rng.random() < 0.5:
+        kind = rng.choice(("crash", "crash", "crash", "hang", "cut", "suspect"))
+        moment = rng.choice(REPAIR_MOMENTS)
+        faults += (Fault("crash", moment=rng.choice(MOMENTS), countdown=rng.randint(1, 20)),)
+        faults += (Fault(kind, moment=moment, countdown=rng.randint(1, 8), seconds=rng.uniform(0.5, 20.0)),)
+    if rng.random() < 0.4:
+        # The controller dies at its first or second time in a mode that only a repair leads to.
+        faults += (Fault("crash", moment=rng.choice(MOMENTS), countdown=rng.randint(1, 20)),)
+        faults += (Fault("controller", moment=rng.choice(MODES), countdown=rng.choice((1, 6))),)
+    late = rng.random() < 0.6
+    return replace(
+        scenario,
+        policy=replace(policy, gather_s=rng.choice((0.2, 1.0))) if late else policy,
+        faults=faults,
+        straggle_s=rng.choice((1.0, 2.0 + run_s)) if late else 0.0,
+        lying=rng.choice((0.0, 0.3)),
+    )
+
+
+def _basic(seed: int) -> Scenario:
     rng = Random(seed)
     tensor = rng.choice((1, 1, 1, 2))
     data, pipeline = rng.choice(((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 3), (2, 3), (3, 2)))
@@ -108,7 +162,7 @@ def _fault(rng: Random, run_s: float) -> Fault:
     seconds = rng.uniform(0.5, 20.0)
     if rng.random() < 0.4:
         return Fault(kind, at=rng.uniform(0.5, 4.0 + run_s), seconds=seconds)
-    moments = ("Forming", "Running", "Aborting", "Settling") if kind == "controller" else MOMENTS
+    moments = MODES if kind == "controller" else MOMENTS
     return Fault(kind, moment=rng.choice(moments), countdown=rng.randint(1, 25), seconds=seconds)
 
 

@@ -55,5 +55,5 @@ def _outcome(seed: int, fleet: Fleet | None, verdict: str, detail: str) -> Outco
         return Outcome(seed, verdict, detail, "", 0, 0, 0, "")
     digest = sha256(repr(fleet.journal).encode()).hexdigest()[:16]
     status = fleet.ended.status if fleet.ended is not None else ""
-    worlds = len(fleet.checks.opened)
+    worlds = len(fleet.checks.worlds)
     return Outcome(seed, verdict, detail, status, len(fleet.metrics), worlds, fleet.clock.events, digest)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from evenkeel.control import messages as m
 from evenkeel.control.member import Member
 from evenkeel.core.boxes import Box
-from evenkeel.core.ids import WorkerId
+from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
 from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
 from evenkeel.core.world import World
@@ -16,6 +16,9 @@ from evenkeel.sim.memory import TORN, History, Memory
 
 if TYPE_CHECKING:
     from evenkeel.sim.fleet import Fleet
+
+TOKENS = 8.0
+"""Of a micro-batch."""
 
 
 class SimWorker:
@@ -38,6 +41,8 @@ class SimWorker:
         self.asked: tuple[int, int] | None = None
         self.torn_sums = False
         self.raises = False
+        self.struck: set[str] = set()
+        """Kinds of the faults that it met."""
 
     # ------------------------------------------------------------ time
 
@@ -79,6 +84,7 @@ class SimWorker:
         match command:
             case m.Abort(_, epoch, generation, ask, acknowledged):
                 if self.member.abort(epoch, generation, acknowledged):
+                    self.fleet.moment(self, "abort")
                     self.asked = (generation, ask)
                     if not self.member.parked:
                         self._break_groups()
@@ -113,7 +119,9 @@ class SimWorker:
         """The abort reaches the training thread: a commit is finished first, anything else is dropped soon."""
         if self.phase == "vote" and self.waiting and self.fleet.rng.random() < 0.3:
             # NCCL's abort may return success with a buffer that looks complete (rule 2).
-            self._saw(self._vote_values(len(self.member.world.members) if self.member.world else 0))
+            world = self.member.world
+            assert world is not None
+            self._saw(self._vote_values(world.size, TOKENS * world.layout.micro_batches))
         if self.phase not in ("commit", "parked"):
             self.later(self.fleet.rng.uniform(0.0, 0.01), self.park)
 
@@ -174,6 +182,7 @@ class SimWorker:
         self.memory.keep_only({h.shard for h in self.member.holdings})
         self.fleet.checks.joined(self, world)
         self.fleet.send(self, m.Joined(self.info.worker_id, world.generation))
+        self.fleet.moment(self, "joined")
         self.work("forward", 0.0, self._begin_step)
 
     def _gather(self, world: World) -> dict[Slice, History] | None:
@@ -189,9 +198,13 @@ class SimWorker:
             holder = self.fleet.workers[source]
             if not holder.alive:
                 return None
-            received.setdefault(tensor, []).append((box, holder.memory.read(tensor, box)))
+            received.setdefault(tensor, []).append((box, holder.read(world.base, tensor, box)))
         wanted = slices(self.memory.model, world.layout.shard(me))
         return {want: _join(want, received.get(want.tensor, [])) for want in wanted}
+
+    def read(self, version: Version, tensor: str, box: Box) -> History:
+        """What it sends when it is asked for a box of this version."""
+        return self.memory.read((h.shard for h in self.member.holdings if h.version == version), tensor, box)
 
     # ------------------------------------------------------------ training thread: steps
 
@@ -237,14 +250,21 @@ class SimWorker:
             return
         self.enter("vote")
         self.member.prepare(world.generation, self.step)
-        self.meet("vote", world.layout.members, lambda: None, self._vote_values(1))
+        self.meet("vote", world.layout.members, lambda: None, self._vote_values(1, self._tokens(world)))
 
-    def _vote_values(self, ones: int) -> tuple[float, ...]:
+    def _tokens(self, world: World) -> float:
+        """What this worker has to count: one TP rank of each pipeline's last stage has the loss of its share."""
+        place = world.layout.places[self.info.worker_id]
+        pipeline = world.layout.pipelines[place.pipeline]
+        counts = place.stage == len(pipeline.stages) - 1 and place.tp == 0
+        return TOKENS * pipeline.share if counts else 0.0
+
+    def _vote_values(self, ones: int, tokens: float) -> tuple[float, ...]:
         values = [0.0] * SLOTS
         values[Slot.ONES] = ones
         values[Slot.STEP] = self.step * ones
-        values[Slot.TOKENS] = 8.0 * ones
-        values[Slot.LOSS] = 16.0 * ones
+        values[Slot.TOKENS] = tokens
+        values[Slot.LOSS] = 2.0 * tokens
         values[Slot.NONFINITE] = float(self.fleet.rng.random() < self.fleet.scenario.nonfinite)
         values[Slot.PAUSE] = float(bool(self.member.pending & Flags.PAUSE))
         values[Slot.STOP] = float(bool(self.member.pending & Flags.STOP))
@@ -285,6 +305,7 @@ class SimWorker:
             finished = self.member.finished(None)
             if finished is not None:
                 self.fleet.send(self, finished)
+            self.park()
 
         self.enter("finish")
         self.meet("finish", world.layout.members, written)
