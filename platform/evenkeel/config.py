@@ -25,11 +25,14 @@ __all__ = [
     "config_from_yaml",
     "differences",
     "load_config",
+    "stored_fingerprint",
     "to_yaml",
     "with_absolute_storage",
 ]
 
 COMMAND_LINE = "command line"
+FINGERPRINT = "dataset_fingerprint"
+"""A key of a written configuration that nobody sets: two runs of one name must see the same data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,15 @@ def load_config(
 
 
 def config_from_yaml(text: str, source: str) -> Config:
-    """As load_config, of one YAML text, such as the config.yaml of a run directory."""
-    return _merge([read_layer(text, source)])
+    """The configuration that `to_yaml` wrote, such as a run directory's config.yaml."""
+    layer = read_layer(text, source)
+    layer.values.pop(FINGERPRINT, None)
+    return _merge([layer])
+
+
+def stored_fingerprint(text: str) -> str:
+    """The dataset's fingerprint that `to_yaml` wrote beside the configuration; "" if none."""
+    return str(read_layer(text, "config.yaml").values.get(FINGERPRINT) or "")
 
 
 def read_layer(text: str, source: str) -> Layer:
@@ -162,9 +172,10 @@ def _first_line(error: Exception) -> str:
 _MAY_DIFFER = ("scaling.", "parallel.", "redundancy.", "checkpoint.", "faults.", "emulate.", "run.orphan_minutes")
 
 
-def to_yaml(config: Config) -> str:
-    """The whole configuration, resolved, with secrets replaced by "***"."""
-    return OmegaConf.to_yaml(OmegaConf.create(hide_secrets(config.as_mapping())))
+def to_yaml(config: Config, fingerprint: str = "") -> str:
+    """The whole configuration, resolved, with secrets replaced by "***", and the dataset's fingerprint if given."""
+    values = hide_secrets(config.as_mapping()) | ({FINGERPRINT: fingerprint} if fingerprint else {})
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:

@@ -132,6 +132,10 @@ class Config:
         """The error to raise for a value of this configuration that makes no sense; names who set the key."""
         return ConfigError(problem, key=key, source=self.source(key))
 
+    def blame(self, error: ConfigError) -> ConfigError:
+        """The same error with the source that set its key: models and datasets know the key only."""
+        return error if error.source else self.error(error.key, error.problem)
+
     def unknown(self, key: str, valid: Sequence[str]) -> ConfigError:
         """The error to raise for a key of its own (of section model or data) that a model or dataset does not have.
 

@@ -13,6 +13,7 @@ from evenkeel.config import (
     config_from_yaml,
     differences,
     load_config,
+    stored_fingerprint,
     to_yaml,
     with_absolute_storage,
 )
@@ -204,6 +205,8 @@ def test_models_and_datasets_blame_their_own_keys() -> None:
     error = config.unknown("model.layerz", ["model.layers", "model.heads"])
     assert str(error) == "command line: model.layerz: unknown key; nearest valid key: model.layers"
     assert str(config.error("model.heads", "must divide")) == "defaults: model.heads: must divide"
+    assert str(config.blame(ConfigError("is odd", "model.layerz"))) == "command line: model.layerz: is odd"
+    assert config.blame(error) is error
 
 
 def test_errors_survive_a_process_border() -> None:
@@ -223,6 +226,15 @@ def test_the_written_configuration_reads_back_equal() -> None:
     assert again == config
     assert again.faults == [FaultSection(3, "commit", "stage:1", "segv")]
     assert differences(config, again) == []
+
+
+def test_the_fingerprint_of_the_data_stands_beside_the_configuration() -> None:
+    text = to_yaml(made(), "sha256:0123")
+    assert stored_fingerprint(text) == "sha256:0123"
+    assert config_from_yaml(text, "config.yaml") == made()
+    assert stored_fingerprint(to_yaml(made())) == ""
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_config([], values={"dataset_fingerprint": "x"})
 
 
 def test_secrets_are_not_written() -> None:
