@@ -105,6 +105,8 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
     vote = s.decision.vote
     if vote is not None and vote.step > s.visible:
         s.show(vote, now)
+    if vote is not None and any(a.prepared == s.committed for a in answers.values()):
+        # Whoever saw the vote has finished its commit before it answered; these commit by the decision.
         s.log("step_rolled_forward", reason=s.decision.reason)
         if s.incident is not None:
             s.incident.rolled_forward = True

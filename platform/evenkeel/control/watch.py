@@ -60,11 +60,12 @@ def located(s: State, now: float, event: m.Located) -> None:
     if isinstance(s.mode, Forming) and event.position.generation < world.generation:
         # It answers, but has not heard of the world: the command was lost on the way.
         s.say(m.Form(event.worker_id, s.epoch, world))
-    elif (event.position.generation, event.position.phase) == (world.generation, PARKED):
+        return
+    parked = (event.position.generation, event.position.phase) == (world.generation, PARKED)
+    if parked and (s.committed.step < s.policy.last_step or event.worker_id == world.leader):
         # It has left this world for good: at an abort or a pause of the controller's life before, for a fault that
         # was not heard of, or after the end, whose word was lost. Waiting for it would end in a kill.
-        if s.committed.step < s.policy.last_step or event.worker_id == world.leader:
-            break_world(s, now, "a member has left")
+        break_world(s, now, "a member has left")
 
 
 def _kill_silent(s: State, now: float, since: float, silent: set[WorkerId], what: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 QUEUE_PER_WORKER = 40
 """Messages and timers under way, for each worker ever started. The most that 20,000 seeds without a bug had is 15."""
 STEPS_TO_STOP = 2
-"""That may still become visible after a stop is asked for: one that is under way, one that the request is too late for."""
+"""That may become visible after a stop is asked for: one is under way, for another the request may be too late."""
 
 
 class ViolationError(AssertionError):
@@ -51,6 +51,7 @@ class Checks:
         self.lost: set[WorkerId] = set()
         self.worlds: dict[int, World] = {}
         self.entries = 0
+        self.fullest = 0.0
 
     def forget(self) -> None:
         """A new controller knows of a loss only if a decision that rests on it was written down."""
@@ -106,8 +107,8 @@ class Checks:
                 require(world in written, f"generation {generation} is used before it is journalled")
             case m.Settle(worker_id, _, _, decision):
                 require(worker_id not in self.lost, f"{worker_id} is settled after it was lost")
-                written = [e.decision for e in self.fleet.journal if isinstance(e, m.StepSettled)]
-                require(decision in written, f"{decision} is told before it is journalled")
+                decisions = [e.decision for e in self.fleet.journal if isinstance(e, m.StepSettled)]
+                require(decision in decisions, f"{decision} is told before it is journalled")
             case m.Log("worker_lost", fields=fields):
                 self.lost.add(fields["worker_id"])
             case m.Kill(worker_id, reason):
@@ -144,6 +145,7 @@ class Checks:
                 self._settled(entry)
         self.entries = len(journal)
         most = QUEUE_PER_WORKER * (1 + len(self.fleet.workers))
+        self.fullest = max(self.fullest, self.fleet.clock.pending / (1 + len(self.fleet.workers)))
         require(self.fleet.clock.pending <= most, f"{self.fleet.clock.pending} messages and timers are under way")
 
     def _opened(self, world: World) -> None:
@@ -201,7 +203,7 @@ class Checks:
         self._holds(worker, held.version, name)
 
     def committed(self, worker: "SimWorker", version: Version) -> None:
-        """All who commit a version have gone through the same history; of a settled generation nothing else is committed."""
+        """All who commit a version came to it by one history, and nothing is committed beside a decision."""
         held = worker.member.held
         assert held is not None
         history = worker.memory.history(held.shard)
