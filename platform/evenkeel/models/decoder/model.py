@@ -143,9 +143,7 @@ def _dropout(config: DecoderConfig) -> nn.Module:
 
 
 @lru_cache(maxsize=32)
-def rotary_table(
-    seq: int, width: int, theta: float, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def rotary_table(seq: int, width: int, theta: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines, (seq, 1, width / 2) each, of position x theta**(-2i / width); computed in float64."""
     frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
     angles = torch.outer(torch.arange(seq, dtype=torch.float64, device="cpu"), frequencies).unsqueeze(1)

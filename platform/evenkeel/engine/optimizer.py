@@ -1,0 +1,117 @@
+"""AdamW over the flat buffers of a shard, its learning rate, and the scale of its gradients."""
+
+from math import cos, pi
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from evenkeel.engine.state import ShardState
+
+FLOOR = 0.1
+"""Share of the peak learning rate that the schedules "cosine" and "linear" end at."""
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, last: int, schedule: str) -> float:
+    """The learning rate of a step, a pure function: linear warm-up to `peak`, then the schedule down to a tenth of it.
+
+    Args:
+        step: counts from 1.
+        warmup: steps; step `warmup` is the first with `peak`.
+        last: the step that ends at the floor, train.steps.
+        schedule: "cosine" (Loshchilov and Hutter, 2017), "linear" or "constant".
+
+    Raises:
+        ValueError: for another schedule.
+    """
+    if schedule not in ("cosine", "linear", "constant"):
+        raise ValueError(f"train.schedule is {schedule!r}; expected cosine, linear or constant")
+    if step <= warmup:
+        return peak * step / warmup
+    if schedule == "constant":
+        return peak
+    done = min(1.0, (step - warmup) / max(1, last - warmup))
+    left = 0.5 * (1 + cos(pi * done)) if schedule == "cosine" else 1 - done
+    return peak * (FLOOR + (1 - FLOOR) * left)
+
+
+def gradient_scale(tokens: int, grad_norm: float, grad_clip: float) -> float:
+    """What summed gradients are divided by: the tokens, and more where their mean's norm is above `grad_clip`.
+
+    Args:
+        tokens: of the global batch, above 0.
+        grad_norm: of the mean gradient.
+        grad_clip: 0 is no clipping.
+    """
+    clipped = grad_clip > 0 and grad_norm > grad_clip
+    return tokens * (grad_norm / grad_clip) if clipped else float(tokens)
+
+
+class AdamW:
+    """Decoupled weight decay (Loshchilov and Hutter, 2019) on matrices, none on biases and norms.
+
+    The bias correction counts the run's steps, also those that were skipped, so that it is a function of the step
+    alone and no further state has to be kept, moved and saved. Without skipped steps it is torch.optim.AdamW.
+    """
+
+    def __init__(
+        self,
+        state: ShardState,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        self._state = state
+        self._betas, self._eps = betas, eps
+        self._groups = [(decay, _tensors(state, decay is not None)) for decay in (weight_decay, None)]
+
+    def step(self, step: int, lr: float, scale: float) -> None:
+        """Updates parameters and moments, and gives the modules the new parameters.
+
+        Args:
+            step: of the run, from 1.
+            scale: gradients are divided by it, in the buffers; see gradient_scale.
+        """
+        grad_scale: Tensor | None = None
+        if self._state.grads.dtype == torch.float64:
+            self._state.grads.div_(scale)  # fused kernels take a float32 scale, too coarse here
+        else:
+            grad_scale = torch.tensor(scale, dtype=torch.float32, device=self._state.grads.device)
+        for decay, (params, grads, exp_avgs, exp_avg_sqs) in self._groups:
+            if not params:
+                continue
+            steps = list(torch.full((len(params),), step - 1.0, device=params[0].device).unbind())
+            adamw(
+                params,
+                grads,
+                exp_avgs,
+                exp_avg_sqs,
+                [],
+                steps,
+                fused=True,
+                grad_scale=grad_scale,
+                amsgrad=False,
+                beta1=self._betas[0],
+                beta2=self._betas[1],
+                lr=lr,
+                weight_decay=decay or 0.0,
+                eps=self._eps,
+                maximize=False,
+            )
+        self._state.publish()
+
+
+def _tensors(state: ShardState, decay: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Parameters, gradients and both moments of the decayed or the other regions, neighbours as one tensor."""
+    spans: list[slice] = []
+    for region in state.regions:
+        if region.decay != decay:
+            continue
+        if spans and spans[-1].stop == region.start:
+            spans[-1] = slice(spans[-1].start, region.stop)
+        else:
+            spans.append(region.span)
+    flat = (state.params, state.grads, state.exp_avg, state.exp_avg_sq)
+    params, grads, exp_avgs, exp_avg_sqs = ([x[span] for span in spans] for x in flat)
+    return params, grads, exp_avgs, exp_avg_sqs

@@ -1,0 +1,209 @@
+"""The training state of one shard: parameters, gradients and AdamW's moments, each in one flat buffer.
+
+The order of the buffers depends on the shard alone: tied parameters first, then layer by layer, within a layer what
+tensor parallelism cuts before what it replicates, and what is decayed before what is not. Every group that sums
+gradients (core.layout.sync_groups) is therefore one contiguous range, whatever the cuts of other pipelines are, and a
+worker whose shard stays the same through a change of world keeps its buffers as they are.
+
+Each tensor begins on a 64-byte boundary, because CPU kernels sum in another order elsewhere; the gaps stay zero.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.core.boxes import Box
+from evenkeel.core.model import ModelShape, ParamShape, Shard
+from evenkeel.engine.model import Model, Stage, build_stage, initial_value
+from evenkeel.engine.parallel import TensorGroup, set_group
+from evenkeel.plan.state import KINDS
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A contiguous range of the flat buffers whose parameters are treated alike.
+
+    Attributes:
+        start, stop: in elements.
+        layer: index of the layer, -1 for tied parameters.
+        cut: whether tensor-parallel ranks hold different parts; if not, one of them counts it in the norm.
+        decay: whether weight decay applies: to matrices, not to biases and norms.
+        names: of the parameters.
+    """
+
+    start: int
+    stop: int
+    layer: int
+    cut: bool
+    decay: bool
+    names: tuple[str, ...]
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    start: int
+    shape: tuple[int, ...]
+    box: Box
+
+
+class ShardState:
+    """What one worker holds of the state, and the modules that compute with it.
+
+    With precision "bf16" modules hold bfloat16 copies of float32 parameters, and each micro-batch's gradients are
+    added up in float32; else the modules' parameters and their `.grad` are views into the buffers themselves.
+
+    Attributes:
+        stage: the shard's layers.
+        params, grads, exp_avg, exp_avg_sq: flat, of one length; float64 with precision "fp64", else float32.
+        regions: of the buffers, in order.
+        boxes: which box of each parameter is held, by full name.
+    """
+
+    def __init__(
+        self, model: Model, shape: ModelShape, shard: Shard, precision: str = "fp32", device: torch.device | str = "cpu"
+    ) -> None:
+        compute = PRECISIONS[precision]
+        master = torch.float64 if precision == "fp64" else torch.float32
+        self.shard = shard
+        self._model = model
+        self._shapes = {param.name: param.shape for param, _ in shard.boxes(shape)}
+        self.regions, self._places, size = _arrange(shape, shard, _ALIGNMENT // compute.itemsize)
+        self.boxes: Mapping[str, Box] = {name: place.box for name, place in self._places.items()}
+        self.params, self.grads, self.exp_avg, self.exp_avg_sq = (
+            torch.zeros(size, dtype=master, device=device) for _ in range(4)
+        )
+        self._flat = dict(zip(KINDS, (self.params, self.exp_avg, self.exp_avg_sq), strict=True))
+        self._compute = self.params if compute == master else torch.zeros(size, dtype=compute, device=device)
+        self.stage = self._build_stage(device, compute)
+
+    def _build_stage(self, device: torch.device | str, compute: torch.dtype) -> Stage:
+        shard = self.shard
+        stage = build_stage(self._model, shard.start, shard.stop, shard.part, shard.parts, device).to(compute)
+        for name, place in self._places.items():
+            parameter = nn.Parameter(_view(self._compute, place))
+            if self._compute is self.params:
+                parameter.grad = _view(self.grads, place)
+            else:
+                add = _adder(_view(self.grads, place))
+                parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+            stage.assign(name, parameter)
+        return stage
+
+    def set_group(self, group: TensorGroup | None) -> None:
+        """Makes the stage's parallel layers sum over the group of this generation."""
+        set_group(self.stage, group)
+
+    def tensor(self, name: str) -> Tensor:
+        """A view of the held box of the tensor "param/NAME", "exp_avg/NAME" or "exp_avg_sq/NAME".
+
+        After writing to parameters through it, call `publish`.
+
+        Raises:
+            KeyError: for what this shard does not hold.
+        """
+        kind, _, parameter = name.partition("/")
+        return _view(self._flat[kind], self._places[parameter])
+
+    def grad(self, parameter: str) -> Tensor:
+        """A view of the summed gradient of the held box of a parameter."""
+        return _view(self.grads, self._places[parameter])
+
+    def box(self, name: str) -> Box:
+        """Which box of the tensor "KIND/NAME" is held. Raises KeyError for what this shard does not hold."""
+        return self.boxes[name.partition("/")[2]]
+
+    def span(self, parameters: Iterable[str]) -> slice:
+        """The range of the flat buffers that one sync group's parameters take up, with the gaps within.
+
+        Raises:
+            KeyError: for parameters that this shard does not hold.
+            ValueError: if they are not exactly those of a contiguous range.
+        """
+        names = set(parameters)
+        missing = names - self._places.keys()
+        if missing:
+            raise KeyError(min(missing))
+        inside = [region for region in self.regions if not names.isdisjoint(region.names)]
+        span = slice(inside[0].start, inside[-1].stop)
+        held = [n for r in self.regions if span.start <= r.start < span.stop for n in r.names]
+        if len(held) != len(names):
+            raise ValueError(f"{sorted(names)} are not a contiguous range of whole regions")
+        return span
+
+    def zero_grad(self) -> None:
+        self.grads.zero_()
+
+    def grad_squares(self, counts: Callable[[Region], bool]) -> float:
+        """Sum of squares of the summed gradients of the regions that `counts` says are this worker's to count.
+
+        Regions are added up in float64; each one in the buffers' type, at a tenth of the time. Not finite if a gradient
+        is not, or if a square overflows.
+        """
+        parts = [self.grads[region.span] for region in self.regions if counts(region)]
+        return float(torch.stack([torch.dot(x, x) for x in parts]).double().sum()) if parts else 0.0
+
+    def initialise(self, seed: int) -> None:
+        """Version 0: parameters by seed and name, moments zero."""
+        for name, place in self._places.items():
+            whole = initial_value(self._model, seed, name, self._shapes[name])
+            _view(self.params, place).copy_(whole[place.box.slices])
+        self.exp_avg.zero_()
+        self.exp_avg_sq.zero_()
+        self.publish()
+
+    def publish(self) -> None:
+        """Gives the modules the parameters as they are now; needed after every write to `params`."""
+        if self._compute is not self.params:
+            self._compute.copy_(self.params)
+
+
+def _arrange(shape: ModelShape, shard: Shard, alignment: int) -> tuple[tuple[Region, ...], dict[str, _Place], int]:
+    """Regions, the place of each parameter, and the length of the buffers.
+
+    Args:
+        alignment: of each tensor, in elements.
+    """
+    tied = set(shape.tied())
+    boxes = {param.name: (param, box) for param, box in shard.boxes(shape)}
+    runs: list[tuple[int, list[ParamShape]]] = [(-1, [boxes[n][0]]) for n in shape.tied() if n in boxes]
+    for index in range(shard.start, shard.stop):
+        untied = [param for param in shape.layers[index].params if param.name not in tied]
+        untied.sort(key=lambda param: (param.split is None, len(param.shape) < 2))
+        runs.append((index, untied))
+    regions: list[Region] = []
+    places: dict[str, _Place] = {}
+    end = 0
+    for layer, params in runs:
+        for param in params:
+            box = boxes[param.name][1]
+            places[param.name] = _Place(end, box.shape, box)
+            start, end = end, end + -(-box.size // alignment) * alignment
+            cut, decay = param.split is not None, len(param.shape) >= 2
+            last = regions[-1] if regions else None
+            if last is not None and layer >= 0 and (last.layer, last.cut, last.decay) == (layer, cut, decay):
+                regions[-1] = Region(last.start, end, layer, cut, decay, (*last.names, param.name))
+            else:
+                regions.append(Region(start, end, layer, cut, decay, (param.name,)))
+    return tuple(regions), places, end
+
+
+def _view(flat: Tensor, place: _Place) -> Tensor:
+    return flat[place.start : place.start + place.box.size].view(place.shape)
+
+
+def _adder(total: Tensor) -> Callable[[Tensor], None]:
+    def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        total.add_(parameter.grad)
+        parameter.grad = None
+
+    return add
