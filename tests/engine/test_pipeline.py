@@ -66,7 +66,9 @@ def _executor(stage: int, stages: int, micros: int, schedule: str) -> tuple[nn.M
     boundary = Boundary((ROWS, WIDTH), torch.float64, torch.device("cpu"))
     compute = _Stage(module, micros, stage == stages - 1)
     links = _Links() if stages > 1 else None
-    return module, Executor(stage, stages, actions, compute, links, boundary, _progress(), Faults("w", (), bool))
+    return module, Executor(
+        stage, stages, actions, compute, links, boundary, boundary, _progress(), Faults("w", (), bool)
+    )
 
 
 def _torch_1f1b(stage: int, stages: int, micros: int) -> list[Tensor]:

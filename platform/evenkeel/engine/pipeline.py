@@ -11,23 +11,17 @@ import torch
 from torch import Tensor
 
 from evenkeel.engine.faults import Faults
+from evenkeel.engine.groups import Pending
 from evenkeel.engine.progress import Progress
 from evenkeel.plan.schedule import Action, Kind
 
 
-class Handle(Protocol):
-    """A communication under way."""
-
-    def wait(self) -> object:
-        """Blocks until it is complete; raises if the group is broken."""
-
-
 class Links(Protocol):
-    """Messages to and from the other stages of the pipeline; those between two stages keep their order."""
+    """Messages to and from the other stages of the pipeline, by rank = stage; see groups.Group."""
 
-    def isend(self, tensor: Tensor, to: int) -> Handle: ...
+    def isend(self, tensor: Tensor, dst: int) -> Pending: ...
 
-    def irecv(self, tensor: Tensor, source: int) -> Handle: ...
+    def irecv(self, tensor: Tensor, src: int) -> Pending: ...
 
 
 class StageCompute(Protocol):
@@ -63,7 +57,7 @@ class _Inbox:
     def __init__(self, links: Links, source: int, boundary: Boundary, buffers: int) -> None:
         self._links, self._source = links, source
         self._buffers = deque(boundary.empty() for _ in range(buffers))
-        self._posted: deque[tuple[Handle, Tensor]] = deque()
+        self._posted: deque[tuple[Pending, Tensor]] = deque()
         self._left = 0
 
     def expect(self, count: int) -> None:
@@ -96,6 +90,8 @@ class Executor:
     Args:
         actions: the stage's passes, in order.
         links: None for a pipeline of one stage.
+        entry: what comes in from the stage before (in the first one not used).
+        exit_: what goes on to the stage after (in the last one not used).
         before_last: called before the last backward pass: after it all gradients are final.
         slowdown: how many times as long each pass is to take; burns real time.
     """
@@ -107,7 +103,8 @@ class Executor:
         actions: Sequence[Action],
         compute: StageCompute,
         links: Links | None,
-        boundary: Boundary,
+        entry: Boundary,
+        exit_: Boundary,
         progress: Progress,
         faults: Faults,
         *,
@@ -120,17 +117,17 @@ class Executor:
         self._forwards = sum(action.kind is Kind.FORWARD for action in actions)
         self._compute = compute
         self._links = links
-        self._boundary = boundary
+        self._device = entry.device
         self._progress = progress
         self._faults = faults
         self._before_last = before_last
         self._slowdown = slowdown
         self._flight: dict[int, tuple[Tensor | None, Tensor]] = {}
-        self._sent: deque[tuple[Handle, Tensor]] = deque()
+        self._sent: deque[tuple[Pending, Tensor]] = deque()
         flights = _most_in_flight(actions)
-        self._activations = self._inbox(stage - 1, flights + 1) if not self.first else None
-        self._gradients = self._inbox(stage + 1, 2) if not self.last else None
-        self._loss = torch.zeros((), dtype=torch.float64, device=boundary.device)
+        self._activations = self._inbox(stage - 1, entry, flights + 1) if not self.first else None
+        self._gradients = self._inbox(stage + 1, exit_, 2) if not self.last else None
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def run(self) -> Tensor:
         """All passes of one step; gradients add to what the parameters have.
@@ -207,9 +204,9 @@ class Executor:
 
     # ------------------------------------------------------------ small parts
 
-    def _inbox(self, source: int, buffers: int) -> _Inbox:
+    def _inbox(self, source: int, boundary: Boundary, buffers: int) -> _Inbox:
         assert self._links is not None
-        return _Inbox(self._links, source, self._boundary, buffers)
+        return _Inbox(self._links, source, boundary, buffers)
 
     def _send(self, tensor: Tensor, to: int) -> None:
         """Never waits for this message, only for one so much older that its receiver gets to it without us."""
@@ -225,17 +222,17 @@ class Executor:
 
     def _burn(self, began: float) -> None:
         if self._slowdown > 1.0:
-            if self._boundary.device.type == "cuda":
-                torch.cuda.synchronize(self._boundary.device)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
             until = began + self._slowdown * (time.perf_counter() - began)
             while time.perf_counter() < until:
                 pass
 
 
 def _most_in_flight(actions: Sequence[Action]) -> int:
-    """The most micro-batches whose backward pass is still to come, at least 1."""
-    most, now = 1, 0
+    """The most micro-batches whose backward pass is still to come, at least 1; where there are none, 1."""
+    most = now = 0
     for action in actions:
         now += 1 if action.kind is Kind.FORWARD else -1
         most = max(most, now)
-    return most
+    return most if now == 0 and most else 1

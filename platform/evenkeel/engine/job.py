@@ -1,0 +1,103 @@
+"""What a worker is to train: model, data, settings, and what happens to the result. The same in every worker."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from evenkeel.core.model import ModelShape
+from evenkeel.engine.faults import FaultPlan
+from evenkeel.engine.model import Model, boundary_shapes, model_shape
+from evenkeel.engine.state import PRECISIONS
+
+
+class Dataset(Protocol):
+    """Samples by index, all of one shape and type."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets on CPU, each with its first dimension as long as `indices`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Numbers of a training run; names and meaning as in the configuration (design, section 10).
+
+    Attributes:
+        global_batch, micro_batch: in samples; the first is a multiple of the second.
+        precision: "fp32", "bf16" or "fp64".
+        eval_every: every so many steps the version before the step is validated; 0: never.
+        eval_batches: micro-batches of one validation, the same ones each time; fewer if the data has fewer.
+        slowdown: by rank, how many times as long a micro-batch is to take.
+    """
+
+    seed: int
+    last_step: int
+    global_batch: int
+    micro_batch: int
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.1
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+    grad_clip: float = 0.0
+    precision: str = "fp32"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    eval_every: int = 0
+    eval_batches: int = 8
+    slowdown: Mapping[int, float] = field(default_factory=dict)
+    faults: tuple[FaultPlan, ...] = ()
+
+    @property
+    def micro_batches(self) -> int:
+        return self.global_batch // self.micro_batch
+
+
+@dataclass(frozen=True, slots=True)
+class FinalTensors:
+    """The trained model, one whole tensor at a time so that nobody holds all of it. To be iterated once, to the end.
+
+    Attributes:
+        shapes: of every parameter, in the order in which `tensors` gives them.
+        dtype: of all.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: torch.dtype
+    tensors: Iterable[tuple[str, Tensor]]
+
+
+def _never(_: int) -> bool:
+    return False
+
+
+@dataclass
+class Job:
+    """What a worker is to train. Equal in every worker of a run.
+
+    Attributes:
+        eval: what is validated on; None for no validation.
+        write_final: called once, on rank 0 of the world that commits the last step.
+        fault_once: True for the first caller ever, over all workers and lives of the run, with this index of a fault.
+    """
+
+    model: Model
+    train: Dataset
+    eval: Dataset | None
+    settings: Settings
+    write_final: Callable[[FinalTensors], None] | None = None
+    fault_once: Callable[[int], bool] = _never
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        return model_shape(self.model)
+
+    @cached_property
+    def boundaries(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of the tensor that enters each layer, for one micro-batch."""
+        inputs, _ = self.train.get((0,) * self.settings.micro_batch)
+        return boundary_shapes(self.model, inputs, PRECISIONS[self.settings.precision])

@@ -1,0 +1,73 @@
+"""A worker's place in the protocol, shared by its threads: the Member behind the one lock of the worker."""
+
+import threading
+
+from evenkeel.control.member import Member
+from evenkeel.control.messages import Finished, Reported
+from evenkeel.core.ids import WorkerId
+from evenkeel.core.vote import Flags, Vote
+
+
+class Seat:
+    """The member, its lock, and the training thread's calls. Waiters on `changed` are told of every change.
+
+    Control threads take the lock themselves where they do several things at once.
+    """
+
+    def __init__(self, worker_id: WorkerId) -> None:
+        self.changed = threading.Condition()
+        self.member = Member(worker_id)
+
+    def running(self, generation: int) -> bool:
+        """Without the lock: the floor only grows, and reading an int is atomic."""
+        return self.member.running(generation)
+
+    def flags(self) -> Flags:
+        """What is asked of the next vote."""
+        with self.changed:
+            return self.member.pending
+
+    def begin_sums(self, count: int) -> None:
+        with self.changed:
+            self.member.begin_sums(count)
+
+    def sum_done(self) -> None:
+        with self.changed:
+            self.member.sum_done()
+
+    def prepare(self, generation: int, step: int) -> None:
+        with self.changed:
+            self.member.prepare(generation, step)
+
+    def see(self, vote: Vote) -> bool:
+        """Whether the vote counts; see Member.see."""
+        with self.changed:
+            return self.member.see(vote)
+
+    def begin_commit(self) -> None:
+        with self.changed:
+            self.member.begin_commit()
+
+    def end_commit(self, committed_at: float) -> Reported | None:
+        with self.changed:
+            return self.member.end_commit(committed_at)
+
+    def finished(self, eval_loss: float | None) -> Finished | None:
+        with self.changed:
+            return self.member.finished(eval_loss)
+
+    def park(self) -> None:
+        with self.changed:
+            self.member.park()
+            self.changed.notify_all()
+
+    def wait_for_room(self, generation: int) -> None:
+        """Blocks a leader whose controller has acknowledged nothing for a whole ring of votes (rule 16)."""
+        with self.changed:
+            self.changed.wait_for(
+                lambda: not (self._leads() and self.member.ring_full) or not self.member.running(generation)
+            )
+
+    def _leads(self) -> bool:
+        world = self.member.world
+        return world is not None and world.leader == self.member.worker_id
