@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evenkeel.runtime.compat import autoscaler_maximum, reread_environment, silence_ray, started_cluster
+
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's least. Nothing of the training goes through the object store."""
 SOCKET_PATH_LIMIT = 40
@@ -47,17 +49,18 @@ def given_address() -> str | None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address:
         return None if address == "local" else address
-    from evenkeel.runtime.compat import started_cluster
-
     found = started_cluster()
     return found if found is not None and _answers(found) else None
 
 
 @contextmanager
-def ray_for(need: Need) -> Iterator[RayUsed]:
+def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
     """Connects to the given cluster or starts a local Ray, and takes back what it did.
 
     A Ray that this process is connected to already is used and left as it is.
+
+    Args:
+        variables: environment that a local Ray's processes take over, which is faster than a runtime environment.
 
     Raises:
         NotEnoughError: if the need could never be met.
@@ -71,7 +74,7 @@ def ray_for(need: Need) -> Iterator[RayUsed]:
         return
     address = given_address()
     if address is None:
-        with _local_ray(need) as used:
+        with _local_ray(need, variables) as used:
             yield used
         return
     import ray
@@ -85,7 +88,7 @@ def ray_for(need: Need) -> Iterator[RayUsed]:
 
 
 @contextmanager
-def _local_ray(need: Need) -> Iterator[RayUsed]:
+def _local_ray(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
     missing = [n for n in need.each if n not in ("CPU", "GPU") and need.total(n) > 0]
     if missing:
         raise NotEnoughError(f"scaling.resources_per_worker.{missing[0]}: a local Ray has only CPU and GPU")
@@ -93,9 +96,10 @@ def _local_ray(need: Need) -> Iterator[RayUsed]:
         check_need(Need(need.count, {"GPU": need.each["GPU"]}), {"GPU": _local_gpus()}, "this machine")
     folder = Path(tempfile.mkdtemp(prefix="evenkeel-", dir=_short_temp()))
     try:
-        with _environment(_local_variables(need)):
-            import ray  # not before: it reads RAY_AUTH_MODE when it is imported
+        with _environment({**variables, **_authentication()}):
+            import ray
 
+            reread_environment()
             _connect(
                 address="local",
                 num_cpus=max(1, round(need.total("CPU"))),
@@ -109,34 +113,38 @@ def _local_ray(need: Need) -> Iterator[RayUsed]:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        reread_environment()
 
 
 def _connect(**arguments: Any) -> None:
     import ray
 
-    from evenkeel.runtime.compat import silence_ray
-
     ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **arguments)
     silence_ray()
 
 
-def _local_variables(need: Need) -> dict[str, str]:
-    """For the processes of a local Ray, which take over this process's environment."""
-    variables = {} if need.total("GPU") else {"OMP_NUM_THREADS": "1"}
-    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        # A token of its own: Ray would leave one in the home folder, which then bars other clusters.
-        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return {k: v for k, v in variables.items() if k not in os.environ}
+def _authentication() -> dict[str, str]:
+    """A token of its own for a local Ray: Ray would leave one in the home folder, which then bars other clusters.
+
+    Nothing where the user has said it.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in variables:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def check_need(need: Need, there: Mapping[str, float], where: str) -> None:
@@ -153,8 +161,6 @@ def check_need(need: Need, there: Mapping[str, float], where: str) -> None:
 def _capacity() -> dict[str, float]:
     """Of each resource the most that the cluster has or could get."""
     import ray
-
-    from evenkeel.runtime.compat import autoscaler_maximum
 
     capacity = {k: float(v) for k, v in ray.cluster_resources().items()}  # type: ignore[no-untyped-call]
     for name, most in (autoscaler_maximum() or {}).items():

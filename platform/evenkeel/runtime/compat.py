@@ -18,6 +18,16 @@ def silence_ray() -> None:
     module.print_to_stdstream = ignore
 
 
+def reread_environment() -> None:
+    """Lets Ray see a change of RAY_AUTH_MODE in a process that had imported it before.
+
+    Ray 2.60: its configuration reads the environment once, at import; ray.init() itself refreshes it in this way.
+    """
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+
+
 def started_cluster() -> str | None:
     """The address that `ray start` left on this machine, "host:port"; None if it left none.
 

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import os
+import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,13 @@ import ray
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
-from evenkeel.control.policy import Policy
 from evenkeel.core.ids import WorkerId
 from evenkeel.runtime.compat import log_folder
-from evenkeel.runtime.fleet import Fleet, WorkerSpec
+from evenkeel.runtime.fleet import Fleet
+from evenkeel.runtime.logs import ProcessLog
 from evenkeel.runtime.record import RunRecord
 from evenkeel.runtime.shell import Shell, ToWorker
+from evenkeel.runtime.spec import RunSpec
 from evenkeel.store.errors import JournalFenced
 from evenkeel.store.run_directory import RunDirectory
 
@@ -34,25 +35,7 @@ RELEASE_S = 10.0
 """After the end, for followers to hear of it."""
 REMEMBERED = 20_000
 """Lines kept for followers that are behind."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunSpec:
-    """All that a controller needs to run a run, and to take it over.
-
-    Attributes:
-        folder: of the run, a path or URL.
-        lr: the learning rate of a step, for the metrics.
-        orphan_s: without a follower for so long the run is stopped.
-    """
-
-    name: str
-    folder: str
-    policy: Policy
-    worker: WorkerSpec
-    global_batch: int
-    lr: Callable[[int], float]
-    orphan_s: float
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +59,8 @@ class ControllerActor:
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
+        self._log = ProcessLog(spec.folder, "controller")
+        self._run = RunDirectory.at(spec.folder)
         self._begun = asyncio.Event()
         self._news = asyncio.Event()
         self._released = asyncio.Event()
@@ -95,8 +80,7 @@ class ControllerActor:
         """Takes the run up where the journal ends. Called once in each life of this process."""
         try:
             spec = self._spec
-            run = RunDirectory.at(spec.folder)
-            self._record = RunRecord(run, spec.global_batch, spec.lr, self._publish, log_folder())
+            self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
             past = self._record.begin(spec.policy)
             self._epoch = past.epoch + 1
             controller = Controller(self._spec.policy, self._epoch, past.entries, past.witness)
@@ -143,6 +127,8 @@ class ControllerActor:
     # ------------------------------------------------------------ the shell's hands
 
     def send(self, command: ToWorker) -> None:
+        if isinstance(command, m.Settle):
+            self._fire(command.decision.base.step + 1, recovery=True)
         self._fleet.send(command)
 
     def start(self, count: int) -> None:
@@ -151,12 +137,24 @@ class ControllerActor:
     def kill(self, worker: WorkerId, reason: str) -> None:
         self._fleet.kill(worker, reason)
 
+    def committed(self, step: int) -> None:
+        self._fleet.committed(step)
+        self._fire(step + 1, recovery=False)
+
     def set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(at, self._tick, at)
 
     # ------------------------------------------------------------ inside
+
+    def _fire(self, step: int, recovery: bool) -> None:
+        """Lets the faults happen that are planned for the controller in this open step."""
+        for fault in self._spec.faults:
+            if fault.recovery == recovery and fault.step <= step and self._run.claim_fault(fault.key):
+                if fault.kind == "exception":
+                    raise RuntimeError(f"planned fault {fault.key}")
+                os.kill(os.getpid(), SIGNALS[fault.kind])
 
     def _tick(self, at: float) -> None:
         """Hears a Tick, but a late one only after what came in meanwhile: nobody is condemned for our own delay."""
@@ -199,6 +197,7 @@ class ControllerActor:
     async def _wind_up(self) -> None:
         if hasattr(self, "_fleet"):
             await self._fleet.close()
+        self._log.publish()
         self._over = True
         self._publish("", {})
         with suppress(TimeoutError):

@@ -6,7 +6,7 @@ It decides nothing: a run goes on without it. Exit statuses are those of design,
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -15,12 +15,14 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
+from evenkeel.config import ConfigError
 from evenkeel.control import messages as m
-from evenkeel.runtime.controller_actor import ControllerActor, News, RunSpec
+from evenkeel.runtime.controller_actor import ControllerActor, News
 from evenkeel.runtime.names import NAMESPACE, controller_name, worker_of
+from evenkeel.runtime.spec import RunSpec
 
-Show = Callable[[str, dict[str, Any]], None]
-"""Takes ("metrics" | "event" | "status", the line as it stands in the run directory)."""
+Show = Callable[[Sequence[tuple[str, dict[str, Any]]]], None]
+"""Takes pairs of "metrics", "event" or "status", and the line as it stands in the run directory."""
 
 POLL_S = 0.1
 """Between two calls for news, so that a run of quick steps is not asked after each."""
@@ -36,6 +38,13 @@ def find_controller(run: str) -> Any | None:
     with suppress(ValueError):
         return ray.get_actor(controller_name(run), NAMESPACE)
     return None
+
+
+def check_folder(controller: Any, url: str) -> None:
+    """Raises ConfigError if the controller runs a run of the same name elsewhere."""
+    other = ray.get(controller.folder.remote())
+    if other != url:
+        raise ConfigError(f"a run of this name is running in {other}; choose another run.name", "run.name")
 
 
 def start_controller(spec: RunSpec) -> Any:
@@ -88,8 +97,7 @@ def _listen(
     while True:
         match inbox.get():
             case News(lines=lines, end=end):
-                for kind, line in lines:
-                    show(kind, line)
+                show(lines)
                 if end is not None:
                     return end
             case _Signal(number):

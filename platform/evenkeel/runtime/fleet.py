@@ -7,9 +7,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -19,39 +18,13 @@ from evenkeel.control import messages as m
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.runtime.names import NAMESPACE, number_of, worker_id, worker_name, worker_of
+from evenkeel.runtime.spec import WorkerSpec
 from evenkeel.runtime.worker_actor import CONCURRENCY, WorkerActor
 
 log = logging.getLogger(__name__)
 
 ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
 Hear = Callable[[m.Event], None]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """How a worker of this run is started.
-
-    Attributes:
-        make: builds the worker's job in its own process; see worker_actor.Make.
-        device: "cpu" or "cuda".
-        resources: what one worker takes of Ray, by Ray's names ("CPU", "GPU", and custom ones).
-        env_vars: of its process, on top of what Ray's nodes give it.
-    """
-
-    make: Any
-    device: str
-    resources: Mapping[str, float]
-    env_vars: Mapping[str, str] = field(default_factory=dict)
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of an actor's `.options()`."""
-        custom = {k: v for k, v in self.resources.items() if k not in ("CPU", "GPU")}
-        return {
-            "num_cpus": self.resources.get("CPU", 0),
-            "num_gpus": self.resources.get("GPU", 0),
-            "resources": custom or None,
-            "runtime_env": {"env_vars": dict(self.env_vars)} if self.env_vars else None,
-        }
 
 
 class Fleet:
@@ -75,6 +48,7 @@ class Fleet:
         self._actors: dict[WorkerId, Any] = {}
         self._infos: dict[WorkerId, WorkerInfo] = {}
         self._reasons: dict[WorkerId, str] = {}
+        self._placed: set[WorkerId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, count: int) -> None:
@@ -113,8 +87,17 @@ class Fleet:
     def send(self, command: ToWorker) -> None:
         """Delivers a command; the reply, if any, is heard. To a dead worker it is dropped: its loss is heard anyway."""
         actor = self._actors.get(command.worker_id)
+        if isinstance(command, m.Form):
+            self._placed.add(command.worker_id)
         if actor is not None:
             self._spawn(self._deliver(actor, command))
+
+    def committed(self, step: int) -> None:
+        """Tells the workers that never had a place of a visible step, if they are to know."""
+        if self._spec.tell_spares:
+            for worker in self._infos.keys() - self._placed:
+                if worker in self._actors:
+                    self._actors[worker].acknowledge.remote(step)
 
     def kill(self, worker: WorkerId, reason: str) -> None:
         """Ends a worker's process; WorkerLost confirms it."""
@@ -145,7 +128,7 @@ class Fleet:
             max_task_retries=0,
             **self._spec.options(),
         )
-        return options.remote(worker, self._spec.make, self._spec.device, self._controller)
+        return options.remote(worker, self._spec.folder, self._spec.make, self._spec.device, self._controller)
 
     def _adopt(self, worker: WorkerId, actor: Any) -> None:
         self._actors[worker] = actor

@@ -11,6 +11,7 @@ from evenkeel.control import messages as m
 from evenkeel.control.policy import Policy
 from evenkeel.core.codec import dump, load
 from evenkeel.core.vote import Vote
+from evenkeel.observe.events import MetricsClock, event_record
 from evenkeel.runtime.names import number_of
 from evenkeel.store.errors import StoreError
 from evenkeel.store.run_directory import RunDirectory, world_record
@@ -56,12 +57,11 @@ class RunRecord:
         self, run: RunDirectory, global_batch: int, lr: Callable[[int], float], publish: Publish, local_logs: Path
     ) -> None:
         self._run = run
-        self._global_batch = global_batch
+        self._clock = MetricsClock(global_batch)
         self._lr = lr
         self._publish = publish
         self._journal = run.journal()
         self._epoch = 0
-        self._previous_commit = time.time()
         self._unflushed = 0
         self._durable = 0
         self._local = run.log_folder is not None
@@ -74,7 +74,7 @@ class RunRecord:
         lines = self._run.metrics()
         witness = _vote(lines[-1]) if lines else None
         if lines:
-            self._previous_commit = lines[-1]["time"]
+            self._clock.last_commit_s = lines[-1]["time"]
             self._durable = lines[-1]["step"]
         epochs = [entry.epoch for entry in entries if isinstance(entry, m.EpochBegun)]
         past = Past(entries, max(epochs, default=0), witness, max(_numbers(entries, self._run.events()), default=0))
@@ -99,40 +99,21 @@ class RunRecord:
 
     def journal(self, entries: Sequence[m.Entry]) -> None:
         self._journal.append(self._epoch, [dump(entry, m.Entry) for entry in entries])
-        for entry in entries:
-            if isinstance(entry, m.WorldOpened):
-                now = time.time()
-                self._run.write_world(world_record(entry.world, entry.spares, now))
-                if self._durable == 0:
-                    self._previous_commit = now  # the first step's time counts from here
+
+    def world(self, entry: m.WorldOpened) -> None:
+        self._run.write_world(world_record(entry.world, entry.spares, time.time()))
 
     def metrics(self, line: m.Metrics) -> None:
-        vote = line.vote
-        step_s = line.committed_at - self._previous_commit
-        self._previous_commit = line.committed_at
-        record = {
-            "step": vote.step,
-            "loss": vote.loss,
-            "grad_norm": vote.grad_norm,
-            "lr": self._lr(vote.step),
-            "tokens": vote.tokens,
-            "step_s": step_s,
-            "tokens_per_s": vote.tokens / step_s if step_s > 0 else None,
-            "generation": vote.generation,
-            "world_size": line.world_size,
-            "samples": [(vote.step - 1) * self._global_batch, vote.step * self._global_batch],
-            "time": line.committed_at,
-            "vote": list(vote.values),
-        }
+        step = line.vote.step
+        record = {**self._clock.record(line, self._lr(step)), "vote": list(line.vote.values)}
         self._run.append_metrics(record)
         self._unflushed += 1
         if self._local or self._unflushed >= FLUSH_LINES:
-            self.flush(vote.step)
+            self.flush(step)
         self._publish("metrics", record)
 
     def log(self, line: m.Log) -> None:
-        head = {"time": time.time(), "event": line.event, "generation": line.generation, "step": line.step}
-        record = {**head, **line.fields}
+        record = event_record(line, time.time())
         self._run.append_event(record)
         self._publish("event", record)
 
@@ -154,6 +135,12 @@ class RunRecord:
         self._run.flush()
         self._unflushed = 0
         self._durable = step
+
+    def close(self) -> None:
+        """Writes out what is not yet durable; nothing can be written after it."""
+        self._run.close()
+        if self._trace is not None:
+            self._trace.close()
 
     # ------------------------------------------------------------ inside
 

@@ -25,6 +25,9 @@ class Hands(Protocol):
 
     def set_timer(self, at: float) -> None: ...
 
+    def committed(self, step: int) -> None:
+        """A step has become visible."""
+
 
 class Record(Protocol):
     """Writes down what happened. Journal and status are durable when a call returns, lines after a flush."""
@@ -37,6 +40,8 @@ class Record(Protocol):
 
     def journal(self, entries: Sequence[m.Entry]) -> None:
         """Raises JournalFenced if another controller has written the next file."""
+
+    def world(self, entry: m.WorldOpened) -> None: ...
 
     def metrics(self, line: m.Metrics) -> None: ...
 
@@ -87,6 +92,9 @@ class Shell:
             self._record.flush(aborts[0].acknowledged)
         for command in output.commands:
             self._start(command)
+        for entry in output.journal:
+            if isinstance(entry, m.WorldOpened):
+                self._record.world(entry)  # not before the members are told: they need not wait for it
         return self._record.durable
 
     def _start(self, command: m.Command) -> None:
@@ -99,8 +107,9 @@ class Shell:
                 self._hands.start(count)
             case m.SetTimer(at):
                 self._hands.set_timer(at)
-            case m.Metrics():
+            case m.Metrics(vote):
                 self._record.metrics(command)
+                self._hands.committed(vote.step)
             case m.Log():
                 self._record.log(command)
             case m.Status():

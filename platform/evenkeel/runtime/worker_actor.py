@@ -19,6 +19,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from evenkeel.control import messages as m
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
+from evenkeel.runtime.logs import ProcessLog
 
 if TYPE_CHECKING:
     from evenkeel.engine.job import Job
@@ -35,12 +36,13 @@ Make = Callable[[WorkerId], "Job"]
 class WorkerActor:
     """See the module. An error while the job is built is not raised but told by `info`, so that it has one line."""
 
-    def __init__(self, worker_id: WorkerId, make: Make, device: str, controller: Any) -> None:
+    def __init__(self, worker_id: WorkerId, folder: str, make: Make, device: str, controller: Any) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._never = threading.Event()
         self._worker: Worker | None = None
         self._error = ""
-        self._outbox = Outbox(controller)
+        self._log = ProcessLog(folder, worker_id)
+        self._outbox = Outbox(controller, self._log)
         try:
             from evenkeel.engine.worker import Worker
 
@@ -55,6 +57,7 @@ class WorkerActor:
             )
         except Exception as error:  # the border of the process: what the user's code raises is told in one line
             traceback.print_exc()
+            self._log.publish()
             self._error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
         else:
             self._outbox.begin(self._worker)
@@ -69,6 +72,12 @@ class WorkerActor:
         assert self._worker is not None
         return self._worker.deliver(command)
 
+    @ray.method(concurrency_group="control")
+    def acknowledge(self, step: int) -> None:
+        """For a spare: this step is visible."""
+        assert self._worker is not None
+        self._worker.acknowledge(step)
+
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:
         """Never returns: the caller hears of this process's death by the failure of the call."""
@@ -82,8 +91,9 @@ class Outbox:
     forget the reports up to the step that the controller answers with.
     """
 
-    def __init__(self, controller: Any) -> None:
+    def __init__(self, controller: Any, log: ProcessLog) -> None:
         self._controller = controller
+        self._log = log
         self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
         self.put: Callable[[m.Event], None] = self._events.put
 
@@ -92,7 +102,10 @@ class Outbox:
 
     def _run(self, worker: Worker) -> None:
         while True:
-            worker.acknowledge(self._tell(self._events.get()))
+            event = self._events.get()
+            if isinstance(event, m.Failed):
+                self._log.publish()  # the traceback is there before anybody hears of the error
+            worker.acknowledge(self._tell(event))
 
     def _tell(self, event: m.Event) -> int:
         while True:

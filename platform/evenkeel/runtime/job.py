@@ -1,0 +1,106 @@
+"""From a configuration to what a worker trains. Runs in the driver, to check it, and again in every worker."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenkeel.config import Config, ConfigError
+from evenkeel.config_values import hide_secrets
+from evenkeel.core.ids import WorkerId
+from evenkeel.data.dataset import Data
+from evenkeel.data.registry import load_data
+from evenkeel.engine.faults import FaultPlan
+from evenkeel.engine.job import FinalTensors, Job, Settings
+from evenkeel.engine.model import Model
+from evenkeel.models.registry import load_model
+from evenkeel.store.final import TensorSpec
+from evenkeel.store.run_directory import RunDirectory
+
+CONTROLLER = "controller"
+ModelSource = Model | Callable[[Mapping[str, Any]], Model]
+
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class JobMaker:
+    """Makes a worker's job in the worker's own process. Picklable.
+
+    Attributes:
+        folder: path or URL of the run directory.
+        model: given in Python, in place of model.name.
+    """
+
+    config: Config
+    folder: str
+    model: ModelSource | None = None
+
+    def __call__(self, worker_id: WorkerId) -> Job:
+        model = make_model(self.config, self.model)
+        data = make_data(self.config, model)
+        return Job(
+            model=model,
+            train=data.train,
+            eval=data.eval,
+            settings=make_settings(self.config),
+            write_final=self._write_final,
+            fault_once=self._fault_once,
+        )
+
+    def _fault_once(self, index: int) -> bool:
+        return RunDirectory.at(self.folder).claim_fault(self.config.fault_keys()[index])
+
+    def _write_final(self, final: FinalTensors) -> None:
+        specs = [TensorSpec(name, _DTYPES[final.dtype], shape) for name, shape in final.shapes.items()]
+        with RunDirectory.at(self.folder).final(specs, hide_secrets(self.config.as_mapping())) as writer:
+            for name, tensor in final.tensors:
+                writer.write(name, _bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data)
+
+
+def make_settings(config: Config) -> Settings:
+    train = config.train
+    return Settings(
+        seed=config.run.seed,
+        last_step=train.steps,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        warmup_steps=train.warmup_steps,
+        schedule=train.schedule,
+        grad_clip=train.grad_clip,
+        precision=train.precision,
+        eval_every=train.eval_every,
+        slowdown=dict(config.emulate.slowdown),
+        faults=tuple(
+            FaultPlan(index, fault.step, fault.phase, fault.target, fault.kind)
+            for index, fault in enumerate(config.faults)
+            if fault.target != CONTROLLER
+        ),
+    )
+
+
+def make_model(config: Config, given: ModelSource | None = None) -> Model:
+    """Raises ConfigError; what a user's own function raises comes through as it is."""
+    if isinstance(given, Model):
+        return given
+    if given is not None:
+        model = given(dict(config.model.options))
+        if not isinstance(model, Model):
+            raise ConfigError(f"the function returned {type(model).__name__}, not a Model", "model", "Python")
+        return model
+    return load_model(config.model.name, config.model.options)
+
+
+def make_data(config: Config, model: Model) -> Data:
+    """Raises ConfigError; what a user's own function raises comes through as it is."""
+    section = config.data
+    return load_data(section.name, {"path": section.path, "eval_path": section.eval_path, **section.options}, model)

@@ -1,0 +1,200 @@
+"""Everything about a run that can be known, and found wrong, before anything is started."""
+
+import os
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import evenkeel
+from evenkeel.config import Config, ConfigError, with_absolute_storage
+from evenkeel.config_check import without_effect
+from evenkeel.control.policy import Policy
+from evenkeel.core.ids import NodeId
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.model import ModelShape
+from evenkeel.data.dataset import Data
+from evenkeel.engine.model import boundary_shapes, model_shape
+from evenkeel.engine.state import PRECISIONS
+from evenkeel.plan.cuts import most_stages
+from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
+from evenkeel.plan.learning_rate import learning_rate
+from evenkeel.runtime.cluster import Need
+from evenkeel.runtime.job import CONTROLLER, JobMaker, ModelSource, make_data, make_model
+from evenkeel.runtime.names import worker_id
+from evenkeel.runtime.spec import ControllerFault, RunSpec, WorkerSpec
+from evenkeel.store.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that could be started.
+
+    Attributes:
+        config: with an absolute storage path.
+        need: what it takes of Ray.
+        fingerprint: of the training data.
+    """
+
+    config: Config
+    directory: RunDirectory
+    spec: RunSpec
+    need: Need
+    fingerprint: str
+
+
+def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
+    """Checks all of a configuration against the model and the data that it names.
+
+    Args:
+        model: given in Python, in place of model.name.
+
+    Raises:
+        ConfigError: one line that names key and file.
+        StoreError: the storage path is no path or URL that can be opened.
+    """
+    config = with_absolute_storage(config)
+    with _blamed(config, "model"):
+        made = make_model(config, model)
+        shape = model_shape(made)
+    check_degrees(config, shape)
+    with _blamed(config, "data"):
+        data = make_data(config, made)
+        fingerprint = data.train.fingerprint()
+    check_data(config, data)
+    with _blamed(config, "model"):
+        inputs, _ = data.train.get(range(1))
+        boundary_shapes(made, inputs, PRECISIONS[config.train.precision])
+    directory = RunDirectory.of(config.run.storage_path, config.run.name)
+    each = resources(config)
+    worker = WorkerSpec(
+        folder=directory.url,
+        make=JobMaker(config, directory.url, model),
+        device="cuda" if config.scaling.use_gpu else "cpu",
+        resources=each,
+        tell_spares=any(fault.target == "spare" for fault in config.faults),
+    )
+    spec = RunSpec(
+        name=config.run.name,
+        folder=directory.url,
+        policy=make_policy(config, shape),
+        worker=worker,
+        global_batch=config.train.global_batch,
+        lr=make_schedule(config),
+        orphan_s=60 * config.run.orphan_minutes,
+        faults=controller_faults(config),
+    )
+    need = Need(config.scaling.workers[1] + config.scaling.spares, each)
+    return Prepared(config, directory, spec, need, fingerprint)
+
+
+def check_degrees(config: Config, shape: ModelShape) -> None:
+    """Raises ConfigError where the model's layers, heads and widths do not allow the degrees asked for."""
+    parallel, micro_batches = config.parallel, config.train.micro_batches
+    if parallel.tensor is not None and shape.tensor_divides % parallel.tensor:
+        what = f"{parallel.tensor} does not divide {shape.tensor_divides}, the most that heads and widths allow"
+        raise config.error("parallel.tensor", what)
+    stages = most_stages([layer.cost for layer in shape.layers])
+    if parallel.pipeline is not None and parallel.pipeline > stages:
+        what = f"{parallel.pipeline} stages, but the model has only {stages} layers with work of their own"
+        raise config.error("parallel.pipeline", what)
+    if parallel.data is not None and parallel.data > micro_batches:
+        what = f"{parallel.data} pipelines, but a step has only {micro_batches} micro-batches"
+        raise config.error("parallel.data", what)
+
+
+def check_data(config: Config, data: Data) -> None:
+    """Raises ConfigError if there is not one global batch of it."""
+    samples, needed = len(data.train), config.train.global_batch
+    if samples < needed:
+        what = f"{config.data.path} gives {samples} samples to train on; train.global_batch is {needed}"
+        raise config.error("data.path", what)
+    if config.train.eval_every and data.eval is None:
+        raise config.error("train.eval_every", f"is {config.train.eval_every}, but there is no data to validate on")
+
+
+def make_policy(config: Config, shape: ModelShape) -> Policy:
+    parallel, (fewest, most) = config.parallel, config.scaling.workers
+    return Policy(
+        model=shape,
+        wish=Wish(parallel.data, parallel.pipeline, parallel.tensor, fewest, most),
+        micro_batches=config.train.micro_batches,
+        last_step=config.train.steps,
+        spares=config.scaling.spares,
+        max_bad_steps=config.train.max_bad_steps,
+    )
+
+
+def make_schedule(config: Config) -> partial[float]:
+    """The learning rate of a step, for the controller, which has no torch."""
+    train = config.train
+    return partial(
+        learning_rate, peak=train.learning_rate, warmup=train.warmup_steps, last=train.steps, schedule=train.schedule
+    )
+
+
+def controller_faults(config: Config) -> tuple[ControllerFault, ...]:
+    return tuple(
+        ControllerFault(key, fault.step, fault.phase == "recovery", fault.kind)
+        for key, fault in zip(config.fault_keys(), config.faults, strict=True)
+        if fault.target == CONTROLLER
+    )
+
+
+def resources(config: Config) -> dict[str, float]:
+    """What one worker takes of Ray: a GPU or a CPU, and what the user adds."""
+    device = {"GPU": 1.0} if config.scaling.use_gpu else {"CPU": 1.0}
+    return {**device, **config.scaling.resources_per_worker}
+
+
+def environment(config: Config) -> dict[str, str]:
+    """Variables for the processes of the run: where they find evenkeel and the user's modules."""
+    variables = {} if config.scaling.use_gpu else {"OMP_NUM_THREADS": "1"}
+    root = str(Path(evenkeel.__file__).resolve().parent.parent)
+    paths = [str(Path.cwd())]
+    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        # "platform" is for nodes that have the working directory of a Ray job, and not this machine's folders.
+        paths = [root, *paths, "platform"]
+    before = os.environ.get("PYTHONPATH")
+    return {**variables, "PYTHONPATH": os.pathsep.join([*paths, *([before] if before else [])])}
+
+
+def first_layout(prepared: Prepared) -> Planned | Infeasible:
+    """The layout that the run would begin with, if all workers asked for come."""
+    policy = prepared.spec.policy
+    device = prepared.spec.worker.device
+    workers = [WorkerInfo(worker_id(n + 1), NodeId("any"), 0, device) for n in range(policy.wish.max_workers)]
+    return plan_layout(workers, policy.wish, policy.model, policy.micro_batches, None)
+
+
+def describe(prepared: Prepared) -> str:
+    """What --dry-run prints."""
+    planned = first_layout(prepared)
+    parameters = sum(prod(p.shape) for layer in prepared.spec.policy.model.layers for p in layer.params)
+    need = ", ".join(f"{prepared.need.total(name):g} {name}" for name in sorted(prepared.need.each))
+    config = prepared.config
+    lines = [
+        f"run        {config.run.name} in {prepared.directory.url}",
+        f"model      {config.model.name}, {parameters:,} parameters in {prepared.spec.policy.model.depth} layers",
+        f"steps      {config.train.steps} of {config.train.global_batch} samples, "
+        f"{config.train.micro_batches} micro-batches each",
+        f"needs      {need} of Ray",
+        f"layout     {planned.reason}",
+    ]
+    return "\n".join([*lines, *(f"ignored    {key} has no effect yet" for key in without_effect(config))])
+
+
+@contextmanager
+def _blamed(config: Config, section: str) -> Iterator[None]:
+    """Errors of building the model or the data become errors of the configuration, with the file that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error if error.source or not error.key else config.error(error.key, error.problem) from None
+    except Exception as error:  # the border to the user's own code, which may raise anything
+        text = str(error).splitlines()[0] if str(error) else ""
+        what = f"{getattr(config, section).name!r} raised {type(error).__name__}: {text}"
+        raise config.error(f"{section}.name", what) from error

@@ -1,0 +1,146 @@
+"""The life of a run, seen from the process that the user started: checked, begun or found, followed, summed up."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TextIO
+
+import evenkeel
+from evenkeel.config import ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
+from evenkeel.control.messages import End
+from evenkeel.observe.console import Console, summary_text
+from evenkeel.runtime.cluster import NotEnoughError, ray_for
+from evenkeel.runtime.prepare import Prepared, environment
+from evenkeel.store.run_directory import RunDirectory, RunRecord
+
+FINISHED, BAD_INPUT, FAILED, INTERRUPTED, STOPPED = 0, 2, 3, 130, 143
+"""Exit statuses (design, section 10)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How following a run ended. `status` is the exit status; `error` is one line, "" if there is nothing to say."""
+
+    status: int
+    error: str = ""
+
+
+def run_prepared(prepared: Prepared, out: TextIO) -> Outcome:
+    """Begins the run, or finds it where it is already, and follows it to its end.
+
+    Raises:
+        ConfigError: it cannot be begun like this; nothing was started or left.
+        StoreError: the run directory cannot be read or written.
+    """
+    directory = prepared.directory
+    record = directory.read_run()
+    if record is not None:
+        check_same(prepared)
+        if record.status == "finished":
+            return _show_finished(prepared, record, out)
+    else:
+        directory.check_writable()
+    with ExitStack() as stack:
+        try:
+            variables = environment(prepared.config)
+            used = stack.enter_context(ray_for(prepared.need, variables))
+        except NotEnoughError as error:
+            raise prepared.config.error("scaling.workers", str(error)) from None
+        return _run_on_ray(prepared, record, out, {} if used.own else variables)
+
+
+def check_same(prepared: Prepared) -> None:
+    """Raises ConfigError for the first key that differs from that of the run in this directory, and may not."""
+    config, directory = prepared.config, prepared.directory
+    text = directory.read_config()
+    where = f"{directory.url}/config.yaml"
+    if text is None:
+        raise ConfigError("is missing beside run.json", source=where)
+    for key, old, new in differences(config_from_yaml(text, where), config):
+        raise config.error(key, f"is {new!r}, but the run in {directory.url} has {old!r}; choose another run.name")
+    if stored_fingerprint(text) != prepared.fingerprint:
+        what = f"{config.data.path} is not the data that the run in {directory.url} began with"
+        raise config.error("data.path", f"{what}; choose another run.name")
+
+
+def _run_on_ray(prepared: Prepared, record: RunRecord | None, out: TextIO, env_vars: Mapping[str, str]) -> Outcome:
+    from evenkeel.runtime import driver  # Ray is imported once its environment is set
+
+    config, directory = prepared.config, prepared.directory
+    controller = driver.find_controller(config.run.name)
+    if controller is not None:
+        driver.check_folder(controller, directory.url)
+    elif record is not None:
+        what = f"a run of this name is in {directory.url} with status {record.status}, and nobody runs it"
+        raise config.error("run.name", f"{what}; there is no checkpoint to resume from, choose another run.name")
+    else:
+        write_beginning(prepared)
+        worker = replace(prepared.spec.worker, env_vars=env_vars)
+        controller = driver.start_controller(replace(prepared.spec, worker=worker))
+    try:
+        with Console(config.train.steps, out) as console:
+            console.say(f"run {config.run.name} in {directory.url}")
+            end = driver.attend(config.run.name, controller, _shower(console))
+    except driver.InterruptedTwiceError:
+        return Outcome(INTERRUPTED, "interrupted; every process of the run was killed")
+    _say_summary(prepared, out)
+    return _outcome(end, directory)
+
+
+def _shower(console: Console) -> Callable[[Sequence[tuple[str, dict[str, Any]]]], None]:
+    def show(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        console.show([x for kind, x in lines if kind == "metrics"], [x for kind, x in lines if kind == "event"])
+
+    return show
+
+
+def write_beginning(prepared: Prepared) -> None:
+    """What a run directory holds before the controller starts; run.json comes last, for it says that there is a run."""
+    now = time.time()
+    prepared.directory.write_config(to_yaml(prepared.config, prepared.fingerprint))
+    prepared.directory.write_lease({"host": socket.gethostname(), "pid": os.getpid(), "start": now, "epoch": 1})
+    prepared.directory.write_run(RunRecord(prepared.config.run.name, "starting", now, now, versions=versions()))
+
+
+def versions() -> dict[str, str]:
+    """Of what decides how a run goes; without importing any of it."""
+    found = {"evenkeel": evenkeel.__version__, "python": sys.version.split()[0]}
+    for name in ("torch", "ray"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _outcome(end: End, directory: RunDirectory) -> Outcome:
+    match end.status:
+        case "finished":
+            return Outcome(FINISHED)
+        case "stopped":
+            return Outcome(STOPPED, f"stopped on request ({end.error})")
+        case _:
+            logs = directory.log_folder
+            return Outcome(FAILED, end.error + (f" (tracebacks are in {logs})" if logs else ""))
+
+
+def _show_finished(prepared: Prepared, record: RunRecord, out: TextIO) -> Outcome:
+    done = max((line["step"] for line in prepared.directory.metrics()), default=0)
+    if prepared.config.train.steps > done:
+        what = f"is {prepared.config.train.steps}, but the run in {prepared.directory.url} ended with step {done}"
+        raise prepared.config.error("train.steps", f"{what}; there is no checkpoint to go on from")
+    _say_summary(prepared, out)
+    return Outcome(FINISHED)
+
+
+def _say_summary(prepared: Prepared, out: TextIO) -> None:
+    directory = prepared.directory
+    record = directory.read_run()
+    if record is not None:
+        text = summary_text(asdict(record), directory.metrics(), directory.events(), directory.url)
+        print(text, file=out, flush=True)

@@ -1,0 +1,71 @@
+"""What a controller is told of its run, and how its workers are started. Values only; imports neither Ray nor torch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evenkeel.control.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """How a worker of this run is started.
+
+    Attributes:
+        folder: of the run, a path or URL.
+        make: builds the worker's job in its own process; see worker_actor.Make.
+        device: "cpu" or "cuda".
+        resources: what one worker takes of Ray, by Ray's names ("CPU", "GPU", and custom ones).
+        env_vars: of its process, on top of what Ray's nodes give it.
+        tell_spares: tell workers without a place of every step, because a fault is planned for one.
+    """
+
+    folder: str
+    make: Any
+    device: str
+    resources: Mapping[str, float]
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+    tell_spares: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of an actor's `.options()`."""
+        custom = {k: v for k, v in self.resources.items() if k not in ("CPU", "GPU")}
+        return {
+            "num_cpus": self.resources.get("CPU", 0),
+            "num_gpus": self.resources.get("GPU", 0),
+            "resources": custom or None,
+            "runtime_env": {"env_vars": dict(self.env_vars)} if self.env_vars else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerFault:
+    """A fault planned for the controller itself: in `step`, or with `recovery` in the first repair from then on.
+
+    `key` names it for RunDirectory.claim_fault.
+    """
+
+    key: str
+    step: int
+    recovery: bool
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """All that a controller needs to run a run, and to take it over.
+
+    Attributes:
+        folder: of the run, a path or URL.
+        lr: the learning rate of a step, for the metrics.
+        orphan_s: without a follower for so long the run is stopped.
+    """
+
+    name: str
+    folder: str
+    policy: Policy
+    worker: WorkerSpec
+    global_batch: int
+    lr: Callable[[int], float]
+    orphan_s: float
+    faults: tuple[ControllerFault, ...] = ()
