@@ -1,0 +1,132 @@
+"""Process groups of one generation: built together, broken together, from any thread at any time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evenkeel.core.ids import Generation, WorkerId
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.engine.collective import Group, Op, Pending, SoloGroup
+from evenkeel.engine.mesh import Mesh
+from evenkeel.engine.rendezvous import GroupAborted, GroupBroken, StoreServer
+from evenkeel.engine.tcp import TcpGroup
+
+__all__ = ["Group", "GroupAborted", "GroupBroken", "GroupSet", "GroupSpec", "Op", "Pending"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """A group to build: a name that is unique within the generation, and its members by rank.
+
+    Groups with the same members share their connections (and the order of their operations), unless one is
+    `separate`: then its collectives may run at the same time as the others'.
+    """
+
+    name: str
+    members: tuple[WorkerId, ...]
+    separate: bool = False
+
+
+class _Closable(Group, Protocol):
+    def connect(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Make = Callable[[str, int, Sequence[WorkerInfo], Mesh], _Closable]
+
+
+class GroupSet:
+    """The groups that one worker is in during one generation, and its group of everybody, `world`.
+
+    `abort` may be called from any thread at any time, before `connect` and within it as well. Typical life:
+    constructor, connect, use, abort or a last barrier, close.
+
+    Args:
+        members: everybody in the generation, by rank, with the addresses of their StoreServers.
+        specs: all groups of the generation, the same list in the same order at every member.
+        server: this worker's own.
+        make: builds one communicator; TcpGroup or nccl.NcclGroup.
+
+    Raises:
+        ValueError: if `me` is not a member, or a spec names somebody who is not or a name twice.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        me: WorkerId,
+        members: Sequence[WorkerInfo],
+        specs: Sequence[GroupSpec],
+        server: StoreServer,
+        *,
+        make: Make = TcpGroup,
+    ) -> None:
+        infos = {info.worker_id: info for info in members}
+        names = [spec.name for spec in specs]
+        if me not in infos or any(worker not in infos for spec in specs for worker in spec.members):
+            raise ValueError(f"{me} or a group names a worker that is not in generation {generation}: {list(infos)}")
+        if len(set(names)) != len(names) or "world" in names:
+            raise ValueError(f"a group's name is there twice or is 'world': {names}")
+        self.generation = generation
+        self._mesh = Mesh(generation, server)
+        self._communicators: list[_Closable] = []
+        self._groups: dict[str, Group] = {}
+        shared: dict[tuple[WorkerId, ...], Group] = {}
+        for spec in (GroupSpec("world", tuple(infos)), *specs):
+            if me not in spec.members:
+                continue
+            group = None if spec.separate else shared.get(spec.members)
+            if group is None:
+                group = self._make(spec, me, infos, make)
+                if not spec.separate:
+                    shared[spec.members] = group
+            self._groups[spec.name] = group
+
+    def _make(self, spec: GroupSpec, me: WorkerId, infos: dict[WorkerId, WorkerInfo], make: Make) -> Group:
+        if len(spec.members) == 1:
+            return SoloGroup(spec.name, me)
+        members = [infos[worker] for worker in spec.members]
+        communicator = make(spec.name, spec.members.index(me), members, self._mesh)
+        self._communicators.append(communicator)
+        return communicator
+
+    def __getitem__(self, name: str) -> Group:
+        """Raises KeyError for a group that this worker is not in."""
+        return self._groups[name]
+
+    @property
+    def world(self) -> Group:
+        return self._groups["world"]
+
+    @property
+    def aborted(self) -> bool:
+        return self._mesh.aborted
+
+    def connect(self) -> None:
+        """Meets the other members of every group, in the order of the list; blocks until they come.
+
+        Raises:
+            GroupAborted: as soon as `abort` is called, or if it was called before.
+            GroupBroken: if a member cannot be reached or refuses.
+        """
+        try:
+            for communicator in self._communicators:
+                communicator.connect()
+        except GroupBroken:
+            self._mesh.cut()
+            raise
+        if self.aborted:
+            raise GroupAborted(f"generation {self.generation} was aborted")
+
+    def abort(self) -> None:
+        """Breaks everything: who is blocked in an operation raises GroupAborted within milliseconds, and whoever tries
+        one later; the other members find their connections closed. Idempotent; does not block."""
+        self._mesh.abort()
+
+    def close(self) -> None:
+        """Aborts and frees sockets and threads. Called by the thread that uses the groups; may be called twice."""
+        self.abort()
+        for communicator in self._communicators:
+            communicator.close()
+        self._mesh.close()
