@@ -1,0 +1,70 @@
+"""What a benchmark says: rows with a bound to keep, and the one JSON object that they end up in."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+
+from bench.machine import machine, versions
+from bench.stats import Better, meets, ratio_meets
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a row must keep to, and what it aims at.
+
+    Attributes:
+        unit: "ratio" for paired runs (ours / theirs, as `what` says), else a unit of the value, such as "s".
+        min_runs: with fewer measurements than this nothing holds.
+        what: what is measured, in words, for the table.
+    """
+
+    name: str
+    unit: str
+    must: float
+    goal: float
+    better: Better
+    min_runs: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the result, as it stands in the JSON object."""
+
+    name: str
+    value: float | None
+    unit: str
+    must: float
+    goal: float
+    better: Better
+    holds: bool
+    runs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The rows of a benchmark, and what is printed beside: per row a note such as CPU seconds per step or a failure."""
+
+    benchmark: str
+    rows: tuple[Row, ...]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Exactly the keys that tools rely on (docs/benchmarks.md)."""
+        return {
+            "benchmark": self.benchmark,
+            "rows": [asdict(row) for row in self.rows],
+            "machine": machine(),
+            "versions": versions(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def row(bound: Bound, runs: Sequence[float]) -> Row:
+    """The median of the runs and whether it keeps to `must`; without a run the value is None, and nothing holds."""
+    value = median(runs) if runs else None
+    holds = False
+    if value is not None and len(runs) >= bound.min_runs:
+        holds = ratio_meets(runs, bound.better, bound.must) if bound.unit == "ratio" else meets(value, bound.better, bound.must)
+    return Row(bound.name, value, bound.unit, bound.must, bound.goal, bound.better, holds, tuple(runs))

@@ -1,0 +1,43 @@
+"""Peer: DistributedDataParallel under torchrun, with gradient accumulation. Arguments: work.yaml, output folder."""
+
+import sys
+from contextlib import nullcontext
+
+import torch.distributed as dist
+from common import Record, Work, mean_loss, one_thread
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+
+def train(work: Work, ddp: DistributedDataParallel, rank: int, world: int, record: Record) -> None:
+    """The training loop; Ray Train's peer runs it too."""
+    params = list(ddp.parameters())
+    optimizer = work.optimizer(params)
+    mine = work.share(rank, world)
+    for step in range(1, work.steps + 1):
+        losses = []
+        for micro in mine:
+            inputs, targets = work.micro_batch(step, micro)
+            with nullcontext() if micro == mine[-1] else ddp.no_sync():
+                loss = mean_loss(ddp(inputs), targets)
+                (loss / len(mine)).backward()
+            losses.append(loss.detach())
+        clip_grad_norm_(params, work.grad_clip)
+        work.set_rate(optimizer, step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        record(step, losses)
+
+
+def main() -> None:
+    one_thread()
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    work = Work(sys.argv[1])
+    ddp = DistributedDataParallel(work.build(), gradient_as_bucket_view=True)
+    train(work, ddp, rank, world, Record(sys.argv[2], rank))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
