@@ -5,9 +5,10 @@ import torch
 
 from evenkeel.core.model import Shard
 from evenkeel.engine.model import model_shape
-from evenkeel.engine.optimizer import FLOOR, AdamW, gradient_scale, learning_rate
+from evenkeel.engine.optimizer import AdamW, gradient_scale
 from evenkeel.engine.state import ShardState
 from evenkeel.models.registry import load_model
+from evenkeel.plan.learning_rate import FLOOR, learning_rate
 
 CONFIG = {"vocab_size": 40, "d_model": 24, "layers": 2, "heads": 4, "kv_heads": 2, "d_ff": 40, "seq_len": 16}
 TOKENS = 96

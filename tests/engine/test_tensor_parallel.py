@@ -100,6 +100,26 @@ def test_one_all_reduce_per_part_of_a_block_and_direction() -> None:
     assert on_ranks(2, count) == [2 * 4 + 3] * 2
 
 
+def test_validation_without_gradients_is_the_same_too() -> None:
+    model = decoder()
+    inputs, targets = batch()
+    stage = whole_model(model, seed=5, dtype=torch.float64).eval()
+    with torch.no_grad():
+        expected, _ = model.loss(stage(inputs), targets, None)
+
+    def evaluate(group: ThreadGroup) -> Tensor:
+        shape = model_shape(model)
+        state = ShardState(model, shape, Shard(0, shape.depth, group.rank, group.size), "fp64")
+        state.initialise(seed=5)
+        state.set_group(group)
+        state.stage.eval()
+        with torch.no_grad():
+            return model.loss(state.stage(inputs), targets, group)[0]
+
+    for loss in on_ranks(2, evaluate):
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
 def test_one_part_is_the_plain_module() -> None:
     model = decoder()
     shape = model_shape(model)

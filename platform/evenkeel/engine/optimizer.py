@@ -1,38 +1,13 @@
-"""AdamW over the flat buffers of a shard, its learning rate, and the scale of its gradients."""
-
-from math import cos, pi
+"""AdamW over the flat buffers of a shard, and the scale of its gradients. The rate is in plan/learning_rate.py."""
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from evenkeel.engine.state import ShardState
+from evenkeel.plan.learning_rate import learning_rate
 
-FLOOR = 0.1
-"""Share of the peak learning rate that the schedules "cosine" and "linear" end at."""
-
-
-def learning_rate(step: int, *, peak: float, warmup: int, last: int, schedule: str) -> float:
-    """The learning rate of a step, a pure function: linear warm-up to `peak`, then the schedule down to a tenth of it.
-
-    Args:
-        step: counts from 1.
-        warmup: steps; step `warmup` is the first with `peak`.
-        last: the step that ends at the floor, train.steps.
-        schedule: "cosine" (Loshchilov and Hutter, 2017), "linear" or "constant".
-
-    Raises:
-        ValueError: for another schedule.
-    """
-    if schedule not in ("cosine", "linear", "constant"):
-        raise ValueError(f"train.schedule is {schedule!r}; expected cosine, linear or constant")
-    if step <= warmup:
-        return peak * step / warmup
-    if schedule == "constant":
-        return peak
-    done = min(1.0, (step - warmup) / max(1, last - warmup))
-    left = 0.5 * (1 + cos(pi * done)) if schedule == "cosine" else 1 - done
-    return peak * (FLOOR + (1 - FLOOR) * left)
+__all__ = ["AdamW", "gradient_scale", "learning_rate"]
 
 
 def gradient_scale(tokens: int, grad_norm: float, grad_clip: float) -> float:
@@ -52,6 +27,9 @@ class AdamW:
 
     The bias correction counts the run's steps, also those that were skipped, so that it is a function of the step
     alone and no further state has to be kept, moved and saved. Without skipped steps it is torch.optim.AdamW.
+
+    Neighbouring regions are stepped as one tensor. As each ends on a 64-byte boundary, vector units never meet a tail,
+    and holders of the same slice get the same bits however their shards are cut.
     """
 
     def __init__(
