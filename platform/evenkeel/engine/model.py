@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import gcd
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
 from evenkeel.engine.loss import cross_entropy
@@ -145,8 +146,22 @@ def build_stage(
 
 
 def _build_on_meta(spec: LayerSpec) -> nn.Module:
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInit():
         return spec.build()
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leaves out torch.nn.init: tensors on the meta device have no values to set, and drawing from a normal
+    distribution there makes torch 2.13 import its compiler, which takes 3 s in every process."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensor = kwargs.get("tensor", args[0] if args else None)
+        if getattr(func, "__module__", "") == "torch.nn.init" and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
 def _fill_buffers(layer: nn.Module, spec: LayerSpec, device: torch.device) -> None:
