@@ -102,6 +102,7 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
     s.evidence = {str(w): a for w, a in answers.items()}
     s.journal.append(m.StepSettled(s.decision, s.evidence, s.witness, lost))
     s.committed = s.decision.base
+    in_next = any(_was_in_step(a, world, s.committed.step + 1) for a in answers.values())
     vote = s.decision.vote
     if vote is not None and vote.step > s.visible:
         s.show(vote, now)
@@ -110,10 +111,11 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
         s.log("step_rolled_forward", reason=s.decision.reason)
         if s.incident is not None:
             s.incident.rolled_forward = True
-    elif any(_was_in_step(a, world, s.committed.step + 1) for a in answers.values()):
+    elif in_next:
         s.log("step_rolled_back", reason=s.decision.reason)
     if s.incident is not None and not s.incident.planned:
-        crashed = mode.ran and bool(set(lost) - s.incident.unparked)
+        # Who dies in the commit of a step that is rolled forward is not held against the step after it.
+        crashed = mode.ran and in_next and bool(set(lost) - s.incident.unparked)
         s.trouble.broken(s.committed.step + 1, crashed, s.incident.describe())
 
 

@@ -35,7 +35,7 @@ class Fleet:
         self.rng = Random(scenario.seed + 1)
         self.clock = Clock()
         self.mischief = Random(f"{scenario.seed} mischief")
-        self.meetings = Meetings(self.rng, self.mischief, scenario.lying)
+        self.meetings = Meetings(self.rng, self.mischief, scenario.lying, scenario.skew)
         self.checks = Checks(self)
         self.workers: dict[WorkerId, SimWorker] = {}
         self.journal: list[m.Entry] = []
@@ -58,9 +58,13 @@ class Fleet:
 
     def start_controller(self) -> None:
         self.life += 1
+        self.failing = 0
         self.checks.forget()
         witness = self.metrics[-1] if self.metrics else None
         self.controller = Controller(self.scenario.policy, self.life, tuple(self.journal), witness)
+        for worker in [w for w in self.workers.values() if w.alive and not w.ready]:
+            # As the Ray shell does: whoever was still starting is ended, the new life starts its own.
+            worker.alive = False
         alive = tuple(w.info for w in self.workers.values() if w.alive)
         self.seen[f"controller begins in {type(self.controller.mode).__name__}"] += self.life > 1
         self.hear(m.Started(alive))
@@ -79,6 +83,8 @@ class Fleet:
         self.journal.extend(output.journal)
         entered = type(controller.mode).__name__
         stop_after = self._controller_dies(entered) if entered != mode else None
+        if stop_after is None and any(isinstance(c, m.Metrics) for c in output.commands):
+            stop_after = self._controller_dies("shown")
         for i, command in enumerate(output.commands):
             if stop_after is not None and i >= stop_after * len(output.commands):
                 break
@@ -176,7 +182,8 @@ class Fleet:
     def _start_worker(self) -> None:
         if self.rng.random() < self.scenario.start_fails:
             self.failing += 1
-            self.clock.after(0.1, self._start_failed)
+            life = self.life
+            self.clock.after(0.1, lambda: self._start_failed(life))
             return
         number = len(self.workers) + 1
         info = WorkerInfo(WorkerId(f"w{number:04d}"), self._place(), 1000 + number)
@@ -185,9 +192,16 @@ class Fleet:
         delay = self.scenario.start_s * self.rng.uniform(0.8, 1.5)
         if self.scenario.straggle_s and self.mischief.random() < 0.5:
             delay += self.mischief.uniform(0.0, self.scenario.straggle_s)
-        self.clock.after(delay, lambda: self.hear(m.WorkerReady(info)) if worker.alive else None)
+        self.clock.after(delay, lambda: self._ready(worker))
 
-    def _start_failed(self) -> None:
+    def _ready(self, worker: SimWorker) -> None:
+        if worker.alive:
+            worker.ready = True
+            self.hear(m.WorkerReady(worker.info))
+
+    def _start_failed(self, life: int) -> None:
+        if life != self.life:
+            return
         self.failing -= 1
         self.hear(m.StartFailed(1, "no room"))
 

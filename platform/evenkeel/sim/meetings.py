@@ -28,13 +28,17 @@ class Meetings:
     Args:
         mischief: a source of its own for the collectives that lie, so that they leave the rest of a seed as it was.
         lying: how often a broken collective with values seems to have succeeded with a part of its sums.
+        skew: how far apart the members learn of its completion, in hundredths of a second.
     """
 
-    def __init__(self, rng: Random, mischief: Random, lying: float) -> None:
+    def __init__(self, rng: Random, mischief: Random, lying: float, skew: float) -> None:
         self.rng = rng
         self.mischief = mischief
         self.lying = lying
+        self.skew = skew
         self.open: dict[Key, Meeting] = {}
+        self.votes: dict[tuple[int, int], tuple[float, ...]] = {}
+        """The sums of every vote that is complete, by generation and step."""
 
     def arrive(
         self,
@@ -50,16 +54,18 @@ class Meetings:
         meeting.sums = [a + b for a, b in zip(meeting.sums or [0.0] * len(values), values, strict=True)]
         if len(meeting.arrived) == len(members):
             del self.open[key]
-            self._complete(meeting)
+            self._complete(key, meeting)
         elif any(not worker.fleet.workers[w].alive for w in members):
             self._break(meeting)
 
-    def _complete(self, meeting: Meeting) -> None:
+    def _complete(self, key: Key, meeting: Meeting) -> None:
         sums = tuple(meeting.sums)
+        if sums:
+            self.votes[key[0], key[1]] = sums
         for member in meeting.members:
             worker, task, then = meeting.arrived[member]
             if worker.task == task:
-                worker.later(self.rng.uniform(0.0005, 0.01), _return(meeting, worker, then, sums))
+                worker.later(self.skew * self.rng.uniform(0.0005, 0.01), _return(meeting, worker, then, sums))
 
     def died(self, dead: WorkerId) -> None:
         """Neighbours of a dead worker mostly get an error at once; the others hang until they are told to abort."""
@@ -71,11 +77,11 @@ class Meetings:
             if member not in meeting.arrived:
                 continue
             worker, task, then = meeting.arrived[member]
-            if self.rng.random() < 0.5 and worker.task == task:
-                worker.later(self.rng.uniform(0.001, 0.02), _raise(meeting, worker))
-            elif self.lying and meeting.sums and worker.task == task and self.mischief.random() < self.lying:
+            if self.lying and meeting.sums and worker.task == task and self.mischief.random() < self.lying:
                 lie = _return(meeting, worker, then, tuple(meeting.sums))
                 worker.later(self.mischief.uniform(0.001, 0.02), lie)
+            elif self.rng.random() < 0.5 and worker.task == task:
+                worker.later(self.rng.uniform(0.001, 0.02), _raise(meeting, worker))
 
 
 def _return(

@@ -46,6 +46,10 @@ class Memory:
         for piece, history in contents.items():
             contents[piece] = (*history, version) if whole else TORN
 
+    def tear(self, shard: Shard) -> None:
+        """A commit has stopped half way."""
+        self.shards[shard] = dict.fromkeys(self.shards[shard], TORN)
+
     def history(self, shard: Shard) -> History:
         """The one history of all slices of the shard; TORN if they differ."""
         found = set(self.shards[shard].values())

@@ -9,7 +9,8 @@ from evenkeel.plan.layout import Wish
 
 WORKER_FAULTS = ("crash", "hang", "suspect", "exception", "slow", "cut")
 MOMENTS = ("regroup", "reshard", "forward", "reduce", "vote", "commit", "settle")
-REPAIR_MOMENTS = ("abort", "settle", "regroup", "reshard", "joined", "finish")
+REPAIR_MOMENTS = ("abort", "decision", "settle", "regroup", "reshard", "joined", "finish")
+LEADER_MOMENTS = ("reported",)
 MODES = ("Forming", "Running", "Aborting", "Settling")
 
 
@@ -20,8 +21,8 @@ class Fault:
     Attributes:
         kind: of WORKER_FAULTS, or "node" (all its workers crash), "controller", or "stop" (a request to stop the run).
         at: virtual seconds, or None to strike at a moment.
-        moment: what the victim is doing when it strikes, of MOMENTS and REPAIR_MOMENTS; for the controller the mode
-            that it enters.
+        moment: what the victim is doing when it strikes, of the three lists above; for the controller the mode that it
+            enters, or "shown": it has made a step visible.
         countdown: it strikes the so-manieth time that somebody is at that moment.
     """
 
@@ -52,6 +53,7 @@ class Scenario:
         step_s, start_s: virtual seconds of a step's computation, and about those that a worker takes to start.
         start_fails, nonfinite: probabilities, per start and per worker's vote.
         straggle_s: up to so many seconds more for every other worker's start: it comes when the run is under way.
+        skew: the members of a collective learn up to so many hundredths of a second after one another that it is complete.
         lying: how often a collective that a death breaks looks complete to a member, with a part of the sums (rule 2).
     """
 
@@ -67,6 +69,7 @@ class Scenario:
     nonfinite: float
     straggle_s: float = 0.0
     lying: float = 0.0
+    skew: float = 1.0
 
     @property
     def calm(self) -> bool:
@@ -84,8 +87,11 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _basic(seed)
     # A source of its own, so that what is added here leaves the seeds found earlier as they were.
     rng = Random(f"{seed} more")
-    if rng.random() < 0.5:
-        scenario = _stirred(scenario, rng)
+    kind = rng.random()
+    if kind < 0.4:
+        return _stirred(scenario, rng)
+    if kind < 0.65:
+        return rng.choice(AMBUSHES)(scenario, rng)
     return scenario
 
 
@@ -112,7 +118,70 @@ def _stirred(scenario: Scenario, rng: Random) -> Scenario:
         faults=faults,
         straggle_s=rng.choice((1.0, 2.0 + run_s)) if late else 0.0,
         lying=rng.choice((0.0, 0.3)),
+        skew=rng.choice((1.0, 10.0, 30.0)),
+        network=replace(scenario.network, lose=rng.choice((0.0, 0.1))) if scenario.network.lose else scenario.network,
     )
+
+
+# ---------------------------------------------------------------- faults that need each other, too rare by chance
+
+
+def _only_the_leader_saw(scenario: Scenario, rng: Random) -> Scenario:
+    """The leader commits, reports and dies, before anybody else sees the vote; its report may be late by a world."""
+    faults = (Fault("crash", moment="reported", countdown=rng.randint(1, 3)),)
+    if rng.random() < 0.5:
+        faults += (Fault("controller", moment="shown", countdown=faults[0].countdown),)
+    if rng.random() < 0.5:
+        faults += (Fault("hang", moment="decision", countdown=1, seconds=rng.uniform(1.0, 20.0)),)
+    late = rng.choice((0.0, 0.7))
+    # With the largest skew it takes seconds until everybody has learnt of a vote.
+    return replace(_pairs(scenario, rng), faults=faults, skew=rng.choice((100.0, 1000.0)), network=replace(scenario.network, late=late))
+
+
+def _a_collective_lies(scenario: Scenario, rng: Random) -> Scenario:
+    """A member dies in the reduction, while those of other groups are in the vote already."""
+    faults = tuple(Fault("crash", moment="reduce", countdown=rng.randint(1, 12)) for _ in range(rng.randint(1, 2)))
+    if rng.random() < 0.3:
+        faults += (Fault("exception", moment="commit", countdown=rng.randint(1, 12)),)
+    return replace(_pairs(scenario, rng), faults=faults, skew=30.0, lying=1.0)
+
+
+def _two_deaths_without_spares(scenario: Scenario, rng: Random) -> Scenario:
+    """The second in the world that the first has led to, which leaves holders of the state without a place."""
+    faults = (Fault("crash", moment="commit", countdown=rng.randint(1, 12)),)
+    kind = rng.choice(("crash", "controller"))
+    faults += (Fault("crash", moment=rng.choice(("joined", "regroup")), countdown=5),)
+    if kind == "controller":
+        faults += (Fault("controller", moment="Aborting", countdown=6),)
+    wish = Wish(2, 1, 2, rng.randint(1, 2), 4)
+    policy = replace(scenario.policy, wish=wish, micro_batches=max(4, scenario.policy.micro_batches), spares=0)
+    workers_per_node = rng.choice((2, 4))
+    return replace(
+        scenario, policy=policy, faults=faults, nodes=4 // workers_per_node, workers_per_node=workers_per_node, start_s=3.0
+    )
+
+
+def _controller_dies_at_a_pause(scenario: Scenario, rng: Random) -> Scenario:
+    """A stop, or a worker that comes late, lets everybody park; the controller's next life must notice."""
+    faults = (Fault("controller", moment=rng.choice(("Aborting", "Aborting", "shown")), countdown=1),)
+    at = 1.5 * scenario.start_s + rng.uniform(0.1, 0.8) * scenario.step_s * scenario.policy.last_step
+    if rng.random() < 0.7:
+        faults += (Fault("stop", at=at),)
+    policy = replace(scenario.policy, gather_s=0.2)
+    return replace(scenario, policy=policy, faults=faults, straggle_s=rng.choice((0.0, 2.0)))
+
+
+def _pairs(scenario: Scenario, rng: Random) -> Scenario:
+    """Few workers, each with a twin that holds the same."""
+    wish = Wish(2, rng.choice((1, 2)), 1, 1, 4)
+    policy = replace(scenario.policy, wish=wish, micro_batches=max(4, scenario.policy.micro_batches), spares=1)
+    return replace(scenario, policy=policy, nodes=3, workers_per_node=2)
+
+
+AMBUSHES = (_only_the_leader_saw, _a_collective_lies, _two_deaths_without_spares, _controller_dies_at_a_pause)
+
+
+# ---------------------------------------------------------------- what chance makes
 
 
 def _basic(seed: int) -> Scenario:

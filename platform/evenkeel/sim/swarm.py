@@ -60,7 +60,7 @@ def run_seed(seed: int) -> Outcome:
 
 
 def run_seeds(seeds: Sequence[int], processes: int | None = None) -> Iterator[Outcome]:
-    """Runs each seed, in order, over as many processes (all cores if None; 1: in this one)."""
+    """Runs the seeds, in order, over as many processes (all cores if None; 1: in this one)."""
     if processes == 1:
         yield from map(run_seed, seeds)
         return
@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="simulate", description="Simulated runs with random faults, every invariant checked.")
     parser.add_argument("--seeds", type=_seeds, default=range(2000), metavar="A:B", help="A to B-1, or one seed")
     parser.add_argument("--jobs", type=int, default=None, help="processes; as many as there are cores")
+    parser.add_argument("--first", action="store_true", help="stop at the first run that goes wrong")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args(arguments)
     verdicts: Counter[str] = Counter()
@@ -104,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seen.update(outcome.seen.keys())
         if outcome.verdict != "ok":
             print(f"{outcome}\n  again: python jobs/simulate.py --seeds {outcome.seed}", flush=True)
+            if options.first:
+                break
     print("runs in which it happened:")
     for name, count in sorted(seen.items()):
         print(f"{count:8} {name}")

@@ -30,6 +30,7 @@ class SimWorker:
         self.member = Member(info.worker_id)
         self.memory = Memory(fleet.scenario.policy.model)
         self.alive = True
+        self.ready = False
         self.hung_until = 0.0
         self.cut_until = 0.0
         self.slow = 1.0
@@ -90,6 +91,7 @@ class SimWorker:
                         self._break_groups()
                     self._answer()
             case m.Settle(_, epoch, ask, decision):
+                self.fleet.moment(self, "decision")
                 self._settle(epoch, ask, decision)
             case m.Form(_, epoch, world):
                 if self.member.form(epoch, world):
@@ -121,7 +123,9 @@ class SimWorker:
             # NCCL's abort may return success with a buffer that looks complete (rule 2).
             world = self.member.world
             assert world is not None
-            self._saw(self._vote_values(world.size, TOKENS * world.layout.micro_batches))
+            lie = list(self._vote_values(world.size, TOKENS * world.layout.micro_batches))
+            lie[Slot.GRAD_SQUARES] = -1.0
+            self._saw(tuple(lie))
         if self.phase not in ("commit", "parked"):
             self.later(self.fleet.rng.uniform(0.0, 0.01), self.park)
 
@@ -146,6 +150,8 @@ class SimWorker:
             return
 
         def committed() -> None:
+            if self._commit_raises():
+                return
             self._write()
             self.member.end_commit(self.fleet.clock.now)
             self.park()
@@ -285,20 +291,32 @@ class SimWorker:
         return True
 
     def _committed(self, vote: Vote) -> None:
+        if self._commit_raises():
+            return
         self._write()
         report = self.member.end_commit(self.fleet.clock.now)
         if report is not None:
             self.fleet.send(self, report)
+            self.fleet.moment(self, "reported")
         if vote.flags or not self.member.running(vote.generation):
             self.park()
         else:
             self._begin_step()
 
     def _write(self) -> None:
-        held, prepared = self.member.held, self.member.prepared
-        assert held is not None and prepared is not None
+        held, prepared, vote = self.member.held, self.member.prepared, self.member.saw
+        assert held is not None and prepared is not None and vote is not None
         self.memory.advance(held.shard, prepared, whole=not self.torn_sums)
-        self.fleet.checks.committed(self, prepared)
+        self.fleet.checks.committed(self, prepared, vote)
+
+    def _commit_raises(self) -> bool:
+        """Whoever fails in a commit has torn state, so it dies (rule 8)."""
+        if not self.raises:
+            return False
+        assert self.member.held is not None
+        self.memory.tear(self.member.held.shard)
+        self.fleet.kill(self.info.worker_id, "its commit raised")
+        return True
 
     def _finish(self, world: World) -> None:
         def written() -> None:

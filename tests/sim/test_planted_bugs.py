@@ -1,0 +1,59 @@
+"""With any one rule of the protocol taken away, the swarm must fail within 200 seeds; else it proves nothing."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from planted import BUGS, Bug
+
+SEEDS = 200
+PACKAGE = Path(__file__).parents[2] / "platform" / "evenkeel"
+FOLDERS = ("core", "plan", "control", "sim")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the pure part of the package. Bugs are planted in copies of it, never in the source."""
+    root = tmp_path_factory.mktemp("pristine")
+    for folder in FOLDERS:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PACKAGE / folder, root / "evenkeel" / folder, ignore=ignore)
+    shutil.copy(PACKAGE / "__init__.py", root / "evenkeel")
+    return root
+
+
+def plant(bug: Bug, root: Path) -> None:
+    for name, text, replacement in bug.edits:
+        path = root / "evenkeel" / name
+        source = path.read_text()
+        assert source.count(text) == 1, f"{bug.name}: {source.count(text)} times in {name}: {text!r}"
+        path.write_text(source.replace(text, replacement))
+
+
+def swarm(root: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the seeds on the copy, up to the first failure. The copy is all that is on the path: no torch, no Ray."""
+    command = [sys.executable, "-m", "evenkeel.sim.swarm", "--seeds", f"0:{SEEDS}", "--jobs", "1", "--first"]
+    env = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_the_copy_without_a_bug_passes_the_same_seeds(pristine: Path) -> None:
+    result = swarm(pristine)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{SEEDS} ok" in result.stdout
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_caught(bug: Bug, pristine: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
+    plant(bug, tmp_path)
+    result = swarm(tmp_path)
+    found = re.search(r"^seed (\d+): (wrong|stuck|crash): (.*)$", result.stdout, re.MULTILINE)
+    assert found, f"not found in {SEEDS} seeds: {result.stdout}{result.stderr}"
+    record_property("found_by", found.group(0))
+    print(f"{bug.name} (rule {bug.rule or 'none'}) is found by {found.group(0)}")
