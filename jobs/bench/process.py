@@ -185,5 +185,6 @@ def _started(pid: int) -> str | None:
 
 def _machine_cpu_s() -> float:
     """Of everybody: user, nice, system, interrupts and what the hypervisor took; not idle, not waiting for a disk."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    total, *_ = Path("/proc/stat").read_text().splitlines()
+    user, nice, system, _, _, irq, softirq, steal = map(int, total.split()[1:9])
     return (user + nice + system + irq + softirq + steal) / TICKS

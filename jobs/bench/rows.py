@@ -44,11 +44,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The rows of a benchmark, and what is printed beside: per row a note such as CPU seconds per step or a failure."""
+    """The rows of a benchmark, and what is printed beside.
+
+    Attributes:
+        notes: by row, such as CPU seconds per step or why it could not be measured.
+        what: by row, what is measured.
+    """
 
     benchmark: str
     rows: tuple[Row, ...]
     notes: dict[str, str] = field(default_factory=dict)
+    what: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Exactly the keys that tools rely on (docs/benchmarks.md)."""
@@ -66,5 +72,6 @@ def row(bound: Bound, runs: Sequence[float]) -> Row:
     value = median(runs) if runs else None
     holds = False
     if value is not None and len(runs) >= bound.min_runs:
-        holds = ratio_meets(runs, bound.better, bound.must) if bound.unit == "ratio" else meets(value, bound.better, bound.must)
+        ratio = bound.unit == "ratio"
+        holds = ratio_meets(runs, bound.better, bound.must) if ratio else meets(value, bound.better, bound.must)
     return Row(bound.name, value, bound.unit, bound.must, bound.goal, bound.better, holds, tuple(runs))

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
 from evenkeel.data.registry import load_data
 from evenkeel.engine.model import Stage, whole_model
 from evenkeel.models.registry import load_model
 from evenkeel.plan.learning_rate import learning_rate
 from evenkeel.plan.samples import sample_indices
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
 BETAS = (0.9, 0.95)
 EPS = 1e-8

@@ -1,7 +1,7 @@
 """Peer: tensor parallelism by DTensor (parallelize_module) under torchrun. Arguments: work.yaml, output folder.
 
-Attention and feed-forward are cut as in ours. Embedding and head stay whole on every rank: cut over the vocabulary, with
-torch's loss_parallel (--vocabulary), this peer is slower at this size, and a peer runs at its best.
+Attention and feed-forward are cut as in ours. Embedding and head stay whole on every rank: cut over the vocabulary,
+with torch's loss_parallel (--vocabulary), this peer is slower at this size, and a peer runs at its best.
 """
 
 import sys

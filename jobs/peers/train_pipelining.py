@@ -1,4 +1,4 @@
-"""Peer: torch.distributed.pipelining's 1F1B under torchrun, one stage a process. Arguments: work.yaml, output folder."""
+"""Peer: torch.distributed.pipelining's 1F1B under torchrun, a stage a process. Arguments: work.yaml, output folder."""
 
 import sys
 

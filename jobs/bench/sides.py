@@ -1,0 +1,124 @@
+"""Ours and the peers as commands: each trains the work in a folder and leaves times and losses of its steps there."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.process import running
+from bench.work import Steps, Work, check_complete
+
+JOBS = Path(__file__).resolve().parent.parent
+PEERS = JOBS / "peers"
+PLATFORM = JOBS.parent / "platform"
+LIMIT_S = 240.0
+"""For one run; a run that takes longer gives no measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One contender. `run` trains the work in an empty folder; raises BenchError if that gave no measurement.
+
+    Attributes:
+        about_s: how long a run takes, roughly, for the estimate that is printed.
+    """
+
+    name: str
+    about_s: float
+    run: Callable[[Path], Steps]
+
+
+def product(work: Work, name: str = "evenkeel") -> Side:
+    """All of ours: jobs/train.py with Ray, controller and heartbeat, measured by what it writes down."""
+
+    def run(folder: Path) -> Steps:
+        command = [sys.executable, str(JOBS / "train.py"), "--config", str(work.write(folder))]
+        # A Ray of its own, also where one is running already.
+        return _run(command, folder, work, name, {"RAY_ADDRESS": "local"}, lambda: _metrics(folder / "run"))
+
+    return Side(name, 30, run)
+
+
+def static(work: Work, name: str = "engine alone") -> Side:
+    """The same engine in a fixed layout, with neither controller nor heartbeat nor Ray."""
+
+    def run(folder: Path) -> Steps:
+        out = folder / "steps.jsonl"
+        command = [sys.executable, str(JOBS / "bench" / "static.py"), str(work.write(folder)), str(out)]
+        return _run(command, folder, work, name, {}, lambda: _by_step(_lines(out)))
+
+    return Side(name, 20, run)
+
+
+def torchrun(name: str, script: str, work: Work) -> Side:
+    """A peer that is started by torchrun."""
+
+    def run(folder: Path) -> Steps:
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={work.workers}"]
+        command = [sys.executable, *launch, str(PEERS / script), str(work.write(folder)), str(folder)]
+        return _run(command, folder, work, name, {}, lambda: _ranks(folder))
+
+    return Side(name, 20, run)
+
+
+def raytrain(work: Work, name: str = "Ray Train") -> Side:
+    """Ray Train, which starts a Ray of its own."""
+
+    def run(folder: Path) -> Steps:
+        command = [sys.executable, str(PEERS / "train_raytrain.py"), str(work.write(folder)), str(folder)]
+        # Otherwise Ray leaves a token in the home folder, which then bars other clusters.
+        return _run(command, folder, work, name, {"RAY_AUTH_MODE": "disabled"}, lambda: _ranks(folder))
+
+    return Side(name, 35, run)
+
+
+Found = tuple[Mapping[int, float], Mapping[int, float]]
+
+
+def _run(
+    command: list[str], folder: Path, work: Work, name: str, variables: Mapping[str, str], read: Callable[[], Found]
+) -> Steps:
+    paths = [str(PLATFORM), str(PEERS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    alike = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(paths)}
+    with running(command, folder / "log", {**alike, **variables}) as process:
+        process.wait(LIMIT_S)
+    ends, losses = read()
+    steps = Steps(process.began, ends, losses, process.cpu, folder / "run" if (folder / "run").is_dir() else None)
+    check_complete(steps, work, name)
+    return steps
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        for line in path.read_text().splitlines():
+            yield json.loads(line)
+
+
+def _metrics(run: Path) -> Found:
+    """Of our run directory. A step that is there twice counts by its last line."""
+    return _by_step(_lines(run / "metrics.jsonl"))
+
+
+def _by_step(lines: Iterator[dict[str, Any]]) -> Found:
+    ends: dict[int, float] = {}
+    losses: dict[int, float] = {}
+    for line in lines:
+        ends[line["step"]] = line["time"]
+        if line["loss"] is not None:
+            losses[line["step"]] = line["loss"]
+    return ends, losses
+
+
+def _ranks(folder: Path) -> Found:
+    """Of a peer: times of rank 0, as ours are the leader's; the losses of all micro-batches, whoever computed them."""
+    ends: dict[int, float] = {}
+    losses: dict[int, list[float]] = {}
+    for path in sorted(folder.glob("steps-*.jsonl")):
+        for line in _lines(path):
+            if path.name == "steps-0.jsonl":
+                ends[line["step"]] = line["time"]
+            losses.setdefault(line["step"], []).extend(line["losses"])
+    return ends, {step: sum(values) / len(values) for step, values in losses.items() if values}
