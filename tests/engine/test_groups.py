@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import Child, Line, children
 
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.engine import tcp
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet, GroupSpec, Op
+from evenkeel.engine.nccl import GroupStore
 from evenkeel.engine.rendezvous import StoreServer
 
 SIZES = (1, 7, 64 * 1024 + 3, 300_005)
@@ -549,3 +551,22 @@ def test_strangers_and_half_a_hello_disturb_nobody() -> None:
             ask_all(peers, connect, 1, infos)
             ask_all(peers, check_collectives, 1000, torch.float32)
             assert stranger.recv(1) == b""
+
+
+def use_store(peer: Peer) -> list[str]:
+    """Through torch's C++ prefix store, as ProcessGroupNCCL does."""
+    assert peer.groups is not None
+    assert isinstance(peer.groups.world, tcp.TcpGroup)
+    store = GroupStore(peer.groups.world)
+    prefixed = dist.PrefixStore("g1", store)
+    if peer.groups.world.rank == 0:
+        prefixed.set("first", "a" * 128)
+        prefixed.set("second", "b")
+    return [prefixed.get(key).decode() for key in ("first", "second")]
+
+
+def test_a_group_is_store_enough_for_nccl() -> None:
+    with children(serve, 3) as peers:
+        infos = [peer.receive() for peer in peers]
+        ask_all(peers, connect, 1, infos)
+        assert ask_all(peers, use_store) == [["a" * 128, "b"]] * 3

@@ -30,6 +30,9 @@ class GroupSpec:
 class _Closable(Group, Protocol):
     def connect(self) -> None: ...
 
+    def abort(self) -> None:
+        """Breaks what the mesh does not reach; does not block."""
+
     def close(self) -> None: ...
 
 
@@ -123,6 +126,8 @@ class GroupSet:
         """Breaks everything: who is blocked in an operation raises GroupAborted within milliseconds, and whoever tries
         one later; the other members find their connections closed. Idempotent; does not block."""
         self._mesh.abort()
+        for communicator in self._communicators:
+            communicator.abort()
 
     def close(self) -> None:
         """Aborts and frees sockets and threads. Called by the thread that uses the groups; may be called twice."""

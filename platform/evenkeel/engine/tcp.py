@@ -30,7 +30,7 @@ _COMBINE: dict[Op, Callable[..., Tensor]] = {Op.SUM: torch.add, Op.MAX: torch.ma
 
 
 class TcpGroup:
-    """See groups.Group, which it implements. Tensors on a GPU go through host memory."""
+    """See collective.Group, which it implements. Tensors on a GPU go through host memory."""
 
     def __init__(self, name: str, rank: int, members: Sequence[WorkerInfo], mesh: Mesh) -> None:
         self.name = name
@@ -53,6 +53,9 @@ class TcpGroup:
             self._peers[peer] = self._mesh.call(self.name, self.rank, peer, self._infos[peer])
         for peer in range(self.rank + 1, self.size):
             self._peers[peer] = self._mesh.claim(self.name, peer, self._infos[peer])
+
+    def abort(self) -> None:
+        """The mesh does it all."""
 
     def close(self) -> None:
         """After the mesh is broken: ends the threads."""
