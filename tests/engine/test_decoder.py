@@ -1,6 +1,9 @@
 """The decoder against a naive one, its shape without memory, and what it says of bad configurations."""
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -87,7 +90,7 @@ def test_gradients_are_the_derivatives() -> None:
     assert torch.autograd.gradcheck(block, (x,))
 
 
-def test_shape_without_memory() -> None:
+def test_shape_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("decoder", {**CONFIG, "tie_embeddings": True})
     shape = model_shape(model)
     assert [layer.name for layer in shape.layers] == ["embed", "blocks.0", "blocks.1", "head"]
@@ -99,7 +102,35 @@ def test_shape_without_memory() -> None:
     stage = whole_model(model, seed=0)
     assert {p.name: p.shape for p in shape.params(0, 4)} == {name: tuple(p.shape) for name, p in stage.named()}
     inputs = torch.zeros(3, 16, dtype=torch.int64)
-    assert boundary_shapes(model, inputs, torch.bfloat16) == ((3, 16), (3, 16, 32), (3, 16, 32), (3, 16, 32))
+    expected = ((3, 16), (3, 16, 32), (3, 16, 32), (3, 16, 32))
+    assert boundary_shapes(model, inputs, torch.bfloat16) == expected
+    monkeypatch.setattr("evenkeel.engine.model._CHEAP", 0.0)
+    assert boundary_shapes(model, inputs, torch.bfloat16) == expected
+
+
+def test_torchs_compiler_stays_out_of_the_way() -> None:
+    # Importing it takes each process 1 to 3 s.
+    code = """
+import sys, torch
+from evenkeel.core.model import Shard
+from evenkeel.engine.model import boundary_shapes, model_shape
+from evenkeel.engine.optimizer import AdamW
+from evenkeel.engine.state import ShardState
+from evenkeel.models.registry import load_model
+model = load_model("decoder", {"layers": 1, "d_model": 32})
+shape, ids = model_shape(model), torch.zeros(1, 8, dtype=torch.int64)
+for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp64", torch.float64)):
+    boundary_shapes(model, ids, dtype)
+    ShardState(model, shape, Shard(0, 3, 1, 2), precision).initialise(0)
+    state = ShardState(model, shape, Shard(0, 3, 0, 1), precision)
+    state.initialise(0)
+    model.loss(state.stage(ids), ids, None)[0].backward()
+    AdamW(state).step(1, 1e-3, 8.0)
+assert not {"torch._dynamo", "sympy"} & sys.modules.keys()
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
 
 
 def test_the_default_has_about_three_million_parameters() -> None:

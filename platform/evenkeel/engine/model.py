@@ -248,20 +248,38 @@ def _layer_shape(
     return LayerShape(spec.name, tuple(params), spec.cost, tuple(spec.ties.values()))
 
 
+_CHEAP = 2e10
+"""Operations that take a CPU less time than torch takes to get ready for the meta device: Python code for some
+operations there makes it import its compiler, for 1 to 3 s."""
+
+
 def boundary_shapes(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[tuple[int, ...], ...]:
-    """Shape of the tensor that enters each layer, found without memory or arithmetic; whole on each TP rank.
+    """Shape of the tensor that enters each layer, whole on each TP rank.
+
+    Found by a forward pass; for large models by one without memory or arithmetic.
 
     Args:
         inputs: any tensor of the shape and type of one micro-batch's inputs.
         dtype: of parameters and activations.
     """
-    x = cast_inputs(inputs, "meta", dtype)
+    layers = [_build_on_meta(spec) for spec in model.layers]
+    size = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    device = "cpu" if 2 * size * inputs.numel() < _CHEAP else "meta"
+    x = torch.zeros(inputs.shape, dtype=dtype if inputs.is_floating_point() else inputs.dtype, device=device)
     shapes: list[tuple[int, ...]] = []
     with torch.no_grad():
-        for spec in model.layers:
+        for layer, spec in zip(layers, model.layers, strict=True):
             shapes.append(tuple(x.shape))
-            x = _build_on_meta(spec).to(dtype).eval()(x)
+            _fill_buffers(layer, spec, torch.device(device))
+            _zero_parameters(layer, device)
+            x = layer.to(dtype).eval()(x)
     return tuple(shapes)
+
+
+def _zero_parameters(layer: nn.Module, device: str) -> None:
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)))
 
 
 def cast_inputs(inputs: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
