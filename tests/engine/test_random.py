@@ -54,6 +54,12 @@ def test_the_same_micro_batch_has_the_same_mask_and_others_have_others() -> None
     assert not torch.equal(layer(x), first)
 
 
+def test_large_draws_are_the_same_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = bits((12, 8))
+    monkeypatch.setattr("evenkeel.engine.random._KEPT", 0)
+    assert torch.equal(bits((12, 8)), small)
+
+
 def test_global_generators_are_left_alone() -> None:
     before = torch.get_rng_state()
     dropout(0.5)(torch.ones(8, 8))

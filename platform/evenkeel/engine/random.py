@@ -20,6 +20,7 @@ from torch import Tensor, nn
 _MASK = (1 << 64) - 1
 _LANES = 4
 _RANGE = 1 << 16
+_KEPT = 1 << 22
 
 
 def _signed(x: int) -> int:
@@ -69,14 +70,14 @@ def random_bits(
     if parts > 1 and width % _LANES:
         whole = random_bits(words, (*shape[:-1], width * parts), device)
         return whole.narrow(-1, part * width, width)
-    counters = _counters(rows, width, part, parts, device)
+    counters_of = _kept_counters if rows * width <= _KEPT else _counters
+    counters = counters_of(rows, width, part, parts, device)
     bits = _hash(counters, words).view(torch.int16)
     return bits[: rows * width].view(shape)
 
 
-@lru_cache(maxsize=64)
 def _counters(rows: int, width: int, part: int, parts: int, device: torch.device) -> Tensor:
-    """Index x golden ratio of each group of four elements; kept, as the same few shapes come again and again."""
+    """Index x golden ratio of each group of four elements."""
     if parts == 1:
         indices = torch.arange(-(-rows * width // _LANES), dtype=torch.int64, device=device)
     else:
@@ -84,6 +85,10 @@ def _counters(rows: int, width: int, part: int, parts: int, device: torch.device
         row = torch.arange(rows, dtype=torch.int64, device=device).unsqueeze(1)
         indices = (row * (each * parts) + torch.arange(part * each, (part + 1) * each, device=device)).flatten()
     return indices * _GOLDEN
+
+
+_kept_counters = lru_cache(maxsize=64)(_counters)
+"""The same few shapes come again and again; large ones are not kept, as they take 2 bytes per element."""
 
 
 def _hash(counters: Tensor, words: tuple[int, int]) -> Tensor:
