@@ -35,8 +35,9 @@ def train(
             total, tokens = total + loss.item(), tokens + int(counted)
         gradients = [p.grad for p in params.values() if p.grad is not None]
         torch._foreach_div_(gradients, tokens)
-        if clip:
-            torch.nn.utils.clip_grad_norm_(params.values(), clip)
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        if 0 < clip < norm:
+            torch._foreach_mul_(gradients, clip / norm)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()

@@ -1,5 +1,6 @@
 """A tiny job for the engine's tests: a small decoder on made-up text, the same in every process."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from evenkeel.models.registry import load_model
 from evenkeel.plan.samples import sample_indices
 
 SAMPLES, SEQ, VOCAB = 50, 8, 24
+GATE = 100
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Tiny:
             eval=TensorDataset(*tokens(1)),
             settings=self.make_settings(),
             write_final=self.write_final,
-            fault_once=once_in(self.folder),
+            fault_once=self.fault_once,
         )
 
     def model(self) -> Model:
@@ -65,6 +67,17 @@ class Tiny:
             "faults": self.faults, "eval_batches": 3,
         }  # fmt: skip
         return Settings(**(values | self.settings))
+
+    def fault_once(self, index: int) -> bool:
+        """A fault of this index or above is a gate instead: its target waits there until `open_gate` is called."""
+        if index < GATE:
+            return once_in(self.folder)(index)
+        while not (self.folder / "open").exists():
+            time.sleep(0.005)
+        return False
+
+    def open_gate(self) -> None:
+        (self.folder / "open").touch()
 
     def write_final(self, final: FinalTensors) -> None:
         save_file(dict(final.tensors), self.folder / "final.safetensors")

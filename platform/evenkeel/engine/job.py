@@ -92,6 +92,14 @@ class Job:
     write_final: Callable[[FinalTensors], None] | None = None
     fault_once: Callable[[int], bool] = _never
 
+    def prepare(self) -> None:
+        """Works out what any layout needs, so that a worker that is ready loses no time over it when it is given a place.
+
+        Raises:
+            ValueError: if the engine cannot train the model.
+        """
+        _ = self.shape, self.boundaries
+
     @cached_property
     def shape(self) -> ModelShape:
         return model_shape(self.model)

@@ -44,7 +44,7 @@ class LocalRun:
     Args:
         make_job: see Fleet.
         not_before: by number of a worker, in order of starting from 0: the step that must be visible before it starts.
-        on_step: called after each visible step, before anything else happens; it may call `stop` and `signal`.
+        watch: called after each event that the controller has heard; may call `stop` and `fleet.signal`.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class LocalRun:
         threads: int = 1,
         device: str = "cpu",
         not_before: Mapping[int, int] | None = None,
-        on_step: "Callable[[LocalRun, m.Metrics], None] | None" = None,
+        watch: "Callable[[LocalRun, m.Event], None] | None" = None,
     ) -> None:
         self.fleet = Fleet(make_job, threads=threads, device=device)
         self.outcome = Outcome()
         self._policy = policy
         self._controller = Controller(policy)
         self._not_before = dict(not_before or {})
-        self._on_step = on_step
+        self._watch = watch
         self._timer: float | None = None
         self._started = 0
         self._to_start = 0
@@ -100,6 +100,8 @@ class LocalRun:
         self.outcome.journal.extend(output.journal)
         for command in output.commands:
             self._carry_out(command)
+        if self._watch is not None:
+            self._watch(self, event)
 
     def _carry_out(self, command: m.Command) -> None:
         match command:
@@ -128,8 +130,6 @@ class LocalRun:
         for worker in (world.leader, *spares):
             self.fleet.acknowledge(worker, line.vote.step)
         self._start()
-        if self._on_step is not None:
-            self._on_step(self, line)
 
     def _start(self) -> None:
         visible = self.outcome.metrics[-1].vote.step if self.outcome.metrics else 0

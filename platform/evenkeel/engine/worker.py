@@ -55,6 +55,7 @@ class Worker:
         self._send = send
         self._host = host
         self._device = torch.device(device)
+        job.prepare()
         self._store = StoreServer(host)
         self._seat = Seat(worker_id)
         self._progress = Progress()
@@ -255,9 +256,11 @@ class Worker:
             os._exit(COMMIT_FAILED)
 
     def _describe(self, error: Exception) -> m.Fault:
-        traceback.print_exc()
+        broken = isinstance(error, GroupBroken)
+        if not broken:
+            traceback.print_exc()
         at = self._progress
         open_step = at.step + (at.phase in ("regroup", "reshard", "finish"))
         layer = "" if at.layer < 0 else self._job.shape.layers[at.layer].name
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        return m.Fault(open_step, at.phase, at.micro, layer, text, isinstance(error, GroupBroken))
+        return m.Fault(open_step, at.phase, at.micro, layer, text, broken)
