@@ -1,7 +1,8 @@
 """Text as windows of bytes, from a file, a directory and the standard library; and what is wrong with bad paths."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -87,15 +88,18 @@ def test_a_directory_that_cannot_hold_the_cache_does_no_harm(tmp_path: Path, mon
     assert len(load_data("text", {"path": str(tmp_path / "texts"), "seq_len": 7, "eval_share": 0.0}).train) == 7
 
 
-def fingerprint_of_stdlib(cache: str) -> str:
-    os.environ["XDG_CACHE_HOME"] = cache
-    return load_data("text", {"path": "stdlib"}).train.fingerprint()
-
-
 def test_the_standard_library_read_by_five_processes_at_once(tmp_path: Path) -> None:
-    with multiprocessing.get_context("forkserver").Pool(5) as pool:
-        prints = pool.map(fingerprint_of_stdlib, [str(tmp_path / "shared")] * 5, chunksize=1)
-    assert len(set(prints)) == 1
+    code = (
+        "from hashlib import sha256; from evenkeel.data.corpus import read_corpus;"
+        "print(sha256(read_corpus('stdlib', None, 'data.path')).hexdigest())"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(tmp_path / "shared")}
+    readers = [
+        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **paths}, stdout=subprocess.PIPE)
+        for _ in range(5)
+    ]
+    prints = [reader.communicate()[0] for reader in readers]
+    assert len(set(prints)) == 1 and len(prints[0].strip()) == 64
     (cached,) = (tmp_path / "shared" / "evenkeel").iterdir()
     assert cached.stat().st_size > 5_000_000
     text = cached.read_bytes()
