@@ -1,4 +1,4 @@
-"""The plain loop that every layout must agree with: one process, one model, no engine but its layers and keyed dropout."""
+"""The plain loop that every layout must agree with: one process, one model; of the engine only its keyed dropout."""
 
 import torch
 from torch import Tensor

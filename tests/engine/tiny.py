@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def layout_of(workers: list[WorkerId], cuts: list[list[int]], tensor: int, share
     for cut, share in zip(cuts, shares, strict=True):
         stages = tuple(
             Stage(start, stop, tuple(next(ids) for _ in range(tensor)))
-            for start, stop in zip(cut, cut[1:], strict=False)
+            for start, stop in pairwise(cut)
         )
         pipelines.append(Pipeline(stages, micro, micro + share))
         micro += share

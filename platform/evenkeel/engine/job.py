@@ -93,7 +93,7 @@ class Job:
     fault_once: Callable[[int], bool] = _never
 
     def prepare(self) -> None:
-        """Works out what any layout needs, so that a worker that is ready loses no time over it when it is given a place.
+        """Works out what every layout needs, so that a ready worker loses no time over it when it is given a place.
 
         Raises:
             ValueError: if the engine cannot train the model.
