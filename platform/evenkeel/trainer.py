@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -138,10 +138,10 @@ def _run(given: Any) -> dict[str, dict[str, Any]]:
 
 def _refuse_others(name: str, given: Any, known: tuple[str, ...]) -> None:
     """What these ask for beyond the known fields means nothing here, and is not passed over in silence."""
+    default = type(given)()
     for field in fields(given):
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
         value = getattr(given, field.name)
-        if field.name not in known and value and value != default:
+        if field.name not in known and value != getattr(default, field.name):
             raise ConfigError(f"is {value!r}; evenkeel takes only {', '.join(known)} of it", f"{name}.{field.name}")
 
 

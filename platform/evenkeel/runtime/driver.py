@@ -118,8 +118,8 @@ def _follow(controller: Any, inbox: "queue.SimpleQueue[News | _Signal | _Gone]")
     while True:
         try:
             news = ray.get(controller.follow.remote(epoch, cursor))
-        except ActorDiedError:
-            inbox.put(_Gone("the controller was ended from outside"))
+        except ActorDiedError as error:
+            inbox.put(_Gone(f"the controller is dead: {str(error).strip().splitlines()[-1]}"))
             return
         except RayActorError:
             pause.wait(RETRY_S)  # it is being restarted

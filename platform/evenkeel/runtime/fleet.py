@@ -23,6 +23,9 @@ from evenkeel.runtime.worker_actor import CONCURRENCY, WorkerActor
 
 log = logging.getLogger(__name__)
 
+REPLACE_AFTER_S = 2.0
+"""Starting a process takes seconds of CPU time; where others train already, their repair goes first."""
+
 ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
 Hear = Callable[[m.Event], None]
 
@@ -49,11 +52,18 @@ class Fleet:
         self._infos: dict[WorkerId, WorkerInfo] = {}
         self._reasons: dict[WorkerId, str] = {}
         self._placed: set[WorkerId] = set()
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, count: int) -> None:
         """Starts workers in the background; WorkerReady or WorkerLost tells how each of them went."""
-        for _ in range(count):
+        if self._infos:
+            asyncio.get_running_loop().call_later(REPLACE_AFTER_S, self._start, count)
+        else:
+            self._start(count)
+
+    def _start(self, count: int) -> None:
+        for _ in range(0 if self._closing else count):
             self._used += 1
             worker = worker_id(self._used)
             try:
@@ -114,6 +124,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Ends every worker and returns when all are confirmed dead."""
+        self._closing = True
         for worker in list(self._actors):
             self.kill(worker, "the run is over")
         while self._actors:

@@ -41,7 +41,7 @@ class JobMaker:
     def __call__(self, worker_id: WorkerId) -> Job:
         model = make_model(self.config, self.model)
         data = make_data(self.config, model)
-        return Job(
+        job = Job(
             model=model,
             train=data.train,
             eval=data.eval,
@@ -49,6 +49,9 @@ class JobMaker:
             write_final=self._write_final,
             fault_once=self._fault_once,
         )
+        # Computed once and kept: a spare is ready when it has nothing left to prepare.
+        _ = job.shape, job.boundaries
+        return job
 
     def _fault_once(self, index: int) -> bool:
         return RunDirectory.at(self.folder).claim_fault(self.config.fault_keys()[index])

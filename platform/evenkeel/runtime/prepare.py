@@ -37,6 +37,7 @@ class Prepared:
         config: with an absolute storage path.
         need: what it takes of Ray.
         fingerprint: of the training data.
+        maker: to be pickled into the spec once Ray, which knows how to pickle it, may be imported.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Prepared:
     spec: RunSpec
     need: Need
     fingerprint: str
+    maker: JobMaker
 
 
 def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
@@ -72,7 +74,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
     each = resources(config)
     worker = WorkerSpec(
         folder=directory.url,
-        make=JobMaker(config, directory.url, model),
+        make=b"",
         device="cuda" if config.scaling.use_gpu else "cpu",
         resources=each,
         tell_spares=any(fault.target == "spare" for fault in config.faults),
@@ -88,7 +90,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         faults=controller_faults(config),
     )
     need = Need(config.scaling.workers[1] + config.scaling.spares, each)
-    return Prepared(config, directory, spec, need, fingerprint)
+    return Prepared(config, directory, spec, need, fingerprint, JobMaker(config, directory.url, model))
 
 
 def check_degrees(config: Config, shape: ModelShape) -> None:

@@ -44,7 +44,7 @@ def run_prepared(prepared: Prepared, out: TextIO) -> Outcome:
         if record.status == "finished":
             return _show_finished(prepared, record, out)
     else:
-        directory.check_writable()
+        RunDirectory.at(prepared.config.run.storage_path).check_writable()
     with ExitStack() as stack:
         try:
             variables = environment(prepared.config)
@@ -69,7 +69,9 @@ def check_same(prepared: Prepared) -> None:
 
 
 def _run_on_ray(prepared: Prepared, record: RunRecord | None, out: TextIO, env_vars: Mapping[str, str]) -> Outcome:
-    from evenkeel.runtime import driver  # Ray is imported once its environment is set
+    from ray import cloudpickle  # not before its environment is set
+
+    from evenkeel.runtime import driver
 
     config, directory = prepared.config, prepared.directory
     controller = driver.find_controller(config.run.name)
@@ -80,7 +82,8 @@ def _run_on_ray(prepared: Prepared, record: RunRecord | None, out: TextIO, env_v
         raise config.error("run.name", f"{what}; there is no checkpoint to resume from, choose another run.name")
     else:
         write_beginning(prepared)
-        worker = replace(prepared.spec.worker, env_vars=env_vars)
+        make = cloudpickle.dumps(prepared.maker)  # type: ignore[no-untyped-call]
+        worker = replace(prepared.spec.worker, env_vars=env_vars, make=make)
         controller = driver.start_controller(replace(prepared.spec, worker=worker))
     try:
         with Console(config.train.steps, out) as console:

@@ -13,7 +13,8 @@ class WorkerSpec:
 
     Attributes:
         folder: of the run, a path or URL.
-        make: builds the worker's job in its own process; see worker_actor.Make.
+        make: pickled worker_actor.Make, which builds the worker's job in its own process. Bytes, because it may hold
+            the user's code, and needs torch, and the controller has nothing to do with either.
         device: "cpu" or "cuda".
         resources: what one worker takes of Ray, by Ray's names ("CPU", "GPU", and custom ones).
         env_vars: of its process, on top of what Ray's nodes give it.
@@ -21,7 +22,7 @@ class WorkerSpec:
     """
 
     folder: str
-    make: Any
+    make: bytes
     device: str
     resources: Mapping[str, float]
     env_vars: Mapping[str, str] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from evenkeel.control import messages as m
@@ -36,7 +37,7 @@ Make = Callable[[WorkerId], "Job"]
 class WorkerActor:
     """See the module. An error while the job is built is not raised but told by `info`, so that it has one line."""
 
-    def __init__(self, worker_id: WorkerId, folder: str, make: Make, device: str, controller: Any) -> None:
+    def __init__(self, worker_id: WorkerId, folder: str, make: bytes, device: str, controller: Any) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._never = threading.Event()
         self._worker: Worker | None = None
@@ -46,11 +47,12 @@ class WorkerActor:
         try:
             from evenkeel.engine.worker import Worker
 
+            build: Make = cloudpickle.loads(make)
             context = ray.get_runtime_context()
             self._worker = Worker(
                 worker_id,
                 NodeId(context.get_node_id()),
-                make(worker_id),
+                build(worker_id),
                 self._outbox.put,
                 host=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
                 device=device,
