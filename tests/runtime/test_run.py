@@ -128,7 +128,7 @@ def test_an_exception_that_comes_again_ends_the_run(site: Site) -> None:
     assert len(done.events("exception")) == 2
     logs = RunDirectory.at(done.directory.url).files
     texts = [(logs.read(f"logs/{name}") or b"").decode() for name in logs.names("logs") if name.startswith("w")]
-    assert any("Traceback" in text and "InjectedFault" in text for text in texts)
+    assert any("Traceback" in text and "planned fault" in text for text in texts)
 
 
 def test_state_that_nobody_holds_any_more_is_named(site: Site) -> None:
