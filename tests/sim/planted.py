@@ -108,12 +108,6 @@ BUGS = (
         (REPAIR, "    s.committed = s.decision.base\n", "    s.committed = world.base\n"),
     ),
     bug(
-        "lineage-ignored",
-        7,
-        (FORMING, "if held.version == s.committed", "if held.version and held.version.step == s.committed.step"),
-        (MEMBER, "h for h in self.holdings if h.version == version and", "h for h in self.holdings if h.version and h.version.step == version.step and"),
-    ),
-    bug(
         "step-only-prepared",
         7,
         (MEMBER, "self.prepared == decision.base:", "self.prepared and self.prepared.step >= decision.base.step:"),
@@ -135,14 +129,30 @@ BUGS = (
     bug(
         "abort-does-not-reach-ahead",
         14,
-        (MEMBER, "        self.floor = max(self.floor, generation + 1)\n", "        if self.generation == generation:\n            self.floor = generation + 1\n"),
-        (MEMBER, "if not self.parked or self.floor != generation + 1:", "if not self.parked or self.floor > generation + 1:"),
-        (MEMBER, "or not self.parked or self.floor != decision.generation + 1:", "or not self.parked or self.floor > decision.generation + 1:"),
+        (
+            MEMBER,
+            "        self.floor = max(self.floor, generation + 1)\n",
+            "        if self.generation == generation:\n            self.floor = generation + 1\n",
+        ),
+        (
+            MEMBER,
+            "if not self.parked or self.floor != generation + 1:",
+            "if not self.parked or self.floor > generation + 1:",
+        ),
+        (
+            MEMBER,
+            "or not self.parked or self.floor != decision.generation + 1:",
+            "or not self.parked or self.floor > decision.generation + 1:",
+        ),
     ),
     bug(
         "abort-of-an-unknown-generation-refused",
         14,
-        (MEMBER, "if epoch < self.epoch or self.generation > generation or", "if epoch < self.epoch or self.generation != generation or"),
+        (
+            MEMBER,
+            "if epoch < self.epoch or self.generation > generation or",
+            "if epoch < self.epoch or self.generation != generation or",
+        ),
     ),
     bug(
         "generation-not-journalled",
@@ -152,25 +162,45 @@ BUGS = (
     bug(
         "generation-used-again-after-restart",
         15,
-        (CONTROLLER, "opened.layout, opened.generation, opened.base", "opened.layout, opened.base.generation, opened.base"),
+        (
+            CONTROLLER,
+            "opened.layout, opened.generation, opened.base",
+            "opened.layout, opened.base.generation, opened.base",
+        ),
     ),
     bug(
         "request-forgotten-when-not-carried",
         16,
         (MEMBER, "        self.pending &= ~vote.flags\n", "        self.pending = Flags.NONE\n"),
-        ("control/progress.py", "    elif s.pending and vote.step < s.policy.last_step:\n        forming.send_flags(s, world)\n", ""),
+        (
+            "control/progress.py",
+            "    elif s.pending and vote.step < s.policy.last_step:\n        forming.send_flags(s, world)\n",
+            "",
+        ),
         (WORKER, "float(bool(self.member.pending & Flags.STOP))", "0.0"),
     ),
     bug(
         "unreported-votes-dropped",
         16,
-        (MEMBER, "self.unreported = (*self.unreported, Report(self.saw, committed_at))[-RING:]", "self.unreported = (Report(self.saw, committed_at),)"),
-        (MEMBER, "return Answer(position, self.holdings, self.saw, self.prepared, self.unreported)", "return Answer(position, self.holdings, self.saw, self.prepared)"),
+        (
+            MEMBER,
+            "self.unreported = (*self.unreported, Report(self.saw, committed_at))[-RING:]",
+            "self.unreported = (Report(self.saw, committed_at),)",
+        ),
+        (
+            MEMBER,
+            "return Answer(position, self.holdings, self.saw, self.prepared, self.unreported)",
+            "return Answer(position, self.holdings, self.saw, self.prepared)",
+        ),
     ),
     bug(
         "answer-of-a-lost-worker-counts",
         17,
-        (REPAIR, "    answers = {w: a for w, a in sorted(mode.answers.items()) if w in s.roster.alive}\n", "    answers = dict(sorted(mode.answers.items()))\n"),
+        (
+            REPAIR,
+            "    answers = {w: a for w, a in sorted(mode.answers.items()) if w in s.roster.alive}\n",
+            "    answers = dict(sorted(mode.answers.items()))\n",
+        ),
     ),
     bug(
         "lost-worker-used-again",
@@ -184,26 +214,27 @@ BUGS = (
         (REPAIR, "    s.holdings.pop(worker_id, None)\n", ""),
     ),
     bug(
-        "answers-of-the-life-before",
-        10,
-        (CONTROLLER, "epoch * ASKS_PER_EPOCH", "0"),
-    ),
-    bug(
-        "answers-of-an-earlier-ask",
-        6,
-        (REPAIR, "case Aborting(world, ask, answers=answers) if (ask, world.generation) == (event.ask, event.generation):", "case Aborting(world, answers=answers) if world.generation == event.generation:"),
-        (REPAIR, "case Settling(world, ask, done=done) if (ask, world.generation) == (event.ask, event.generation):", "case Settling(world, done=done) if world.generation == event.generation:"),
-    ),
-    bug(
         "vote-lost",
         0,
-        ("control/settle.py", "votes = [r.vote for r in answer.unreported] + ([answer.saw] if answer.saw is not None else [])", "votes = []"),
-        (REPAIR, "            if s.accepts(report.vote) and report.vote.step == s.visible + 1:\n", "            if False:\n"),
+        (
+            "control/settle.py",
+            "votes = [r.vote for r in answer.unreported] + ([answer.saw] if answer.saw is not None else [])",
+            "votes = []",
+        ),
+        (
+            REPAIR,
+            "            if s.accepts(report.vote) and report.vote.step == s.visible + 1:\n",
+            "            if False:\n",
+        ),
     ),
     bug(
         "copy-forgotten",
         0,
-        (FORMING, "        for w, holdings in sorted(s.holdings.items())\n", "        for w, holdings in sorted(s.holdings.items())[:-1]\n"),
+        (
+            FORMING,
+            "        for w, holdings in sorted(s.holdings.items())\n",
+            "        for w, holdings in sorted(s.holdings.items())[:-1]\n",
+        ),
     ),
     bug(
         "spare-that-holds-forgotten",
@@ -213,7 +244,11 @@ BUGS = (
     bug(
         "transfer-dropped",
         0,
-        (WORKER, "pieces = [(t.source, t.tensor, t.box) for t in plan.transfers if t.target == me]", "pieces = [(t.source, t.tensor, t.box) for t in plan.transfers[1:] if t.target == me]"),
+        (
+            WORKER,
+            "pieces = [(t.source, t.tensor, t.box) for t in plan.transfers if t.target == me]",
+            "pieces = [(t.source, t.tensor, t.box) for t in plan.transfers[1:] if t.target == me]",
+        ),
     ),
     bug(
         "step-shown-twice",
@@ -223,13 +258,25 @@ BUGS = (
     bug(
         "step-skipped-when-a-report-is-lost",
         0,
-        ("control/progress.py", "        if report.vote.step > s.visible + 1:\n            repair.break_world(s, now, \"a report is missing\")\n            return\n", ""),
-        (MEMBER, "return Reported(self.worker_id, self.unreported)", "return Reported(self.worker_id, self.unreported[-1:])"),
+        (
+            "control/progress.py",
+            "        if report.vote.step > s.visible + 1:",
+            "        if False:",
+        ),
+        (
+            MEMBER,
+            "return Reported(self.worker_id, self.unreported)",
+            "return Reported(self.worker_id, self.unreported[-1:])",
+        ),
     ),
     bug(
         "micro-batches-lost",
         0,
-        ("plan/batch.py", "for _ in range(micro_batches - minimum * len(times)):", "for _ in range(micro_batches - 1 - minimum * len(times)):"),
+        (
+            "plan/batch.py",
+            "for _ in range(micro_batches - minimum * len(times)):",
+            "for _ in range(micro_batches - 1 - minimum * len(times)):",
+        ),
     ),
     bug(
         "lost-form-not-sent-again",
@@ -239,7 +286,11 @@ BUGS = (
     bug(
         "dead-are-not-replaced",
         0,
-        ("control/roster.py", "        missing = max(0, self.wanted - len(self.alive) - self.starting - len(self.dying))\n", "        missing = 0 if self.gone else max(0, self.wanted - len(self.alive) - self.starting - len(self.dying))\n"),
+        (
+            "control/roster.py",
+            "        self.starting += missing\n",
+            "        missing = 0 if self.gone else missing\n        self.starting += missing\n",
+        ),
     ),
     bug(
         "device-of-a-dying-worker-used",
@@ -249,7 +300,11 @@ BUGS = (
     bug(
         "failed-start-not-tried-again",
         0,
-        ("control/watch.py", "    times = [] if s.roster.retry_at is None else [s.roster.retry_at]\n", "    times: list[float] = []\n"),
+        (
+            "control/watch.py",
+            "    times = [] if s.roster.retry_at is None else [s.roster.retry_at]\n",
+            "    times: list[float] = []\n",
+        ),
     ),
     bug(
         "restarted-controller-does-not-abort",
@@ -264,6 +319,10 @@ BUGS = (
     bug(
         "hung-worker-not-killed",
         0,
-        ("control/watch.py", "        for worker in silent:\n            kill(s, now, worker, \"no answer to a probe\", quiet_s)\n", "        pass\n"),
+        (
+            "control/watch.py",
+            '        for worker in silent:\n            kill(s, now, worker, "no answer to a probe", quiet_s)\n',
+            "        pass\n",
+        ),
     ),
 )

@@ -73,6 +73,8 @@ class Checks:
         version = Version(vote.step, vote.generation)
         require(vote.step == len(self.shown) + 1, f"{version} became visible, expected step {len(self.shown) + 1}")
         require(vote.generation in self.worlds, f"{version} became visible, of a generation that is not journalled")
+        base = self.bases.get(vote.generation)
+        require(base is None or version <= base, f"{version} became visible, but its generation was settled at {base}")
         self.shown.append(version)
         self._in_line(version, "what became visible")
         world = self.worlds[vote.generation]
@@ -126,7 +128,7 @@ class Checks:
         """Nobody is killed for nothing: only where messages are lost or late, or something hangs or is slow."""
         struck = {"hang", "cut", "slow", "suspect"} & self.fleet.workers[worker_id].struck
         network = self.fleet.scenario.network
-        # A lost message is asked for again; but an abort or a decision that is lost twice looks like a worker that hangs.
+        # Probes and worlds are sent again; but an abort or a decision that is lost looks like a worker that hangs.
         excuse = network.late or (network.lose and "no progress" not in reason)
         require(bool(struck or excuse), f"healthy {worker_id} was killed: {reason}")
 
@@ -240,7 +242,9 @@ class Checks:
     # ------------------------------------------------------------ the end
 
     def _end(self, status: str, error: str) -> None:
-        policy = self.fleet.scenario.policy
+        policy, now = self.fleet.scenario.policy, self.fleet.clock.now
+        by = self.fleet.scenario.ends_by
+        require(now <= by, f"it took until {now:.1f} s, with faults that are noticed at once {by:.1f} s are enough")
         steps = len(self.shown)
         if status == "finished":
             require(steps == policy.last_step, f"finished after {steps} of {policy.last_step} steps")

@@ -149,6 +149,10 @@ class Fleet:
 
     def send(self, worker: SimWorker, event: m.Event) -> None:
         """From a worker to whichever controller is there when it arrives."""
+        late = self.scenario.late_reports
+        if late and isinstance(event, m.Reported) and self.mischief.random() < late:
+            self.clock.after(self.mischief.random(), lambda: self.hear(event))
+            return
         self._transmit(worker, lambda: self.hear(event))
 
     def _to_worker(self, command: Command) -> None:
@@ -158,6 +162,8 @@ class Fleet:
 
     def _arrival(self, worker: SimWorker, command: Command) -> Callable[[], None]:
         def arrive() -> None:
+            if isinstance(command, m.Settle):
+                self.moment(worker, "decision")
             if not worker.alive:
                 return
             if self.clock.now < worker.hung_until:
@@ -241,11 +247,13 @@ class Fleet:
     # ------------------------------------------------------------ faults
 
     def moment(self, worker: SimWorker, moment: str) -> None:
-        """A worker comes to a moment; an armed fault may strike it."""
+        """A worker comes to a moment; an armed fault may strike it, at once or soon."""
         for armed in self.armed:
             if armed.fault.moment == moment and armed.fault.kind != "controller" and armed.count > 0:
                 armed.count -= 1
-                if armed.count == 0:
+                if armed.count == 0 and armed.fault.at_once:
+                    self.strike(worker, armed.fault)
+                elif armed.count == 0:
                     self.clock.after(self.rng.uniform(0.0, 0.02), self._strike(worker, armed.fault))
 
     def _strike(self, worker: SimWorker, fault: Fault) -> Callable[[], None]:

@@ -65,7 +65,8 @@ class Meetings:
         for member in meeting.members:
             worker, task, then = meeting.arrived[member]
             if worker.task == task:
-                worker.later(self.skew * self.rng.uniform(0.0005, 0.01), _return(meeting, worker, then, sums))
+                skew = 1.0 if self.skew >= 100 and member == meeting.members[0] else self.skew
+                worker.later(skew * self.rng.uniform(0.0005, 0.01), _return(meeting, worker, then, sums))
 
     def died(self, dead: WorkerId) -> None:
         """Neighbours of a dead worker mostly get an error at once; the others hang until they are told to abort."""

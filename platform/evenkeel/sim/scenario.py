@@ -1,6 +1,7 @@
 """A random cluster, a random network and random faults, all from one seed."""
 
 from dataclasses import dataclass, replace
+from math import inf
 from random import Random
 
 from evenkeel.control.policy import Policy
@@ -13,6 +14,9 @@ REPAIR_MOMENTS = ("abort", "decision", "settle", "regroup", "reshard", "joined",
 LEADER_MOMENTS = ("reported",)
 MODES = ("Forming", "Running", "Aborting", "Settling")
 
+SLACK_S = 5.0
+"""For repairs; far below the shortest limit after which a world that does nothing is noticed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -24,6 +28,7 @@ class Fault:
         moment: what the victim is doing when it strikes, of the three lists above; for the controller the mode that it
             enters, or "shown": it has made a step visible.
         countdown: it strikes the so-manieth time that somebody is at that moment.
+        at_once: before the victim does anything at that moment, instead of up to 20 ms later.
     """
 
     kind: str
@@ -31,6 +36,7 @@ class Fault:
     moment: str = ""
     countdown: int = 1
     seconds: float = 0.0
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,9 @@ class Scenario:
         step_s, start_s: virtual seconds of a step's computation, and about those that a worker takes to start.
         start_fails, nonfinite: probabilities, per start and per worker's vote.
         straggle_s: up to so many seconds more for every other worker's start: it comes when the run is under way.
-        skew: the members of a collective learn up to so many hundredths of a second after one another that it is complete.
+        skew: the members of a collective learn up to so many hundredths of a second after one another that it is
+            complete; from 100 on its first member learns at once.
+        late_reports: how often a leader's report takes up to a second longer.
         lying: how often a collective that a death breaks looks complete to a member, with a part of the sums (rule 2).
     """
 
@@ -68,6 +76,7 @@ class Scenario:
     start_fails: float
     nonfinite: float
     straggle_s: float = 0.0
+    late_reports: float = 0.0
     lying: float = 0.0
     skew: float = 1.0
 
@@ -75,6 +84,15 @@ class Scenario:
     def calm(self) -> bool:
         """Whether no message is lost or much too late."""
         return not (self.network.lose or self.network.late)
+
+    @property
+    def ends_by(self) -> float:
+        """When the run must have ended if all its faults are such that are noticed at once, else infinity."""
+        slowly = self.start_fails or self.late_reports or self.skew > 30 or not self.calm
+        if slowly or {f.kind for f in self.faults} & {"hang", "cut", "slow", "suspect"}:
+            return inf
+        starts_s = self.policy.gather_s + (1 + len(self.faults)) * (1.5 * self.start_s + self.straggle_s)
+        return self.quiet_after + starts_s + 2 * self.policy.last_step * (1.5 * self.step_s + 0.3) + SLACK_S
 
     @property
     def quiet_after(self) -> float:
@@ -128,27 +146,34 @@ def _stirred(scenario: Scenario, rng: Random) -> Scenario:
 
 def _only_the_leader_saw(scenario: Scenario, rng: Random) -> Scenario:
     """The leader commits, reports and dies, before anybody else sees the vote; its report may be late by a world."""
-    faults = (Fault("crash", moment="reported", countdown=rng.randint(1, 3)),)
-    if rng.random() < 0.5:
-        faults += (Fault("controller", moment="shown", countdown=faults[0].countdown),)
-    if rng.random() < 0.5:
-        faults += (Fault("hang", moment="decision", countdown=1, seconds=rng.uniform(1.0, 20.0)),)
-    late = rng.choice((0.0, 0.7))
-    # With the largest skew it takes seconds until everybody has learnt of a vote.
-    return replace(_pairs(scenario, rng), faults=faults, skew=rng.choice((100.0, 1000.0)), network=replace(scenario.network, late=late))
+    step = rng.randint(1, 3)
+    faults: tuple[Fault, ...] = (Fault("crash", moment="reported", countdown=step),)
+    late = 0.0
+    match rng.choice(("controller", "after the decision", "after the world")):
+        case "controller":
+            faults += (Fault("controller", moment="shown", countdown=5 * step),)
+        case "after the decision":
+            faults += (Fault("hang", moment="decision", seconds=rng.uniform(1.0, 20.0), at_once=True),)
+            late = 1.0
+        case _:
+            late = 1.0
+    # Late reports only: were all messages late, the decision would not overtake them. With such a skew it takes up to
+    # seconds until those who do not lead have learnt of a vote.
+    return replace(_pairs(scenario, rng), faults=faults, skew=rng.choice((100.0, 1000.0)), late_reports=late)
 
 
 def _a_collective_lies(scenario: Scenario, rng: Random) -> Scenario:
-    """A member dies in the reduction, while those of other groups are in the vote already."""
-    faults = tuple(Fault("crash", moment="reduce", countdown=rng.randint(1, 12)) for _ in range(rng.randint(1, 2)))
+    """A member dies on entering the reduction or the vote, which looks complete to others all the same."""
+    moments = (rng.choice(("reduce", "vote")) for _ in range(rng.randint(1, 2)))
+    faults = tuple(Fault("crash", moment=moment, countdown=rng.randint(1, 12), at_once=True) for moment in moments)
     if rng.random() < 0.3:
-        faults += (Fault("exception", moment="commit", countdown=rng.randint(1, 12)),)
-    return replace(_pairs(scenario, rng), faults=faults, skew=30.0, lying=1.0)
+        faults += (Fault("exception", moment="commit", countdown=rng.randint(1, 12), at_once=True),)
+    return replace(_pairs(scenario, rng), faults=faults, lying=1.0)
 
 
 def _two_deaths_without_spares(scenario: Scenario, rng: Random) -> Scenario:
     """The second in the world that the first has led to, which leaves holders of the state without a place."""
-    faults = (Fault("crash", moment="commit", countdown=rng.randint(1, 12)),)
+    faults: tuple[Fault, ...] = (Fault("crash", moment="commit", countdown=rng.randint(1, 12)),)
     kind = rng.choice(("crash", "controller"))
     faults += (Fault("crash", moment=rng.choice(("joined", "regroup")), countdown=5),)
     if kind == "controller":
@@ -157,13 +182,20 @@ def _two_deaths_without_spares(scenario: Scenario, rng: Random) -> Scenario:
     policy = replace(scenario.policy, wish=wish, micro_batches=max(4, scenario.policy.micro_batches), spares=0)
     workers_per_node = rng.choice((2, 4))
     return replace(
-        scenario, policy=policy, faults=faults, nodes=4 // workers_per_node, workers_per_node=workers_per_node, start_s=3.0
+        scenario,
+        policy=policy,
+        faults=faults,
+        nodes=4 // workers_per_node,
+        workers_per_node=workers_per_node,
+        start_s=3.0,
     )
 
 
 def _controller_dies_at_a_pause(scenario: Scenario, rng: Random) -> Scenario:
     """A stop, or a worker that comes late, lets everybody park; the controller's next life must notice."""
-    faults = (Fault("controller", moment=rng.choice(("Aborting", "Aborting", "shown")), countdown=1),)
+    faults: tuple[Fault, ...] = (
+        Fault("controller", moment=rng.choice(("Aborting", "Aborting", "shown")), countdown=1),
+    )
     at = 1.5 * scenario.start_s + rng.uniform(0.1, 0.8) * scenario.step_s * scenario.policy.last_step
     if rng.random() < 0.7:
         faults += (Fault("stop", at=at),)
@@ -178,7 +210,13 @@ def _pairs(scenario: Scenario, rng: Random) -> Scenario:
     return replace(scenario, policy=policy, nodes=3, workers_per_node=2)
 
 
-AMBUSHES = (_only_the_leader_saw, _a_collective_lies, _two_deaths_without_spares, _controller_dies_at_a_pause)
+AMBUSHES = (
+    _only_the_leader_saw,
+    _only_the_leader_saw,
+    _a_collective_lies,
+    _two_deaths_without_spares,
+    _controller_dies_at_a_pause,
+)
 
 
 # ---------------------------------------------------------------- what chance makes

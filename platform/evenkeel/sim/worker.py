@@ -74,6 +74,8 @@ class SimWorker:
         self, name: str, members: tuple[WorkerId, ...], then: Callable[[], None], values: tuple[float, ...] = ()
     ) -> None:
         """A collective: goes on when all members have come."""
+        if not self.alive:
+            return
         self.waiting = True
         self.collective += 1
         key = (self.member.generation, self.step, name)
@@ -91,7 +93,6 @@ class SimWorker:
                         self._break_groups()
                     self._answer()
             case m.Settle(_, epoch, ask, decision):
-                self.fleet.moment(self, "decision")
                 self._settle(epoch, ask, decision)
             case m.Form(_, epoch, world):
                 if self.member.form(epoch, world):
