@@ -141,6 +141,17 @@ def test_state_that_nobody_holds_any_more_is_named(site: Site) -> None:
     assert done.steps == [1, 2, 3]
 
 
+def test_a_stopped_worker_is_found_and_its_process_ended(alone: Site) -> None:
+    """SIGSTOP: Ray notices nothing, and calls a stopped process dead long before it is."""
+    changes = {"scaling": {"workers": [1, 2]}, "train": {"steps": 10}}
+    done = alone.run({**changes, "faults": [fault(4, "forward", "rank:1", "stop")]})
+    assert (done.status, done.err) == (0, "")
+    assert done.steps == list(range(1, 11))
+    (lost,) = done.events("worker_lost")
+    assert lost["cause"] == "no answer to a probe"
+    assert marked(done.mark) == []
+
+
 def test_the_controller_dies_and_the_run_goes_on(site: Site) -> None:
     done = site.run({"train": {"steps": 40}, "faults": [fault(8, "commit", "controller", "kill")]})
     assert (done.status, done.err) == (0, "")

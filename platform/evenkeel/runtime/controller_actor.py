@@ -22,7 +22,7 @@ from evenkeel.runtime.logs import ProcessLog
 from evenkeel.runtime.record import RunRecord
 from evenkeel.runtime.shell import Shell, ToWorker
 from evenkeel.runtime.spec import RunSpec
-from evenkeel.store.errors import JournalFenced
+from evenkeel.store.errors import JournalFenced, StoreError
 from evenkeel.store.run_directory import RunDirectory
 
 LATE_S = 0.05
@@ -178,12 +178,14 @@ class ControllerActor:
         except JournalFenced:
             # Rule 10: somebody else runs this run now. Not one more word to anybody, and no other life.
             logging.error("another controller has taken the run over; this one ends")
+            self._end = m.End("failed", "another controller has taken the run over")
             ray.kill(self._myself)
-            os._exit(1)
+            return 0
         except Exception as error:  # the border of the process: a defect ends the run and is told, it does not hang it
             traceback.print_exc()
             end = m.End("failed", _internal(error))
-            self._record.status(end)
+            with suppress(StoreError):  # which may be the very defect; then the driver writes it down
+                self._record.status(end)
             self._ended(end)
             return 0
 

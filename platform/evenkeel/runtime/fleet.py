@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 REPLACE_AFTER_S = 2.0
 """Starting a process takes seconds of CPU time; where others train already, their repair goes first."""
 
+FIND_S = 10.0
+"""For a worker to say that it is there, to a controller that was restarted."""
+
 ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
 Hear = Callable[[m.Event], None]
 
@@ -75,24 +78,27 @@ class Fleet:
 
     async def find(self) -> tuple[WorkerInfo, ...]:
         """The workers that an earlier life of the controller has left, by the names of their actors."""
-        found: list[WorkerInfo] = []
-        for entry in ray.util.list_named_actors(all_namespaces=True):
-            worker = worker_of(self._run, entry["name"]) if entry["namespace"] == NAMESPACE else None
-            if worker is None:
-                continue
-            self._used = max(self._used, number_of(worker) or 0)
-            try:
-                actor = ray.get_actor(entry["name"], NAMESPACE)
-                info = await actor.info.remote()
-            except (RayActorError, ValueError):
-                continue
-            if isinstance(info, WorkerInfo):
-                self._adopt(worker, actor)
-                self._infos[worker] = info
-                found.append(info)
-            else:
-                ray.kill(actor)
-        return tuple(sorted(found, key=lambda info: info.worker_id))
+        names = [e["name"] for e in ray.util.list_named_actors(all_namespaces=True) if e["namespace"] == NAMESPACE]
+        workers = {name: worker for name in names if (worker := worker_of(self._run, name)) is not None}
+        self._used = max([self._used, *(number_of(worker) or 0 for worker in workers.values())])
+        found = await asyncio.gather(*(self._find(worker, name) for name, worker in workers.items()))
+        return tuple(sorted((info for info in found if info is not None), key=lambda info: info.worker_id))
+
+    async def _find(self, worker: WorkerId, name: str) -> WorkerInfo | None:
+        """A worker that answers is taken over; one that does not is ended, like one that has nothing to offer."""
+        try:
+            actor = ray.get_actor(name, NAMESPACE)
+            info: WorkerInfo | str = await asyncio.wait_for(actor.info.remote(), FIND_S)
+        except (RayActorError, ValueError):
+            return None
+        except TimeoutError:
+            info = ""
+        if not isinstance(info, WorkerInfo):
+            ray.kill(actor)
+            return None
+        self._adopt(worker, actor)
+        self._infos[worker] = info
+        return info
 
     def send(self, command: ToWorker) -> None:
         """Delivers a command; the reply, if any, is heard. To a dead worker it is dropped: its loss is heard anyway."""

@@ -91,8 +91,21 @@ def _run_on_ray(prepared: Prepared, record: RunRecord | None, out: TextIO, env_v
             end = driver.attend(config.run.name, controller, _shower(console))
     except driver.InterruptedTwiceError:
         return Outcome(INTERRUPTED, "interrupted; every process of the run was killed")
+    end = settle_status(directory, end)
     _say_summary(prepared, out)
     return _outcome(end, directory)
+
+
+def settle_status(directory: RunDirectory, end: End) -> End:
+    """How the run ended as run.json has it; `end` is written there if the controller could not do it any more."""
+    record = directory.read_run()
+    if record is None:
+        return end
+    if not record.over:
+        now = time.time()
+        directory.write_run(replace(record, status=end.status, error=end.error, updated=now, ended=now))
+        return end
+    return End(record.status, record.error)
 
 
 def _shower(console: Console) -> Callable[[Sequence[tuple[str, dict[str, Any]]]], None]:
