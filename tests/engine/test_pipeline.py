@@ -1,5 +1,6 @@
 """The executor against torch.distributed.pipelining: same losses, same gradients, and the order of the passes."""
 
+import time
 import warnings
 from pathlib import Path
 
@@ -60,15 +61,18 @@ def _progress() -> Progress:
     return progress
 
 
-def _executor(stage: int, stages: int, micros: int, schedule: str) -> tuple[nn.Module, Executor]:
+def _executor(
+    stage: int, stages: int, micros: int, schedule: str, slowdown: float = 1.0
+) -> tuple[nn.Module, Executor]:
     module = _block(stage)
     actions = {"1f1b": one_f_one_b, "gpipe": gpipe}[schedule](stage, stages, micros)
     boundary = Boundary((ROWS, WIDTH), torch.float64, torch.device("cpu"))
     compute = _Stage(module, micros, stage == stages - 1)
     links = _Links() if stages > 1 else None
     return module, Executor(
-        stage, stages, actions, compute, links, boundary, boundary, _progress(), Faults("w", (), bool)
-    )
+        stage, stages, actions, compute, links, boundary, boundary, _progress(), Faults("w", (), bool),
+        slowdown=slowdown,
+    )  # fmt: skip
 
 
 def _torch_1f1b(stage: int, stages: int, micros: int) -> list[Tensor]:
@@ -134,3 +138,20 @@ def test_leaves_between_two_micro_batches_once_the_generation_is_aborted() -> No
     with pytest.raises(AbortedError):
         executor.run()
     assert (progress.phase, progress.micro) == ("forward", 1)
+
+
+def test_a_slowed_worker_takes_so_many_times_as_long() -> None:
+    module, executor = _executor(0, 1, 3, "1f1b", slowdown=5.0)
+    inside = 0.0
+
+    def slept(*_: object) -> None:
+        nonlocal inside
+        began = time.perf_counter()
+        while time.perf_counter() < began + 0.002:
+            pass
+        inside += time.perf_counter() - began
+
+    module.register_forward_hook(slept)
+    began = time.perf_counter()
+    executor.run()
+    assert time.perf_counter() - began >= 5.0 * inside

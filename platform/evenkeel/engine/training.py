@@ -11,7 +11,7 @@ from evenkeel.core.layout import Layout, SyncGroup, sync_groups
 from evenkeel.core.model import ModelShape
 from evenkeel.core.world import World
 from evenkeel.engine.faults import Faults
-from evenkeel.engine.groups import GroupSet, GroupSpec
+from evenkeel.engine.groups import Group, GroupSet, GroupSpec
 from evenkeel.engine.holdings import Memory
 from evenkeel.engine.job import Dataset, Job
 from evenkeel.engine.model import loss_group
@@ -56,8 +56,9 @@ class Training:
         self.seat, self.progress, self.faults = seat, progress, faults
         self._pipeline = world.layout.pipelines[self.place.pipeline]
         tensor = groups[tensor_name(self.place.pipeline, self.place.stage)] if world.layout.tensor > 1 else None
-        memory.state.set_group(tensor)
-        self._loss_group = loss_group(job.model, tensor)
+        watched = None if tensor is None else _Watched(tensor, progress)
+        memory.state.set_group(watched)
+        self._loss_group = loss_group(job.model, watched)
         self.sums = GradientSums(
             memory.state, world.layout, job.shape, me, lambda g: groups[sum_name(g)], tensor, seat, progress
         )
@@ -196,6 +197,18 @@ class _Passes:
         assert samples is not None
         dtype = self._dtype if samples.is_floating_point() else None
         return samples.to(self._device, dtype, non_blocking=True)
+
+
+class _Watched:
+    """The TP group as layers see it: whoever waits in there is seen to wait."""
+
+    def __init__(self, group: Group, progress: Progress) -> None:
+        self._group, self._progress = group, progress
+        self.rank, self.size = group.rank, group.size
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        with self._progress.communicating():
+            self._group.all_reduce(tensor)
 
 
 def _mark(progress: Progress, layer: int, _: Tensor | None = None) -> None:

@@ -15,6 +15,7 @@ from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
+from evenkeel.engine.allocator import keep_freed_memory
 from evenkeel.engine.faults import Faults
 from evenkeel.engine.final import finish
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet
@@ -55,6 +56,7 @@ class Worker:
         self._send = send
         self._host = host
         self._device = torch.device(device)
+        keep_freed_memory()
         job.prepare()
         self._store = StoreServer(host)
         self._seat = Seat(worker_id)
