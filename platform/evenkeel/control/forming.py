@@ -65,7 +65,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...]) -
         sources=sources,
         nodes=tuple((i.worker_id, i.node_id) for i in infos),
         last_step=s.policy.last_step,
-        cause=s.incident.cause if s.incident is not None else "start",
+        cause=_cause(s),
         reason=planned.reason,
     )
     spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
@@ -78,6 +78,12 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...]) -
     if s.incident is not None:
         s.incident.attempts += 1
     s.say(*(m.Form(w, s.epoch, world) for w in layout.members))
+
+
+def _cause(s: State) -> str:
+    if s.incident is not None:
+        return s.incident.cause
+    return "start" if s.generation == 1 else "controller restarted"
 
 
 def run(s: State, now: float, world: World) -> None:

@@ -112,7 +112,7 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
         if s.incident is not None:
             s.incident.rolled_forward = True
     elif in_next:
-        s.log("step_rolled_back", reason=s.decision.reason)
+        s.log("step_rolled_back", reason=f"no survivor saw a vote of step {s.committed.step + 1}: it is run again")
     if s.incident is not None and not s.incident.planned:
         # Who dies in the commit of a step that is rolled forward is not held against the step after it.
         crashed = mode.ran and in_next and bool(set(lost) - s.incident.unparked)

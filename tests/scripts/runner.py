@@ -1,0 +1,334 @@
+"""Plays a text scenario to a real controller and writes down what it says; see README.md for the words."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from evenkeel.control import messages as m
+from evenkeel.control.controller import Controller
+from evenkeel.control.modes import world_of
+from evenkeel.control.policy import Policy
+from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.model import LayerShape, ModelShape, ParamShape
+from evenkeel.core.vote import SLOTS, Slot, Vote
+from evenkeel.core.world import World
+from evenkeel.plan.layout import Wish
+
+FLAGS = {"pause": Slot.PAUSE, "stop": Slot.STOP}
+
+
+@dataclass
+class Block:
+    """Lines of input, and the lines that must follow."""
+
+    given: list[str]
+    expected: list[str] = field(default_factory=list)
+
+
+def parse(text: str) -> list[Block]:
+    """Blocks are separated by empty lines; in each, "----" stands between what is given and what must follow."""
+    blocks: list[Block] = []
+    for part in text.strip().split("\n\n"):
+        given, _, expected = part.partition("\n----")
+        blocks.append(Block(given.splitlines(), expected.strip("\n").splitlines()))
+    return blocks
+
+
+def render(blocks: list[Block]) -> str:
+    parts = []
+    for block in blocks:
+        lines = [*block.given, *(["----", *block.expected] if is_played(block) else [])]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def is_played(block: Block) -> bool:
+    """Whether there is anything but comments and settings, which say nothing."""
+    return any(not line.startswith(("#", "policy ", "at ")) for line in block.given)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of input: a word, names, and settings such as step=3."""
+
+    word: str
+    names: tuple[str, ...]
+    settings: dict[str, str]
+
+    @classmethod
+    def of(cls, text: str) -> "Line":
+        word, *rest = text.split()
+        pairs = [part.split("=", 1) for part in rest if "=" in part]
+        return cls(word, tuple(p for p in rest if "=" not in p), dict(pairs))
+
+    @property
+    def who(self) -> WorkerId:
+        return WorkerId(self.names[0])
+
+    def number(self, key: str, default: int) -> int:
+        return int(self.settings.get(key, default))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+
+class Script:
+    """One run of one scenario. Generations, asks and probes are the present ones unless a line says otherwise."""
+
+    def __init__(self) -> None:
+        self.policy = policy_of(Line.of("policy workers=2"))
+        self.controller: Controller | None = None
+        self.now = 0.0
+        self.life = 0
+        self.journal: list[m.Entry] = []
+        self.metrics: list[Vote] = []
+        self.known: dict[WorkerId, WorkerInfo] = {}
+        self.ask = 0
+        self.probe = 0
+        self.world: World | None = None
+        self.said: list[str] = []
+
+    def play(self, block: Block) -> list[str]:
+        """What the controller says to a block: journal entries, commands, and changes of its mode."""
+        self.said = []
+        for text in block.given:
+            if not text.startswith("#"):
+                self._line(Line.of(text))
+        return self.said or ["nothing"]
+
+    def _line(self, line: Line) -> None:
+        match line.word:
+            case "policy":
+                self.policy = policy_of(line)
+            case "at":
+                self.now = float(line.names[0])
+            case "start" | "restart":
+                self._begin(line)
+            case _:
+                for event in self._events(line):
+                    self._hear(event)
+
+    def _begin(self, line: Line) -> None:
+        """A new life of the controller, with all workers that it knew but those that are named `without`."""
+        self.life += 1
+        without = line.settings.get("without", "").split(",")
+        witness = self.metrics[-1] if self.metrics else None
+        self.controller = Controller(self.policy, self.life, tuple(self.journal), witness)
+        self._hear(m.Started(tuple(i for w, i in sorted(self.known.items()) if w not in without)))
+
+    def _hear(self, event: m.Event) -> None:
+        assert self.controller is not None, "no controller: the scenario must begin with start"
+        before = type(self.controller.mode).__name__
+        output = self.controller.step(self.now, event)
+        self.journal.extend(output.journal)
+        self.metrics.extend(c.vote for c in output.commands if isinstance(c, m.Metrics))
+        for command in output.commands:
+            if isinstance(command, m.Abort):
+                self.ask = command.ask
+            elif isinstance(command, m.Probe):
+                self.probe = command.probe
+        world = world_of(self.controller.mode)
+        self.world = world if world is not None else self.world
+        self.said += [f"! {entry_line(e)}" for e in output.journal]
+        self.said += [f"-> {text}" for text in command_lines(output.commands)]
+        after = type(self.controller.mode).__name__
+        if after != before:
+            self.said.append(f"{before} => {after}")
+
+    # ------------------------------------------------------------ events
+
+    def _events(self, line: Line) -> Iterator[m.Event]:
+        generation = line.number("gen", self.world.generation if self.world is not None else 0)
+        match line.word:
+            case "tick":
+                yield m.Tick()
+            case "ready":
+                for name in line.names:
+                    number = len(self.known) + 1
+                    info = WorkerInfo(WorkerId(name), NodeId(line.settings.get("node", "a")), 100 + number)
+                    self.known[info.worker_id] = info
+                    yield m.WorkerReady(info)
+            case "lost":
+                self.known.pop(line.who, None)
+                yield m.WorkerLost(line.who, " ".join(line.names[1:]) or "killed")
+            case "start-failed":
+                yield m.StartFailed(int(line.names[0]), " ".join(line.names[1:]))
+            case "joined":
+                members = [i.worker_id for i in self._world.members] if line.who == "all" else line.names
+                for name in members:
+                    yield m.Joined(WorkerId(name), generation, 0.05, 0.02)
+            case "report":
+                votes = self._votes(line, generation)
+                yield m.Reported(line.who, tuple(m.Report(v, self.now) for v in votes))
+            case "finished":
+                votes = self._votes(line, generation)
+                yield m.Finished(line.who, generation, tuple(m.Report(v, self.now) for v in votes))
+            case "answered":
+                for name in line.names:
+                    yield m.Answered(
+                        WorkerId(name), generation, line.number("ask", self.ask), self._answer(line, name, generation)
+                    )
+            case "settled":
+                for name in line.names:
+                    held = self._held(name, line.settings.get("held", ""), generation)
+                    yield m.Settled(WorkerId(name), generation, line.number("ask", self.ask), held)
+            case "located":
+                for name in line.names:
+                    if name != "waiting":
+                        yield m.Located(
+                            WorkerId(name), line.number("probe", self.probe), self._position(line, generation)
+                        )
+            case "failed":
+                yield m.Failed(line.who, generation, self._fault(line))
+            case "stop":
+                yield m.StopRequested(" ".join(line.names) or "asked")
+            case _:
+                raise ValueError(f"unknown word {line.word!r}")
+
+    @property
+    def _world(self) -> World:
+        assert self.world is not None, "there is no world yet"
+        return self.world
+
+    def _votes(self, line: Line, generation: int) -> list[Vote]:
+        steps = line.settings.get("step", "")
+        return [self._vote(int(step), generation, line) for step in steps.split(",") if step]
+
+    def _vote(self, step: int, generation: int, line: Line) -> Vote:
+        size = self._world.size
+        values = [0.0] * SLOTS
+        values[Slot.ONES], values[Slot.STEP] = size, step * size
+        values[Slot.TOKENS], values[Slot.LOSS] = 100.0, 250.0
+        values[Slot.NONFINITE] = float("nonfinite" in line)
+        for name, slot in FLAGS.items():
+            values[slot] = float(name in line.settings.get("flags", "").split(","))
+        return Vote(generation, step, tuple(values))
+
+    def _answer(self, line: Line, name: str, generation: int) -> m.Answer:
+        prepared = line.settings.get("prepared")
+        saw = line.settings.get("saw")
+        unreported = [int(s) for s in line.settings.get("unreported", "").split(",") if s]
+        return m.Answer(
+            self._position(line, generation),
+            self._held(name, line.settings.get("held", ""), generation),
+            self._vote(int(saw), generation, line) if saw else None,
+            version(prepared, generation) if prepared else None,
+            tuple(m.Report(self._vote(step, generation, line), self.now) for step in unreported),
+        )
+
+    def _position(self, line: Line, generation: int) -> m.Position:
+        phase = m.PHASES.index(line.settings.get("phase", "forward"))
+        return m.Position(generation, line.number("step", 0), phase, line.number("micro", 0), 0, "waiting" in line)
+
+    def _held(self, name: str, text: str, generation: int) -> tuple[m.Held, ...]:
+        """held=3@1: its place's shard at that version; held=torn: while it is written; left out: nothing."""
+        if not text or name not in self._world.layout.places:
+            return ()
+        shard = self._world.layout.shard(WorkerId(name))
+        return (m.Held(shard, None if text == "torn" else version(text, generation)),)
+
+    def _fault(self, line: Line) -> m.Fault:
+        words = [w for w in line.names[1:] if w != "collective"]
+        phase, layer = line.settings.get("phase", "forward"), line.settings.get("layer", "")
+        text = " ".join(words) or "RuntimeError"
+        return m.Fault(line.number("step", 1), phase, line.number("micro", 0), layer, text, "collective" in line)
+
+
+def policy_of(line: Line) -> Policy:
+    """policy workers=4 least=1 data=2 pipeline=2 tensor=1 spares=1 steps=10 micro=4 gather=0 bad=3"""
+    workers = line.number("workers", 2)
+    pipeline, tensor = line.number("pipeline", 1), line.number("tensor", 1)
+    data = line.number("data", max(1, workers // (pipeline * tensor)))
+    layers = tuple(LayerShape(f"block{i}", (ParamShape(f"block{i}", (4, 4), 0),)) for i in range(4))
+    return Policy(
+        model=ModelShape(layers, tensor_divides=4),
+        wish=Wish(data, pipeline, tensor, line.number("least", 1), workers),
+        micro_batches=line.number("micro", 4),
+        last_step=line.number("steps", 10),
+        spares=line.number("spares", 0),
+        max_bad_steps=line.number("bad", 3),
+        gather_s=float(line.settings.get("gather", "10")),
+    )
+
+
+def version(text: str, generation: int) -> Version:
+    """3@1 is step 3 of generation 1; without @ the present generation."""
+    step, _, of = text.partition("@")
+    return INITIAL if step == "0" else Version(int(step), int(of) if of else generation)
+
+
+# ---------------------------------------------------------------- what is written down
+
+
+def show_version(v: Version) -> str:
+    return f"{v.step}@{v.generation}" if v != INITIAL else "0"
+
+
+def show_world(world: World) -> str:
+    pipelines = []
+    for pipeline in world.layout.pipelines:
+        stages = [f"{'+'.join(s.members)}[{s.start}:{s.stop}]" for s in pipeline.stages]
+        pipelines.append(f"{' '.join(stages)} x{pipeline.share}")
+    sources = ",".join(dict.fromkeys(s.worker_id for s in world.sources))
+    return f"{' | '.join(pipelines)} from {show_version(world.base)}" + (f" held by {sources}" if sources else "")
+
+
+def entry_line(entry: m.Entry) -> str:
+    match entry:
+        case m.EpochBegun(epoch):
+            return f"epoch {epoch}"
+        case m.WorldOpened(world, spares):
+            beside = f", spares {','.join(i.worker_id for i in spares)}" if spares else ""
+            return f"world {world.generation} ({world.cause}): {show_world(world)}{beside}"
+        case m.StepSettled(decision, evidence, witness, lost):
+            rests = f"answers of {','.join(evidence) or 'nobody'}" + (f", report of {witness.step}" if witness else "")
+            gone = f", lost {','.join(lost)}" if lost else ""
+            forward = f" (commit {decision.vote.step})" if decision.vote else ""
+            base = show_version(decision.base)
+            return f"settled {decision.generation} at {base}{forward}: {decision.reason}; {rests}{gone}"
+        case m.RunEnded(status, error):
+            return f"ended {status}" + (f": {error}" if error else "")
+
+
+def command_lines(commands: tuple[m.Command, ...]) -> list[str]:
+    """One line each; the same words to several workers share a line. Timers are left out."""
+    lines: dict[str, list[str]] = {}
+    for command in commands:
+        match command:
+            case m.Abort(worker, _, generation, _, acknowledged):
+                lines.setdefault(f"abort {generation} (step {acknowledged} is durable):", []).append(worker)
+            case m.Settle(worker, _, _, decision):
+                lines.setdefault(f"settle {decision.generation} at {show_version(decision.base)}:", []).append(worker)
+            case m.Form(worker, _, world):
+                lines.setdefault(f"form {world.generation}:", []).append(worker)
+            case m.Request(worker, _, _, flags):
+                lines.setdefault(f"request {str(flags.name).lower()}:", []).append(worker)
+            case m.Probe(worker):
+                lines.setdefault("probe:", []).append(worker)
+            case m.SetTimer():
+                pass
+            case _:
+                lines[other_line(command)] = []
+    return [" ".join([text, *workers]) for text, workers in lines.items()]
+
+
+def other_line(command: m.Kill | m.Start | m.Metrics | m.Log | m.Status | m.End) -> str:
+    match command:
+        case m.Kill(worker, reason):
+            return f"kill {worker}: {reason}"
+        case m.Start(count):
+            return f"start {count}"
+        case m.Metrics(vote):
+            return f"metrics step {vote.step} of world {vote.generation}" + (" skipped" if vote.skip else "")
+        case m.Log(event, fields=fields):
+            return f"log {event}{log_fields(event, fields)}"
+        case m.Status(status, waiting_for):
+            return f"status {status}" + (f": {waiting_for}" if waiting_for else "")
+        case m.End(status, error):
+            return f"end {status}" + (f": {error}" if error else "")
+
+
+def log_fields(event: str, fields: dict[str, object]) -> str:
+    """What tells the story; the rest (pids, phases) has tests of its own."""
+    told = ("worker_id", "cause", "lost", "attempts", "rolled_forward", "reason", "error", "text", "total")
+    return "".join(f" {key}={fields[key]}" for key in told if key in fields and event != "world_formed")
