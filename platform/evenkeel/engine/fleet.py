@@ -120,8 +120,11 @@ class _Process:
         except (EOFError, OSError):
             self._process.join()
         self._gone = True
+        cause = _cause(self._process.exitcode)
         self._pipe.close()
-        self._events.put(m.WorkerLost(self._worker_id, _cause(self._process.exitcode)))
+        self._process.close()  # or its descriptor would stay as long as the fleet
+        self._events.put(m.WorkerLost(self._worker_id, cause))
+
 
 def _cause(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:

@@ -1,0 +1,142 @@
+"""The fault matrix: a telling part of it, and (soak) all of it. `docs/faults.md` is made from its results."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matrix import (
+    STAGES,
+    TENSOR,
+    Cell,
+    Result,
+    Setting,
+    Truth,
+    cells_of,
+    play,
+    play_lost,
+    play_without_spares,
+    undisturbed,
+)
+
+from evenkeel.engine.faults import RECOVERY, STEP_PHASES
+
+KINDS = ("kill", "segv", "exception", "stop")
+PHASES = (*STEP_PHASES, RECOVERY)
+SETTINGS = {"stages": STAGES, "tensor": TENSOR}
+Truths = Callable[..., Truth]
+
+
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory: pytest.TempPathFactory) -> Truths:
+    """Runs without faults, each made once."""
+    made: dict[str, Truth] = {}
+
+    def truth(name: str, **options: Any) -> Truth:
+        key = f"{name} {options}"
+        if key not in made:
+            made[key] = undisturbed(tmp_path_factory.mktemp("undisturbed"), SETTINGS[name], **options)
+        return made[key]
+
+    return truth
+
+
+@pytest.fixture
+def check(request: pytest.FixtureRequest) -> Callable[[str, list[Result]], None]:
+    """Notes the results for the table (they go to the JUnit file), then asserts that every cell holds."""
+
+    def check(table: str, results: list[Result]) -> None:
+        for r in results:
+            line = {
+                "table": table, "kind": r.kind, "phase": r.phase, "target": r.target, "problem": r.problem,
+                "heal_s": round(r.heal_s, 4), "redone": r.redone,
+            }  # fmt: skip
+            request.node.user_properties.append(("fault", json.dumps(line)))
+        assert [r.text for r in results if r.problem] == []
+
+    return check
+
+
+Check = Callable[[str, list[Result]], None]
+
+
+def cell(setting: Setting, kind: str, phase: str, target: str) -> Cell:
+    return next(c for c in cells_of(setting, kind, phase) if c.target == target)
+
+
+def test_stages_of_two_pipelines(tmp_path: Path, truths: Truths, check: Check) -> None:
+    wanted = [
+        ("kill", "forward", "first, pipeline 0"),
+        ("segv", "backward", "middle, pipeline 1"),
+        ("exception", "reduce", "last, pipeline 0"),
+        ("exception", "after_vote", "both holders"),
+        ("stop", "before_vote", "first, pipeline 1"),
+        ("kill", RECOVERY, "middle, pipeline 0"),
+        ("kill", "commit", "two at once"),
+    ]
+    check("stages", play(tmp_path, STAGES, [cell(STAGES, *w) for w in wanted], truths("stages")))
+
+
+def test_tensor_parallel_pairs(tmp_path: Path, truths: Truths, check: Check) -> None:
+    wanted = [
+        ("kill", "backward", "TP 1, pipeline 0"),
+        ("exception", "commit", "TP 0, pipeline 1"),
+        ("exception", RECOVERY, "TP 0, pipeline 0"),
+        ("segv", "after_vote", "TP 1, pipeline 1"),
+        ("kill", "reduce", "two at once"),
+    ]
+    check("tensor", play(tmp_path, TENSOR, [cell(TENSOR, *w) for w in wanted], truths("tensor")))
+
+
+@pytest.mark.parametrize("phase", ["after_vote", RECOVERY])
+def test_the_only_two_holders(phase: str, tmp_path: Path, check: Check) -> None:
+    check("stages", [play_lost(tmp_path, STAGES, "kill", phase)])
+
+
+# ---------------------------------------------------------------- all of it
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_row(name: str, kind: str, phase: str, tmp_path: Path, truths: Truths, check: Check) -> None:
+    setting = SETTINGS[name]
+    check(name, play(tmp_path, setting, cells_of(setting, kind, phase), truths(name)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_both_holders(name: str, kind: str, phase: str, tmp_path: Path, check: Check) -> None:
+    """Whoever raises outside of its commit lives on with its slices: that is a cell of the row."""
+    if kind == "exception" and phase != "commit":
+        pytest.skip("nobody dies of it")
+    check(name, [play_lost(tmp_path, SETTINGS[name], kind, phase)])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kind", ("kill", "segv", "stop"))
+def test_row_without_spares(kind: str, phase: str, tmp_path: Path, check: Check) -> None:
+    setting = SHRINKING
+    check("shrinking", play_without_spares(tmp_path, setting, cells_of(setting, kind, phase)))
+
+
+SHRINKING = Setting(
+    {"data": 2, "pipeline": 2, "tensor": 1},
+    4,
+    {
+        "first, pipeline 0": (0,),
+        "last, pipeline 0": (1,),
+        "first, pipeline 1": (2,),
+        "last, pipeline 1": (3,),
+    },
+    {"first, pipeline 0": 3, "last, pipeline 0": 2, "first, pipeline 1": 1, "last, pipeline 1": 0},
+    both=(1, 3),
+    tied=True,
+)
