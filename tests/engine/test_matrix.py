@@ -6,19 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import (
-    STAGES,
-    TENSOR,
-    Cell,
-    Result,
-    Setting,
-    Truth,
-    cells_of,
-    play,
-    play_lost,
-    play_without_spares,
-    undisturbed,
-)
+from matrix import PAIRS, STAGES, TENSOR, Cell, Result, Setting, cells_of
+from matrix_runs import Truth, play, play_lost, play_spare, play_without_spares, undisturbed
 
 from evenkeel.engine.faults import RECOVERY, STEP_PHASES
 
@@ -121,22 +110,12 @@ def test_both_holders(name: str, kind: str, phase: str, tmp_path: Path, check: C
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("kind", ("kill", "segv", "stop"))
+@pytest.mark.parametrize("kind", ["kill", "segv", "stop"])
 def test_row_without_spares(kind: str, phase: str, tmp_path: Path, check: Check) -> None:
-    setting = SHRINKING
-    check("shrinking", play_without_spares(tmp_path, setting, cells_of(setting, kind, phase)))
+    check("shrinking", play_without_spares(tmp_path, PAIRS, cells_of(PAIRS, kind, phase)))
 
 
-SHRINKING = Setting(
-    {"data": 2, "pipeline": 2, "tensor": 1},
-    4,
-    {
-        "first, pipeline 0": (0,),
-        "last, pipeline 0": (1,),
-        "first, pipeline 1": (2,),
-        "last, pipeline 1": (3,),
-    },
-    {"first, pipeline 0": 3, "last, pipeline 0": 2, "first, pipeline 1": 1, "last, pipeline 1": 0},
-    both=(1, 3),
-    tied=True,
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["kill", "segv", "stop"])
+def test_spares(kind: str, tmp_path: Path, check: Check) -> None:
+    check("spare", play_spare(tmp_path, kind))
