@@ -68,4 +68,8 @@ def finished(s: State, generation: Generation, eval_loss: float | None) -> None:
         return
     if eval_loss is not None:
         s.log("validation", version=s.committed.step, loss=eval_loss)
-    s.end("finished")
+    if any(isinstance(command, m.Metrics) for command in s.commands):
+        # The end would be journalled before these lines are written, and with a crash in between they never would be.
+        s.over = True
+    else:
+        s.end("finished")

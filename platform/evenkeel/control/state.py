@@ -29,6 +29,7 @@ class State:
             a place in the present world it is out of date once that commits, and then has an old version.
         pending: requests that no committed vote has carried yet (rule 16).
         incident: the disturbance that is being repaired.
+        over: the final model is written; what is left is to say so, at the next tick.
         blamed: who was furthest behind when a world without progress was rebuilt.
         journal, commands: what the event in hand has led to so far.
     """
@@ -51,6 +52,7 @@ class State:
     pending: Flags = Flags.NONE
     stop_reason: str = ""
     incident: Incident | None = None
+    over: bool = False
     blamed: set[WorkerId] = field(default_factory=set)
     journal: list[m.Entry] = field(default_factory=list)
     commands: list[m.Command] = field(default_factory=list)

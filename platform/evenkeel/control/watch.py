@@ -14,6 +14,9 @@ PARKED = m.PHASES.index("parked")
 
 def tick(s: State, now: float) -> None:
     """A limit may have passed."""
+    if s.over:
+        s.end("finished")
+        return
     match s.mode:
         case Forming() | Running():
             _watch(s, now)
@@ -29,6 +32,8 @@ def tick(s: State, now: float) -> None:
 
 def next_tick(s: State, now: float) -> float | None:
     """When `tick`, or another try to start workers, may have something to do."""
+    if s.over:
+        return now
     times = [] if s.roster.retry_at is None else [s.roster.retry_at]
     match s.mode:
         case Forming() | Running():
