@@ -15,7 +15,7 @@ from evenkeel.engine.progress import Progress
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.state import Region, ShardState
 
-BUCKET = 1 << 19
+BUCKET = 1 << 20
 """Elements that are summed in one go, at least: fewer cost too many round trips, more begin too late to overlap."""
 
 
