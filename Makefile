@@ -37,7 +37,9 @@ test: setup
 	$(BIN)/python tests/run.py
 
 soak: setup
-	$(BIN)/python -m pytest -m "soak and not gpu" --durations=0 tests
+	@mkdir -p runs
+	@$(BIN)/python -m pytest -m "soak and not gpu" --show-capture=no --junitxml=runs/soak.xml --durations=10 tests; status=$$?; \
+		$(BIN)/python tests/faults_table.py --write runs/soak.xml && echo "the tables are in docs/faults.md"; exit $$status
 
 bench: setup
 	@for name in $(BENCHMARKS); do $(BIN)/python jobs/benchmark.py $$name || exit; done

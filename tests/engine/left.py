@@ -19,6 +19,11 @@ class Usage:
     threads: int
     resident_kib: int
 
+    @property
+    def line(self) -> str:
+        resident = f"{self.resident_kib / 1024:.1f} MiB"
+        return f"{self.files} descriptors ({self.sockets} sockets), {self.threads} threads, {resident}"
+
 
 def usage(pid: int | str = "self") -> Usage:
     """Raises OSError if there is no such process."""

@@ -149,10 +149,15 @@ def play(folder: Path, setting: Setting, cells: Sequence[Cell], truth: Truth, **
     """Runs all cells, each with a spare for every death: the layout stays, and what is committed is bitwise equal."""
     job = make_job(folder, setting, cells, **options)
     spares = max(1, *(len(cell.deaths) for cell in cells))
-    watcher = Watcher(job, len(cells), SPACING, setting.workers + spares)
     with nothing_left():
-        run = LocalRun(job, policy(job, setting, spares), watch=watcher)
-        outcome = run.run()
+        return play_cells(job, setting, cells, truth, Watcher(job, len(cells), SPACING, setting.workers + spares))
+
+
+def play_cells(
+    job: Held, setting: Setting, cells: Sequence[Cell], truth: Truth, watcher: Watcher
+) -> list[Result]:
+    run = LocalRun(job, policy(job, setting, watcher.ready - setting.workers), watch=watcher)
+    outcome = run.run()
     problem = _problem_of_run(job, outcome, run, watcher) or difference_from(truth, job, outcome)
     return [judge(cell, FIRST + SPACING * i, outcome, problem, replaced=True) for i, cell in enumerate(cells)]
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,8 @@ class Faults:
         if not self._once(plan.index):
             return
         if plan.kind in KINDS:
-            os.kill(os.getpid(), KINDS[plan.kind])
+            # To this thread: a signal to the process may be taken by another one, while this one goes on.
+            signal.pthread_kill(threading.get_ident(), KINDS[plan.kind])
         else:
             raise InjectedError(f"planned fault {plan.index}: {plan.phase} of step {plan.step}")
 
