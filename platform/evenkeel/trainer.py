@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from evenkeel import __version__
 from evenkeel.config import Config, ConfigError, load_config
 from evenkeel.linux import UnsupportedSystemError, require_linux
 from evenkeel.store.errors import StoreError
@@ -38,7 +39,7 @@ def run(config: Config, *, dry_run: bool = False, out: TextIO = sys.stdout) -> i
             return 0
         from evenkeel.runtime.run import run_prepared
 
-        outcome = run_prepared(prepared, out)
+        outcome = run_prepared(prepared, out, __version__)
     except (ConfigError, StoreError, UnsupportedSystemError) as error:
         print(f"evenkeel: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -91,7 +92,7 @@ class ElasticTrainer:
         from evenkeel.runtime.run import run_prepared
 
         prepared = prepare(self.config, self._model)
-        outcome = run_prepared(prepared, self._out)
+        outcome = run_prepared(prepared, self._out, __version__)
         return _result(prepared, outcome.error if outcome.status else "")
 
 

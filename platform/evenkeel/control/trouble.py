@@ -24,10 +24,14 @@ class Trouble:
     last: str = ""
 
     def committed(self, vote: Vote) -> None:
-        """Progress: what went wrong before is forgiven, but for steps that were skipped as not finite."""
+        """Progress: what went wrong up to this step is forgiven, but for steps that were skipped as not finite.
+
+        An error in a later step stays: it may be heard before the report of the step that it follows.
+        """
         self.attempts = 0
-        self.raised.clear()
-        self.crashes.clear()
+        for steps in (self.raised, self.crashes):
+            for step in [step for step in steps if step <= vote.step]:
+                del steps[step]
         self.bad_steps = self.bad_steps + 1 if vote.skip else 0
 
     def exception(self, step: int, generation: Generation, text: str) -> None:

@@ -162,21 +162,20 @@ class Worker:
                 self._run_world(task)
 
     def _run_world(self, world: World) -> None:
-        fault = None
         try:
             training = self._join(world)
             self._steps(training)
         except (AbortedError, GroupAborted):
             self._break_groups()
         except Exception as error:  # the border of the thread: the controller decides what becomes of it
-            fault = self._describe(error)
+            # Told before the groups break, for that makes others fail and the controller abort, and before parking, so
+            # that it comes ahead of the answer: else the first error would pass for somebody else's broken collective.
+            if self._seat.running(world.generation):
+                self._send(m.Failed(self._id, world.generation, self._describe(error)))
             self._break_groups()
         if self._device.type == "cuda":
             self._synchronize()
-        running = self._seat.running(world.generation)
         self._park()
-        if fault is not None and running:
-            self._send(m.Failed(self._id, world.generation, fault))
 
     def _join(self, world: World) -> Training:
         """Meets the others, gets the state that this world begins from, and says so."""

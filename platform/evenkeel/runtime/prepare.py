@@ -9,7 +9,6 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-import evenkeel
 from evenkeel.config import Config, ConfigError, with_absolute_storage
 from evenkeel.config_check import without_effect
 from evenkeel.control.policy import Policy
@@ -155,7 +154,7 @@ def resources(config: Config) -> dict[str, float]:
 def environment(config: Config) -> dict[str, str]:
     """Variables for the processes of the run: where they find evenkeel and the user's modules."""
     variables = {} if config.scaling.use_gpu else {"OMP_NUM_THREADS": "1"}
-    root = str(Path(evenkeel.__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     paths = [str(Path.cwd())]
     if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         # "platform" is for nodes that have the working directory of a Ray job, and not this machine's folders.

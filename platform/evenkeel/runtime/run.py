@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib import metadata
 from typing import Any, TextIO
 
-import evenkeel
 from evenkeel.config import ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
 from evenkeel.control.messages import End
 from evenkeel.observe.console import Console, summary_text
@@ -30,8 +30,11 @@ class Outcome:
     error: str = ""
 
 
-def run_prepared(prepared: Prepared, out: TextIO) -> Outcome:
+def run_prepared(prepared: Prepared, out: TextIO, version: str) -> Outcome:
     """Begins the run, or finds it where it is already, and follows it to its end.
+
+    Args:
+        version: of evenkeel, for run.json.
 
     Raises:
         ConfigError: it cannot be begun like this; nothing was started or left.
@@ -51,7 +54,8 @@ def run_prepared(prepared: Prepared, out: TextIO) -> Outcome:
             used = stack.enter_context(ray_for(prepared.need, variables))
         except NotEnoughError as error:
             raise prepared.config.error("scaling.workers", str(error)) from None
-        return _run_on_ray(prepared, record, out, {} if used.own else variables)
+        begin = partial(write_beginning, prepared, versions(version))
+        return _run_on_ray(prepared, record, out, begin, {} if used.own else variables)
 
 
 def check_same(prepared: Prepared) -> None:
@@ -68,7 +72,9 @@ def check_same(prepared: Prepared) -> None:
         raise config.error("data.path", f"{what}; choose another run.name")
 
 
-def _run_on_ray(prepared: Prepared, record: RunRecord | None, out: TextIO, env_vars: Mapping[str, str]) -> Outcome:
+def _run_on_ray(
+    prepared: Prepared, record: RunRecord | None, out: TextIO, begin: Callable[[], None], env_vars: Mapping[str, str]
+) -> Outcome:
     from ray import cloudpickle  # not before its environment is set
 
     from evenkeel.runtime import driver
@@ -81,7 +87,7 @@ def _run_on_ray(prepared: Prepared, record: RunRecord | None, out: TextIO, env_v
         what = f"a run of this name is in {directory.url} with status {record.status}, and nobody runs it"
         raise config.error("run.name", f"{what}; there is no checkpoint to resume from, choose another run.name")
     else:
-        write_beginning(prepared)
+        begin()
         make = cloudpickle.dumps(prepared.maker)  # type: ignore[no-untyped-call]
         worker = replace(prepared.spec.worker, env_vars=env_vars, make=make)
         controller = driver.start_controller(replace(prepared.spec, worker=worker))
@@ -115,21 +121,21 @@ def _shower(console: Console) -> Callable[[Sequence[tuple[str, dict[str, Any]]]]
     return show
 
 
-def write_beginning(prepared: Prepared) -> None:
+def write_beginning(prepared: Prepared, versions: dict[str, str]) -> None:
     """What a run directory holds before the controller starts; run.json comes last, for it says that there is a run."""
     now = time.time()
     prepared.directory.write_config(to_yaml(prepared.config, prepared.fingerprint))
     prepared.directory.write_lease({"host": socket.gethostname(), "pid": os.getpid(), "start": now, "epoch": 1})
-    prepared.directory.write_run(RunRecord(prepared.config.run.name, "starting", now, now, versions=versions()))
+    prepared.directory.write_run(RunRecord(prepared.config.run.name, "starting", now, now, versions=versions))
 
 
-def versions() -> dict[str, str]:
+def versions(evenkeel: str) -> dict[str, str]:
     """Of what decides how a run goes; without importing any of it."""
-    found = {"evenkeel": evenkeel.__version__, "python": sys.version.split()[0]}
+    found = {"evenkeel": evenkeel, "python": sys.version.split()[0]}
     for name in ("torch", "ray"):
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             continue
     return found
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CONCURRENCY = {"control": 8, "watch": 1}
 """Threads for deliver and info, so that a probe answers while an abort waits; and one for the call that never ends."""
 RETRY_S = 0.2
+DRAIN_S = 1.0
+"""Below the time that a worker has for its answer: a controller that is slow to hear is still answered."""
 
 Make = Callable[[WorkerId], "Job"]
 """Builds a worker's job in the worker's own process."""
@@ -72,7 +74,10 @@ class WorkerActor:
     @ray.method(concurrency_group="control")
     def deliver(self, command: m.Abort | m.Settle | m.Form | m.Request | m.Probe) -> m.Event | None:
         assert self._worker is not None
-        return self._worker.deliver(command)
+        event = self._worker.deliver(command)
+        if isinstance(event, m.Answered):
+            self._outbox.drain()  # why it failed is heard before what it answers, which may settle everything
+        return event
 
     @ray.method(concurrency_group="control")
     def acknowledge(self, step: int) -> None:
@@ -96,15 +101,24 @@ class Outbox:
     def __init__(self, controller: Any, log: ProcessLog) -> None:
         self._controller = controller
         self._log = log
-        self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[m.Event | threading.Event] = queue.SimpleQueue()
         self.put: Callable[[m.Event], None] = self._events.put
 
     def begin(self, worker: Worker) -> None:
         threading.Thread(target=self._run, args=(worker,), name="outbox", daemon=True).start()
 
+    def drain(self) -> None:
+        """Returns when all that was put in before has been heard, or after DRAIN_S."""
+        done = threading.Event()
+        self._events.put(done)
+        done.wait(DRAIN_S)
+
     def _run(self, worker: Worker) -> None:
         while True:
             event = self._events.get()
+            if isinstance(event, threading.Event):
+                event.set()
+                continue
             if isinstance(event, m.Failed):
                 self._log.publish()  # the traceback is there before anybody hears of the error
             worker.acknowledge(self._tell(event))
