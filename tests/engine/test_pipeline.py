@@ -1,5 +1,8 @@
 """The executor against torch.distributed.pipelining: same losses, same gradients, and the order of the passes."""
 
+import os
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -155,3 +158,34 @@ def test_a_slowed_worker_takes_so_many_times_as_long() -> None:
     began = time.perf_counter()
     executor.run()
     assert time.perf_counter() - began >= 5.0 * inside
+
+
+def test_a_first_stage_makes_torch_import_no_compiler() -> None:
+    """Torch does for a gradient that it is handed; a new worker's first step took 1 to 2 s of everybody's time."""
+    code = """
+import sys, torch
+from evenkeel.core.ids import WorkerId
+from evenkeel.engine.faults import Faults
+from evenkeel.engine.pipeline import Boundary, Executor
+from evenkeel.engine.progress import Progress
+from evenkeel.plan.schedule import one_f_one_b
+class Done:
+    def wait(self): pass
+class Links:
+    def isend(self, tensor, to): return Done()
+    def irecv(self, tensor, source):
+        tensor.fill_(2.0)
+        return Done()
+class Stage:
+    weight = torch.ones(3, requires_grad=True)
+    def forward(self, micro, hidden): return self.weight * 5
+progress = Progress()
+progress.begin(1, 1, lambda: True)
+edge = Boundary((3,), torch.float32, torch.device("cpu"))
+faults = Faults(WorkerId("w"), (), lambda _: False)
+Executor(0, 2, one_f_one_b(0, 2, 4), Stage(), Links(), edge, edge, progress, faults).run()
+assert Stage.weight.grad.tolist() == [40.0] * 3
+assert not {"torch._dynamo", "sympy"} & sys.modules.keys()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

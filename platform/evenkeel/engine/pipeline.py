@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -195,7 +195,8 @@ class Executor:
         gradient = None if self._gradients is None else self._gradients.take(self._progress.communicating())
         began = time.perf_counter()
         self._faults.fire("backward", self._progress.step)
-        torch.autograd.backward((output,), (gradient,))
+        root = output if gradient is None else _Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
+        torch.autograd.backward((root,))
         self._progress.layer = -1
         self._burn(began)
         if hidden is not None:
@@ -227,6 +228,23 @@ class Executor:
             until = began + self._slowdown * (time.perf_counter() - began)
             while time.perf_counter() < until:
                 pass
+
+
+class _Weighted(torch.autograd.Function):
+    """A scalar whose gradient with respect to `output` is `gradient`, to begin a backward pass with.
+
+    Handing the gradient to torch.autograd.backward makes torch 2.13 import its compiler to compare two shapes: 1 to 2 s
+    in a new worker's first step, while all others wait for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return output.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient, None
 
 
 def _most_in_flight(actions: Sequence[Action]) -> int:
