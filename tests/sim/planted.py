@@ -74,15 +74,6 @@ BUGS = (
         (CONTROLLER, "        s.witness = witness\n", ""),
     ),
     bug(
-        "step-shown-after-what-rests-on-it",
-        4,
-        (
-            CONTROLLER,
-            "m.Output(tuple(s.journal), tuple(s.commands))",
-            "m.Output(tuple(s.journal), tuple(sorted(s.commands, key=lambda c: isinstance(c, m.Metrics))))",
-        ),
-    ),
-    bug(
         "reports-after-the-decision",
         5,
         (STATE, "            and not self.decided(world)\n", ""),
@@ -324,5 +315,10 @@ BUGS = (
             '        for worker in silent:\n            kill(s, now, worker, "no answer to a probe", quiet_s)\n',
             "        pass\n",
         ),
+    ),
+    bug(
+        "end-before-the-last-step-is-shown",
+        4,
+        ("control/progress.py", "        s.over = True\n", '        s.end("finished")\n'),
     ),
 )

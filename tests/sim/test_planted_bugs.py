@@ -35,11 +35,14 @@ def plant(bug: Bug, root: Path) -> None:
         path.write_text(source.replace(text, replacement))
 
 
+def environment(root: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def swarm(root: Path) -> subprocess.CompletedProcess[str]:
     """Runs the seeds on the copy, up to the first failure. The copy is all that is on the path: no torch, no Ray."""
     command = [sys.executable, "-m", "evenkeel.sim.swarm", "--seeds", f"0:{SEEDS}", "--jobs", "1", "--first"]
-    env = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    return subprocess.run(command, env=environment(root), capture_output=True, text=True)
 
 
 def test_the_copy_without_a_bug_passes_the_same_seeds(pristine: Path) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from evenkeel.sim.swarm import EXITS, Outcome, main, run_seed, run_seeds
 
 SEEDS = 2000

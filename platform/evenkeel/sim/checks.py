@@ -86,7 +86,8 @@ class Checks:
         require(tokens == expected, f"{version} counts {tokens} tokens, its batch has {expected}")
         asked = self.fleet.stop_asked_at
         struck = any(w.struck - {"crash"} for w in self.fleet.workers.values())
-        undisturbed = self.fleet.scenario.calm and self.fleet.life == 1 and not self.bases and not struck
+        prompt = self.fleet.scenario.calm and not self.fleet.scenario.late_reports
+        undisturbed = prompt and self.fleet.life == 1 and not self.bases and not struck
         late = asked is not None and len(self.shown) > asked + STEPS_TO_STOP
         require(not (late and undisturbed), f"step {vote.step} became visible, a stop was asked for at {asked}")
 

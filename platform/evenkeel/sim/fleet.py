@@ -60,6 +60,11 @@ class Fleet:
         self.life += 1
         self.failing = 0
         self.checks.forget()
+        if self.journal and isinstance(self.journal[-1], m.RunEnded):
+            # As the Ray shell does: what was decided is carried out, and no new life begins.
+            self.ended = m.End(self.journal[-1].status, self.journal[-1].error)
+            self.checks.commanded(self.ended)
+            return
         witness = self.metrics[-1] if self.metrics else None
         self.controller = Controller(self.scenario.policy, self.life, tuple(self.journal), witness)
         for worker in [w for w in self.workers.values() if w.alive and not w.ready]:
@@ -90,7 +95,7 @@ class Fleet:
                 break
             self.checks.commanded(command)
             self._carry_out(command)
-        if stop_after is not None:
+        if stop_after is not None and self.ended is None:
             self.crash_controller()
         self.checks.after_event()
 

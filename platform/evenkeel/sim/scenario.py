@@ -26,7 +26,7 @@ class Fault:
         kind: of WORKER_FAULTS, or "node" (all its workers crash), "controller", or "stop" (a request to stop the run).
         at: virtual seconds, or None to strike at a moment.
         moment: what the victim is doing when it strikes, of the three lists above; for the controller the mode that it
-            enters, or "shown": it has made a step visible.
+            enters (or "Ended"), or "shown": it has made a step visible.
         countdown: it strikes the so-manieth time that somebody is at that moment.
         at_once: before the victim does anything at that moment, instead of up to 20 ms later.
     """
@@ -108,7 +108,7 @@ def random_scenario(seed: int) -> Scenario:
     kind = rng.random()
     if kind < 0.4:
         return _stirred(scenario, rng)
-    if kind < 0.65:
+    if kind < 0.7:
         return rng.choice(AMBUSHES)(scenario, rng)
     return scenario
 
@@ -166,7 +166,7 @@ def _a_collective_lies(scenario: Scenario, rng: Random) -> Scenario:
     """A member dies on entering the reduction or the vote, which looks complete to others all the same."""
     moments = (rng.choice(("reduce", "vote")) for _ in range(rng.randint(1, 2)))
     faults = tuple(Fault("crash", moment=moment, countdown=rng.randint(1, 12), at_once=True) for moment in moments)
-    if rng.random() < 0.3:
+    if rng.random() < 0.6:
         faults += (Fault("exception", moment="commit", countdown=rng.randint(1, 12), at_once=True),)
     return replace(_pairs(scenario, rng), faults=faults, lying=1.0)
 
@@ -203,6 +203,17 @@ def _controller_dies_at_a_pause(scenario: Scenario, rng: Random) -> Scenario:
     return replace(scenario, policy=policy, faults=faults, straggle_s=rng.choice((0.0, 2.0)))
 
 
+def _reports_come_in_heaps(scenario: Scenario, rng: Random) -> Scenario:
+    """Late reports: several steps become visible at once, or together with the end, and the controller dies at that."""
+    faults: tuple[Fault, ...] = (
+        Fault("controller", moment=rng.choice(("Ended", "Ended", "Ended", "Aborting")), countdown=1),
+    )
+    if rng.random() < 0.5:
+        faults += (Fault("stop", at=1.5 * scenario.start_s + rng.uniform(0.1, 0.8) * scenario.step_s),)
+    policy = replace(scenario.policy, gather_s=0.2, last_step=max(5, scenario.policy.last_step))
+    return replace(scenario, policy=policy, faults=faults, step_s=0.1, late_reports=1.0)
+
+
 def _pairs(scenario: Scenario, rng: Random) -> Scenario:
     """Few workers, each with a twin that holds the same."""
     wish = Wish(2, rng.choice((1, 2)), 1, 1, 4)
@@ -216,6 +227,7 @@ AMBUSHES = (
     _a_collective_lies,
     _two_deaths_without_spares,
     _controller_dies_at_a_pause,
+    _reports_come_in_heaps,
 )
 
 
