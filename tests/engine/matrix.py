@@ -106,7 +106,7 @@ class Cell:
 
     Attributes:
         target: its name in the table.
-        victims: ranks.
+        victims: ranks; in a recovery those of the world that is being formed.
         trigger: the rank that is killed so that there is a recovery; None for a fault in a step.
     """
 

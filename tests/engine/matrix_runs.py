@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evenkeel.control.messages import Event
 from evenkeel.control.policy import Policy
+from evenkeel.core.ids import WorkerId
 from evenkeel.core.world import World
 from evenkeel.engine.faults import RECOVERY, FaultPlan, once_in
 from evenkeel.engine.local import LocalRun, Outcome
@@ -216,7 +217,7 @@ def _problem_of_cell(cell: Cell, step: int, outcome: Outcome, incidents: int, re
         return f"{incidents} incidents instead of one"
     before = [world for world in outcome.worlds if world.base.step < step - 1][-1]
     after = [world for world in outcome.worlds if world.base.step <= step][-1]
-    dead = {before.layout.members[rank] for rank in cell.deaths}
+    dead = _dead(cell, before, outcome)
     lost = {line.fields["worker_id"] for line in outcome.named("worker_lost") if step - 1 <= line.step <= step}
     if lost != dead:
         return f"lost {sorted(lost)} instead of {sorted(dead)}"
@@ -232,7 +233,16 @@ def _problem_of_cell(cell: Cell, step: int, outcome: Outcome, incidents: int, re
     return _problem_of_places(before, after, dead, replaced)
 
 
-def _problem_of_places(before: World, after: World, dead: set[Any], replaced: bool) -> str:
+def _dead(cell: Cell, before: World, outcome: Outcome) -> set[WorkerId]:
+    """In a recovery victims are hit as members of the world that is formed, in which ranks may be others."""
+    if cell.trigger is None:
+        return {before.layout.members[rank] for rank in cell.deaths}
+    formed = next(world for world in outcome.worlds if world.generation > before.generation)
+    victims = [rank for rank in cell.deaths if rank != cell.trigger]
+    return {before.layout.members[cell.trigger], *(formed.layout.members[rank] for rank in victims)}
+
+
+def _problem_of_places(before: World, after: World, dead: set[WorkerId], replaced: bool) -> str:
     pids = {info.worker_id: info.pid for info in before.members}
     survivors = [w for w in before.layout.members if w not in dead]
     if any(w not in after.layout.places for w in survivors):

@@ -1,6 +1,7 @@
 """The fault matrix: a telling part of it, and (soak) all of it. `docs/faults.md` is made from its results."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,10 @@ def test_both_holders(name: str, kind: str, phase: str, tmp_path: Path, check: C
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("kind", ["kill", "segv", "stop"])
 def test_row_without_spares(kind: str, phase: str, tmp_path: Path, check: Check) -> None:
-    check("shrinking", play_without_spares(tmp_path, PAIRS, cells_of(PAIRS, kind, phase)))
+    cells = cells_of(PAIRS, kind, phase)
+    if phase == RECOVERY:
+        cells[3] = replace(cells[3], victims=(2,))  # of the three that rank 0 leaves it is the last
+    check("shrinking", play_without_spares(tmp_path, PAIRS, cells))
 
 
 @pytest.mark.soak
