@@ -133,8 +133,13 @@ def _was_in_step(answer: m.Answer, world: World, step: int) -> bool:
 
 
 def settled(s: State, event: m.Settled) -> None:
+    """The decision of a generation is one and the same whichever round told it, so an ask does not matter.
+
+    It must not: of two rounds' commands the older may arrive last, and who commits by that one refuses the newer
+    meanwhile. To wait for the newer's word would end in killing a worker that did all it was told.
+    """
     match s.mode:
-        case Settling(world, ask, done=done) if (ask, world.generation) == (event.ask, event.generation):
+        case Settling(world, done=done) if world.generation == event.generation:
             done[event.worker_id] = event.held
         case _:
             pass
