@@ -161,6 +161,8 @@ class Fleet:
             info = await self._actors[worker].info.remote()
         except RayActorError:
             return  # the watch tells
+        except RayError as error:
+            info = _line(error)
         if isinstance(info, WorkerInfo):
             self._infos[worker] = info
             self._hear(m.WorkerReady(info))
