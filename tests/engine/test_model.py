@@ -1,10 +1,10 @@
 """Models of the user's own: a function that returns layers; what cannot be trained is refused with its name."""
 
-import own_model
 import pytest
 import torch
 from torch import nn
 
+import own_model
 from evenkeel.config_values import ConfigError
 from evenkeel.core.model import Shard
 from evenkeel.data.dataset import TensorDataset
