@@ -321,4 +321,13 @@ BUGS = (
         4,
         ("control/progress.py", "        s.over = True\n", '        s.end("finished")\n'),
     ),
+    bug(
+        "steps-shown-after-other-commands",
+        4,
+        (
+            CONTROLLER,
+            "m.Output(tuple(s.journal), tuple(s.commands))",
+            "m.Output(tuple(s.journal), tuple(sorted(s.commands, key=lambda c: isinstance(c, m.Metrics))))",
+        ),
+    ),
 )

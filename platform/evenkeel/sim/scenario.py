@@ -205,12 +205,12 @@ def _controller_dies_at_a_pause(scenario: Scenario, rng: Random) -> Scenario:
 
 def _reports_come_in_heaps(scenario: Scenario, rng: Random) -> Scenario:
     """Late reports: several steps become visible at once, or together with the end, and the controller dies at that."""
-    faults: tuple[Fault, ...] = (
-        Fault("controller", moment=rng.choice(("Ended", "Ended", "Ended", "Aborting")), countdown=1),
-    )
-    if rng.random() < 0.5:
-        faults += (Fault("stop", at=1.5 * scenario.start_s + rng.uniform(0.1, 0.8) * scenario.step_s),)
-    policy = replace(scenario.policy, gather_s=0.2, last_step=max(5, scenario.policy.last_step))
+    if rng.random() < 0.6:
+        at = 1.5 * scenario.start_s + rng.uniform(0.3, 0.8)
+        faults: tuple[Fault, ...] = (Fault("controller", moment="Aborting"), Fault("stop", at=at))
+    else:
+        faults = (Fault("controller", moment="Ended"),)
+    policy = replace(scenario.policy, gather_s=0.2, last_step=20)
     return replace(scenario, policy=policy, faults=faults, step_s=0.1, late_reports=1.0)
 
 
@@ -227,6 +227,7 @@ AMBUSHES = (
     _a_collective_lies,
     _two_deaths_without_spares,
     _controller_dies_at_a_pause,
+    _reports_come_in_heaps,
     _reports_come_in_heaps,
 )
 
