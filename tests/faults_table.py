@@ -33,13 +33,15 @@ Line = dict[str, Any]
 
 
 def read(files: Iterable[Path]) -> tuple[list[Line], list[Line]]:
-    """Results of cells, and what survivors held, as the tests noted them."""
-    found: dict[str, list[Line]] = {"fault": [], "leak": []}
+    """Results of cells, and what survivors held, as the tests noted them. What was played again counts once."""
+    found: dict[str, dict[tuple[str, ...], Line]] = {"fault": {}, "leak": {}}
     for file in files:
         for item in ElementTree.parse(file).iter("property"):
             if item.get("name") in found:
-                found[item.get("name", "")].append(json.loads(item.get("value", "")))
-    return found["fault"], found["leak"]
+                line = json.loads(item.get("value", ""))
+                key = tuple(line.get(name, "") for name in ("table", "kind", "phase", "target", "who"))
+                found[item.get("name", "")][key] = line
+    return list(found["fault"].values()), list(found["leak"].values())
 
 
 def text_of(line: Line | None) -> str:

@@ -43,7 +43,10 @@ def test_unequal_pipelines_heal_to_the_last_bit(tmp_path: Path, check: Check) ->
 @pytest.mark.parametrize("phase", ["forward", "reduce", "commit", "recovery"])
 def test_unequal_pipelines_in_other_phases(phase: str, kind: str, tmp_path: Path, check: Check) -> None:
     truth = undisturbed(folder(tmp_path / "truth"), UNEQUAL)
-    check("unequal", play(folder(tmp_path / "run"), UNEQUAL, cells_of(UNEQUAL, kind, phase), truth))
+    cells = cells_of(UNEQUAL, kind, phase)
+    if phase == "forward":
+        cells = [c for c in cells if len(c.victims) == 1]  # the second stage waits for the first: never both at once
+    check("unequal", play(folder(tmp_path / "run"), UNEQUAL, cells, truth))
 
 
 @pytest.mark.soak
