@@ -28,7 +28,7 @@ def try_form(s: State, now: float) -> None:
             _wait_for(s, planned.reason)
             return
         usable = tuple(source for source in sources if source.worker_id in planned.layout.places)
-        if _lost_slices(s, usable):
+        if usable != sources and _lost_slices(s, usable):
             _wait_for(s, "workers: the layout for those that are here has no place for the only holders of some state")
             return
         _form(s, now, planned, usable)

@@ -59,7 +59,6 @@ class LocalRun:
     ) -> None:
         self.fleet = Fleet(make_job, threads=threads, device=device)
         self.outcome = Outcome()
-        self._policy = policy
         self._controller = Controller(policy)
         self._not_before = dict(not_before or {})
         self._watch = watch

@@ -11,7 +11,6 @@ from evenkeel.plan.layout import Wish
 WORKER_FAULTS = ("crash", "hang", "suspect", "exception", "slow", "cut")
 MOMENTS = ("regroup", "reshard", "forward", "reduce", "vote", "commit", "settle")
 REPAIR_MOMENTS = ("abort", "decision", "settle", "regroup", "reshard", "joined", "finish")
-LEADER_MOMENTS = ("reported",)
 MODES = ("Forming", "Running", "Aborting", "Settling")
 
 SLACK_S = 5.0
