@@ -13,10 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evenkeel.runtime.compat import autoscaler_maximum, reread_environment, silence_ray, started_cluster
+from evenkeel.runtime.compat import (
+    autoscaler_maximum,
+    end_log_monitor,
+    reread_environment,
+    silence_ray,
+    started_cluster,
+)
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's least. Nothing of the training goes through the object store."""
+QUIET = {
+    "RAY_worker_niceness": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "5",
+}
+"""For a local Ray, where the workers have no cores but those of Ray's own processes. It has no dashboard and only this
+run's few actors, so that nobody reads what these would gather ten times a second; and by default it gives its workers
+the lowest priority of the machine (nice 15). Saves 1.3 % of two cores. What the user has set stays."""
 SOCKET_PATH_LIMIT = 40
 """For the temporary folder: Ray puts Unix sockets below it, whose whole path has at most 107 bytes."""
 
@@ -96,7 +114,8 @@ def _local_ray(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
         check_need(Need(need.count, {"GPU": need.each["GPU"]}), {"GPU": _local_gpus()}, "this machine")
     folder = Path(tempfile.mkdtemp(prefix="evenkeel-", dir=_short_temp()))
     try:
-        with _environment({**variables, **_authentication()}):
+        quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
+        with _environment({**variables, **quiet, **_authentication()}):
             import ray
 
             reread_environment()
@@ -107,6 +126,7 @@ def _local_ray(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
                 object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(folder),
             )
+            end_log_monitor()
             try:
                 yield RayUsed(True, ray.get_runtime_context().gcs_address)
             finally:

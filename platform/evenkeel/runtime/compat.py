@@ -28,6 +28,17 @@ def reread_environment() -> None:
     Config.initialize("")
 
 
+def end_log_monitor() -> None:
+    """Ends the process that copies the lines of all workers to drivers, after ray.init() has started a local Ray.
+
+    Ray 2.60: with `log_to_driver=False` nobody takes them, but it looks at every log file ten times a second.
+    """
+    from ray._private.worker import _global_node
+
+    assert _global_node is not None
+    _global_node.kill_log_monitor(check_alive=False)
+
+
 def started_cluster() -> str | None:
     """The address that `ray start` left on this machine, "host:port"; None if it left none.
 

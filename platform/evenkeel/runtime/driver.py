@@ -24,8 +24,8 @@ from evenkeel.runtime.spec import RunSpec
 Show = Callable[[Sequence[tuple[str, dict[str, Any]]]], None]
 """Takes pairs of "metrics", "event" or "status", and the line as it stands in the run directory."""
 
-POLL_S = 0.1
-"""Between two calls for news, so that a run of quick steps is not asked after each."""
+POLL_S = 0.5
+"""Between two calls for news: a call costs both processes about as much as a report of the leader does."""
 RETRY_S = 0.5
 
 
