@@ -15,8 +15,8 @@ from processes import Child, Line, children
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.engine import tcp
-from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet, GroupSpec, Op
-from evenkeel.engine.nccl import GroupStore
+from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet, GroupSpec, Op, communicator_for
+from evenkeel.engine.nccl import GroupStore, NcclGroup
 from evenkeel.engine.rendezvous import StoreServer
 
 SIZES = (1, 7, 64 * 1024 + 3, 300_005)
@@ -574,3 +574,13 @@ def test_a_group_is_store_enough_for_nccl() -> None:
         infos = [peer.receive() for peer in peers]
         ask_all(peers, connect, 1, infos)
         assert ask_all(peers, use_store) == [["a" * 128, "b"]] * 3
+
+
+def test_nccl_only_where_every_worker_has_a_gpu_of_its_own() -> None:
+    def info(name: str, node: str, device: str = "cuda", visible: str = "0") -> WorkerInfo:
+        return WorkerInfo(WorkerId(name), NodeId(node), 1, device=device, visible_devices=visible)
+
+    assert communicator_for([info("a", "n1"), info("b", "n1", visible="1"), info("c", "n2")]) is NcclGroup
+    assert communicator_for([info("a", "n1"), info("b", "n1"), info("c", "n2")]) is tcp.TcpGroup
+    assert communicator_for([info("a", "n1", visible=""), info("b", "n1", visible="")]) is tcp.TcpGroup
+    assert communicator_for([info("a", "n1", "cpu", ""), info("b", "n2", "cpu", "")]) is tcp.TcpGroup

@@ -39,6 +39,19 @@ class _Closable(Group, Protocol):
 Make = Callable[[str, int, Sequence[WorkerInfo], Mesh], _Closable]
 
 
+def communicator_for(members: Sequence[WorkerInfo]) -> Make:
+    """NcclGroup where every member has a GPU of its own, TcpGroup elsewhere: NCCL refuses two ranks on one GPU.
+
+    Without CUDA_VISIBLE_DEVICES nobody knows which of its node's GPUs a worker has, so that all count as the same one.
+    """
+    gpus = {(info.node_id, info.visible_devices) for info in members}
+    if any(info.device != "cuda" for info in members) or len(gpus) < len(members):
+        return TcpGroup
+    from evenkeel.engine.nccl import NcclGroup
+
+    return NcclGroup
+
+
 class GroupSet:
     """The groups that one worker is in during one generation, and its group of everybody, `world`.
 
@@ -49,7 +62,6 @@ class GroupSet:
         members: everybody in the generation, by rank, with the addresses of their StoreServers.
         specs: all groups of the generation, the same list in the same order at every member.
         server: this worker's own.
-        make: builds one communicator; TcpGroup or nccl.NcclGroup.
 
     Raises:
         ValueError: if `me` is not a member, or a spec names somebody who is not or a name twice.
@@ -62,8 +74,6 @@ class GroupSet:
         members: Sequence[WorkerInfo],
         specs: Sequence[GroupSpec],
         server: StoreServer,
-        *,
-        make: Make = TcpGroup,
     ) -> None:
         infos = {info.worker_id: info for info in members}
         names = [spec.name for spec in specs]
@@ -75,6 +85,7 @@ class GroupSet:
         self._mesh = Mesh(generation, server)
         self._communicators: list[_Closable] = []
         self._groups: dict[str, Group] = {}
+        make = communicator_for(members)
         shared: dict[tuple[WorkerId, ...], Group] = {}
         for spec in (GroupSpec("world", tuple(infos)), *specs):
             if me not in spec.members:

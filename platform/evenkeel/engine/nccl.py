@@ -3,7 +3,7 @@
 Written by PyTorch's source and never run: no machine with a GPU was at hand (tests/gpu/ has a test for one rank).
 Messages do not go by NCCL: on one communicator they deadlock unless both sides issue them in matching order or in
 groups, which neither a pipeline of unequal stages nor a transfer of state does. They go through host memory, and break
-at once. Tensors in host memory (votes) are summed by TCP too.
+at once. Tensors in host memory are summed by TCP too.
 """
 
 import threading
