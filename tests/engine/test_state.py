@@ -99,8 +99,6 @@ def test_gradients_add_up_in_place_in_the_buffer(precision: str) -> None:
     for name, parameter in state.stage.named():
         assert parameter.grad is not None and parameter.grad.data_ptr() == addresses[name]
         assert torch.equal(parameter.grad, state.grad(name))
-    squares = sum(float(p.grad.double().square().sum()) for _, p in state.stage.named() if p.grad is not None)
-    assert state.grad_squares(lambda region: True) == pytest.approx(squares, rel=1e-5)
     state.zero_grad()
     assert not any(p.grad is None or p.grad.any() for _, p in state.stage.named())
 

@@ -127,7 +127,7 @@ def test_a_terminal_gets_a_progress_line_and_the_events_above_it(monkeypatch: py
         ("worker_started", {"worker_id": "w1", "pid": 7}, "worker w1 is ready (pid 7)"),
         ("worker_lost", {"worker_id": "w1", "cause": "died"}, "worker w1 is lost: died"),
         ("step_rolled_forward", {"reason": "w2 saw"}, "step 8 is committed by the survivors: w2 saw"),
-        ("step_rolled_back", {"reason": "nobody saw"}, "step 9 will be run again: nobody saw"),
+        ("step_rolled_back", {"reason": "nobody saw"}, "nobody saw"),
         ("validation", {"loss": 1.23456, "version": 8}, "validation loss 1.2346 after step 8"),
         ("waiting", {"reason": "1 more worker"}, "waiting: 1 more worker"),
         ("exception", {"text": "w1: boom"}, "exception: w1: boom"),

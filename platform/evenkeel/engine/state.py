@@ -142,15 +142,6 @@ class ShardState:
     def zero_grad(self) -> None:
         self.grads.zero_()
 
-    def grad_squares(self, counts: Callable[[Region], bool]) -> float:
-        """Sum of squares of the summed gradients of the regions that `counts` says are this worker's to count.
-
-        Regions are added up in float64; each one in the buffers' type, at a tenth of the time. Not finite if a gradient
-        is not, or if a square overflows.
-        """
-        parts = [self.grads[region.span] for region in self.regions if counts(region)]
-        return float(torch.stack([torch.dot(x, x) for x in parts]).double().sum()) if parts else 0.0
-
     def initialise(self, seed: int) -> None:
         """Version 0: parameters by seed and name, moments zero."""
         for name, place in self._places.items():

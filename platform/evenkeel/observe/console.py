@@ -146,7 +146,7 @@ def event_text(event: Line) -> str:
         case "step_rolled_forward":
             return f"step {event['step']} is committed by the survivors: {own.get('reason')}"
         case "step_rolled_back":
-            return f"step {event['step'] + 1} will be run again: {own.get('reason')}"
+            return str(own.get("reason"))
         case "incident":
             return incident.describe(event)
         case "validation":
