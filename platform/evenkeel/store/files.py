@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -36,6 +37,9 @@ class Files(Protocol):
     def read(self, name: str, offset: int = 0) -> bytes | None:
         """The bytes from `offset` on; None if there is no such file."""
 
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
+        """Fills `buffer` (of bytes) from `offset` on; how many came, fewer where the file ends. None: no such file."""
+
     def replace(self, name: str, data: bytes) -> None:
         """Writes the whole file; a reader sees the old one or the new one."""
 
@@ -51,6 +55,15 @@ class Files(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """Names of the files in a folder, sorted; none if there is no such folder."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each of `names(folder)`."""
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, sorted; on an object store those that hold a file."""
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes a folder, that may be gone already, with all in it, unfinished files too."""
 
     def stream(self, name: str) -> AbstractContextManager[Sink]:
         """A file to write piece by piece, that appears whole when the block ends, and not at all if it raises."""
@@ -90,6 +103,15 @@ class LocalFiles:
             except FileNotFoundError:
                 return None
 
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
+        with _told(self.where(name), OSError):
+            try:
+                with self.path(name).open("rb") as file:
+                    file.seek(offset)
+                    return file.readinto(buffer)
+            except FileNotFoundError:
+                return None
+
     def replace(self, name: str, data: bytes) -> None:
         with self.stream(name) as file:
             file.write(data)
@@ -115,12 +137,28 @@ class LocalFiles:
             self.path(name).unlink(missing_ok=True)
 
     def names(self, folder: str) -> list[str]:
+        return sorted(e.name for e in self._entries(folder) if e.is_file() and TEMPORARY not in e.name)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for name in self.names(folder):
+            with _told(self.where(f"{folder}/{name}"), OSError), suppress(FileNotFoundError):
+                sizes[name] = self.path(f"{folder}/{name}").stat().st_size
+        return sizes
+
+    def folders(self, folder: str) -> list[str]:
+        return sorted(e.name for e in self._entries(folder) if e.is_dir())
+
+    def remove_folder(self, folder: str) -> None:
+        with _told(self.where(folder), OSError), suppress(FileNotFoundError):
+            shutil.rmtree(self.path(folder))
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         with _told(self.where(folder), OSError):
             try:
-                entries = list(os.scandir(self.path(folder)))
+                return list(os.scandir(self.path(folder)))
             except FileNotFoundError:
                 return []
-            return sorted(e.name for e in entries if e.is_file() and TEMPORARY not in e.name)
 
     @contextmanager
     def stream(self, name: str) -> Iterator[Sink]:
@@ -167,6 +205,15 @@ class ObjectFiles:
                 return None
             return bytes(data)[offset:]
 
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
+        with _told(self.where(name), Exception):
+            try:
+                data = self.fs.cat_file(self._full(name), start=offset, end=offset + len(buffer))
+            except FileNotFoundError:
+                return None
+            buffer[: len(data)] = data
+            return len(data)
+
     def replace(self, name: str, data: bytes) -> None:
         with _told(self.where(name), Exception):
             self.fs.pipe_file(self._full(name), data)
@@ -191,13 +238,28 @@ class ObjectFiles:
             self.fs.rm_file(self._full(name))
 
     def names(self, folder: str) -> list[str]:
+        return sorted(self._entries(folder, "file"))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        return dict(sorted(self._entries(folder, "file").items()))
+
+    def folders(self, folder: str) -> list[str]:
+        return sorted(self._entries(folder, "directory"))
+
+    def remove_folder(self, folder: str) -> None:
+        with _told(self.where(folder), Exception), suppress(FileNotFoundError):
+            self.fs.invalidate_cache(self._full(folder))
+            self.fs.rm(self._full(folder), recursive=True)
+
+    def _entries(self, folder: str, kind: str) -> dict[str, int]:
+        """Name and size of each entry of that kind."""
         with _told(self.where(folder), Exception):
             self.fs.invalidate_cache(self._full(folder))
             try:
                 entries = self.fs.ls(self._full(folder), detail=True)
             except FileNotFoundError:
-                return []
-            return sorted(e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "file")
+                return {}
+            return {e["name"].rstrip("/").rpartition("/")[2]: e["size"] for e in entries if e["type"] == kind}
 
     @contextmanager
     def stream(self, name: str) -> Iterator[Sink]:
