@@ -1,0 +1,201 @@
+"""Who keeps and updates which part of the optimizer state: r workers of each sync group.
+
+The flat range of a sync group is cut into parts, equal to within one alignment unit. That is what a reduce-scatter
+wants, and cuts that keep to the alignment keep the optimizer's vector units off tails, so that all owners get the same
+bits. The other choice, cutting tensors along their rows, would need no `flat_boxes`, but parts would differ by a row
+(30 KB and more) and begin anywhere. A cut inside a matrix costs three boxes instead of one, at n - 1 places per unit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd
+
+from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.layout import Layout, SyncGroup, sync_groups
+from evenkeel.core.model import ModelShape, Shard
+from evenkeel.plan.flat import Place, flat_boxes, flat_places
+from evenkeel.plan.state import KINDS, Slice
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What only owners hold if parameters are computed with as they are kept. Under bf16 that is all of KINDS: what
+everybody computes with is a rounded copy of the owners' float32 parameters, from which nothing can be restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Elements start to stop of a sync group's flat range, and who owns them.
+
+    Attributes:
+        owners: the first receives the sum and copies it to the others, so that all have the same bits.
+    """
+
+    start: int
+    stop: int
+    owners: tuple[WorkerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """How one sync group's flat range is shared out.
+
+    Attributes:
+        places: of its parameters, counted from the group's first element.
+        units: ranges that are summed in one go; each is cut for itself, into as many parts as there are members.
+        parts: in order; together they are the whole range. Empty ones are left out.
+    """
+
+    group: SyncGroup
+    places: tuple[Place, ...]
+    units: tuple[tuple[int, int], ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> int:
+        return self.places[-1].stop
+
+    def ranges(self) -> Mapping[WorkerId, tuple[tuple[int, int], ...]]:
+        """The elements (start, stop) that each member owns, neighbouring parts as one."""
+        found: dict[WorkerId, list[tuple[int, int]]] = {worker: [] for worker in self.group.members}
+        for part in self.parts:
+            for worker in part.owners:
+                mine = found[worker]
+                joins = mine and mine[-1][1] == part.start
+                mine.append((mine.pop()[0] if joins else part.start, part.stop))
+        return {worker: tuple(mine) for worker, mine in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Who owns what, by sync group in their one order, and what that survives, in words."""
+
+    groups: tuple[Ownership, ...]
+    reason: str
+
+
+def place_copies(
+    layout: Layout,
+    model: ModelShape,
+    copies: int,
+    node_of: Mapping[WorkerId, NodeId],
+    alignment: int,
+    bucket: int | None = None,
+) -> Copies:
+    """Shares out each sync group's range so that each element has min(copies, members) owners, on different nodes.
+
+    Every member owns equally much, to within one alignment unit per part. That goes before different nodes: where one
+    has more than 1/r of a group's members, parts have two owners on it; no arrangement with equal loads avoids more.
+
+    Args:
+        copies: r; the size of a group or more is plain data parallelism, 1 is ZeRO-1.
+        node_of: of all members of the layout.
+        alignment: of parameters and of cuts, in elements.
+        bucket: how many elements are summed in one go, at least; a unit is so many layers, from the last to the first.
+            None: a whole group is one unit.
+
+    Raises:
+        ValueError: if copies is below 1.
+    """
+    if copies < 1:
+        raise ValueError(f"redundancy.copies is {copies}; it must be at least 1")
+    groups: list[Ownership] = []
+    for group in sync_groups(layout, model):
+        places = group_places(model, group, layout.tensor, alignment)
+        units = _units(places, bucket)
+        owners = _owners(group.members, copies, node_of)
+        parts = tuple(part for unit in units for part in _cut(unit, owners, alignment))
+        groups.append(Ownership(group, places, units, parts))
+    return Copies(tuple(groups), _reason(groups, copies, node_of))
+
+
+def holdings(
+    copies: Copies, layout: Layout, model: ModelShape, owned: Sequence[str] = MOMENTS
+) -> Mapping[WorkerId, tuple[Slice, ...]]:
+    """What each member of the layout holds: of `owned` kinds its parts, of the others its whole shard."""
+    whole: dict[Shard, tuple[Slice, ...]] = {}
+    held: dict[WorkerId, list[Slice]] = {}
+    for worker in layout.members:
+        shard = layout.shard(worker)
+        if shard not in whole:
+            whole[shard] = tuple(
+                Slice(f"{kind}/{param.name}", box)
+                for param, box in shard.boxes(model)
+                for kind in KINDS
+                if kind not in owned
+            )
+        held[worker] = list(whole[shard])
+    for ownership in copies.groups:
+        pieces: dict[tuple[tuple[int, int], ...], tuple[Slice, ...]] = {}
+        for worker, ranges in ownership.ranges().items():
+            if ranges not in pieces:
+                pieces[ranges] = tuple(_slices(ownership.places, ranges, owned))
+            held[worker] += pieces[ranges]
+    return {worker: tuple(pieces) for worker, pieces in held.items()}
+
+
+def group_places(model: ModelShape, group: SyncGroup, tensor: int, alignment: int) -> tuple[Place, ...]:
+    """Where the group's parameters lie in every member's flat buffers, counted from the group's first element."""
+    shard = Shard(group.start, group.stop, group.part, tensor)
+    places = [p for p in flat_places(model, shard, alignment) if p.param.name in group.params]
+    origin = places[0].start
+    return tuple(Place(p.param, p.box, p.layer, p.start - origin, p.stop - origin) for p in places)
+
+
+def _units(places: Sequence[Place], bucket: int | None) -> tuple[tuple[int, int], ...]:
+    """Ranges of whole layers of at least `bucket` elements; what is left over at the front may be smaller."""
+    bounds = [places[-1].stop]
+    for before, place in reversed(list(pairwise(places))):
+        if bucket is not None and before.layer != place.layer and bounds[-1] - place.start >= bucket:
+            bounds.append(place.start)
+    return tuple(pairwise([0, *reversed(bounds)]))
+
+
+def _owners(
+    members: Sequence[WorkerId], copies: int, node_of: Mapping[WorkerId, NodeId]
+) -> tuple[tuple[WorkerId, ...], ...]:
+    """The owners of each of as many parts as there are members; each member owns r parts and is first in one.
+
+    McNaughton's wrap-around rule (1959): members in order of their nodes take r parts each, one after the other and
+    round again. A node with c members takes c * r parts in a row, so none twice before it has had all n of them.
+    """
+    count, r = len(members), min(copies, len(members))
+    by_node: dict[NodeId, list[WorkerId]] = {}
+    for worker in members:
+        by_node.setdefault(node_of[worker], []).append(worker)
+    ordered = [worker for here in by_node.values() for worker in here]
+    parts: list[list[WorkerId]] = [[] for _ in members]
+    each = count // gcd(count, r)  # members before m * r comes round to the same part; it is then the next one's turn
+    for m, worker in enumerate(ordered):
+        first = m // each
+        for turn in range(r):
+            owners = parts[(m * r + turn) % count]
+            owners.insert(0 if turn == first else len(owners), worker)
+    return tuple(tuple(owners) for owners in parts)
+
+
+def _cut(unit: tuple[int, int], owners: Sequence[tuple[WorkerId, ...]], alignment: int) -> Iterator[Part]:
+    start, stop = unit
+    lines = (stop - start) // alignment
+    bounds = (start + lines * i // len(owners) * alignment for i in range(len(owners) + 1))
+    for (a, b), owning in zip(pairwise(bounds), owners, strict=True):
+        if a < b:
+            yield Part(a, b, owning)
+
+
+def _slices(places: Sequence[Place], ranges: Sequence[tuple[int, int]], kinds: Sequence[str]) -> Iterator[Slice]:
+    for place in places:
+        for start, stop in ranges:
+            within = max(start - place.start, 0), min(stop - place.start, place.box.size)
+            for box in flat_boxes(place.box, *within):
+                yield from (Slice(f"{kind}/{place.param.name}", box) for kind in kinds)
+
+
+def _reason(groups: Sequence[Ownership], copies: int, node_of: Mapping[WorkerId, NodeId]) -> str:
+    total = sum(ownership.size for ownership in groups)
+    alone = sum(p.stop - p.start for o in groups for p in o.parts if len({node_of[w] for w in p.owners}) == 1)
+    fewest = min(min(copies, len(ownership.group.members)) for ownership in groups)
+    short = "" if fewest == copies else f" (asked for {copies}; a group has only {fewest} members)"
+    kept = f"each slice of optimizer state has at least {fewest} {'owner' if fewest == 1 else 'owners'}{short}"
+    if alone == 0:
+        return f"{kept}, on different nodes"
+    return f"{kept}; {alone / total:.0%} of it {'has its only owner' if fewest == 1 else 'has its owners'} on one node"
