@@ -1,0 +1,196 @@
+"""All checkpoints of a run: checkpoints/step-XXXXXXXX/, each complete once it has a manifest.json.
+
+Newest is the highest (generation, step): generations only grow, also when a run goes back and redoes steps.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from evenkeel.core.ids import Version
+from evenkeel.store.checkpoint_part import Part, Piece, merge, write_part
+from evenkeel.store.checkpoint_reader import Checkpoint
+from evenkeel.store.errors import StoreError
+from evenkeel.store.files import Files
+from evenkeel.store.manifest import (
+    CHUNK_BYTES,
+    MAX_MANIFEST_BYTES,
+    NAME,
+    CheckpointDamaged,
+    Content,
+    from_json,
+    part_generation,
+    to_json,
+)
+
+FOLDER = "checkpoints"
+_STEP = re.compile(r"step-([0-9]{8,18})")
+
+
+class Checkpoints:
+    """Every method raises StoreError where the store fails, or a checkpoint is of a newer format than this code's.
+
+    Args:
+        chunk_bytes: how much of a file has one checksum, and so what reading holds in memory.
+    """
+
+    def __init__(self, files: Files, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self._files, self._chunk_bytes = files, chunk_bytes
+
+    # ------------------------------------------------------------ writing
+
+    def write(self, version: Version, worker: str, pieces: Sequence[Piece]) -> Part:
+        """The part of one worker; see `write_part`."""
+        return write_part(self._files, folder(version.step), version, worker, pieces, self._chunk_bytes)
+
+    def commit(
+        self,
+        version: Version,
+        content: Content,
+        parts: Sequence[Part],
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        epoch: int,
+    ) -> Checkpoint:
+        """Makes the checkpoint visible, if the parts are all there and cover every tensor of `shapes` exactly once.
+
+        Where the step has a checkpoint already, the one of the same version stays, which counts as success, and one
+        that is damaged or of an older generation gives way: the run went back and has redone the step.
+
+        Args:
+            epoch: of the controller.
+
+        Raises:
+            StoreError: also if a part is missing or cut, or a later generation has committed this step.
+        """
+        name = f"{folder(version.step)}/{NAME}"
+        where = self._files.where(name)
+        try:
+            new = Checkpoint(self._files, folder(version.step), merge(version, epoch, content, parts, shapes))
+        except ValueError as error:
+            raise StoreError(f"{where}: not written: {error}") from error
+        for damage in new.damage(thorough=False):
+            raise StoreError(f"{where}: not written: {damage}")
+        data = to_json(new.manifest)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise StoreError(f"{where}: not written: it has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read")
+        if self._files.create(name, data):
+            return new
+        try:
+            there = self.open(version.step)
+        except CheckpointDamaged:
+            there = None
+        if there and there.manifest.version == version:
+            return there
+        if there and there.manifest.version > version:
+            newer = f"generation {there.manifest.version.generation}, this is of {version.generation}"
+            raise StoreError(f"{where}: not written: the step has a checkpoint of {newer}")
+        self._files.replace(name, data)
+        return new
+
+    # ------------------------------------------------------------ finding
+
+    def steps(self) -> list[int]:
+        """Of all folders, ascending, also of checkpoints that are not complete."""
+        found = [match for name in self._files.folders(FOLDER) if (match := _STEP.fullmatch(name))]
+        return sorted(int(match[1]) for match in found if folder(int(match[1])) == f"{FOLDER}/{match[0]}")
+
+    def open(self, step: int) -> Checkpoint | None:
+        """The checkpoint of that step; None if there is no complete one. Looks at nothing but the manifest.
+
+        Raises:
+            CheckpointDamaged: if the manifest is.
+        """
+        name = f"{folder(step)}/{NAME}"
+        where = self._files.where(name)
+        size = self._files.sizes(folder(step)).get(NAME, 0)
+        if size > MAX_MANIFEST_BYTES:
+            raise CheckpointDamaged(f"{where}: has {size} bytes, at most {MAX_MANIFEST_BYTES} are read")
+        data = self._files.read(name)
+        if data is None:
+            return None
+        manifest = from_json(data, where)
+        if manifest.version.step != step:
+            raise CheckpointDamaged(f"{where}: is of step {manifest.version.step}")
+        return Checkpoint(self._files, folder(step), manifest)
+
+    def newest_first(self) -> tuple[list[Checkpoint], dict[int, CheckpointDamaged]]:
+        """Complete checkpoints whose files are all there and of the right size; and by step what is wrong with others.
+
+        What was flipped inside a file shows when it is read, or by `Checkpoint.damage`; then take the next.
+        """
+        good: list[Checkpoint] = []
+        damaged: dict[int, CheckpointDamaged] = {}
+        for step in self.steps():
+            try:
+                found = self.open(step)
+                if found is None:
+                    continue
+                for error in found.damage(thorough=False):
+                    raise error
+                good.append(found)
+            except CheckpointDamaged as error:
+                damaged[step] = error
+        return sorted(good, key=lambda found: _age(found.manifest.version), reverse=True), damaged
+
+    # ------------------------------------------------------------ removing
+
+    def remove(self, step: int) -> None:
+        """The manifest first, so that a checkpoint that is half removed is invisible."""
+        self._files.remove(f"{folder(step)}/{NAME}")
+        self._files.remove_folder(folder(step))
+
+    def prune(self, keep: int) -> list[int]:
+        """Removes all but the newest `keep` checkpoints; answers their steps. Also what was never completed.
+
+        Only checkpoints whose files are all there count, so one that can be loaded always stays. Those of steps after
+        the newest's are none: the run went back to before them. Damaged ones stay as long as their like.
+
+        Parts go if they are of an older version than the newest checkpoint, and are not its nor of another that stays.
+        Whoever still writes one has been overtaken; what is written of a newer version is not touched, as its name
+        says that it is newer. So no clock is asked, nor the writers.
+
+        Raises:
+            ValueError: if `keep` is less than 1.
+        """
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; at least 1 checkpoint must stay")
+        good, damaged = self.newest_first()
+        if not good:
+            return []
+        newest = good[0].manifest.version
+        line = [found.manifest for found in good if found.manifest.version.step <= newest.step]
+        kept = {manifest.version.step: manifest for manifest in line[:keep]}
+        removed = [found.manifest.version.step for found in good if found.manifest.version.step not in kept]
+        removed += [step for step in damaged if step < min(kept)]
+        for step in removed:
+            self._files.remove(f"{folder(step)}/{NAME}")
+        for step in self.steps():
+            if step in kept:
+                self._remove_parts(step, newest, {file.name for file in kept[step].files})
+            elif step in removed or step not in damaged:
+                self._remove_parts(step, newest, set())
+        return sorted(removed)
+
+    def _remove_parts(self, step: int, newest: Version, own: set[str]) -> None:
+        """Removes parts of older versions than `newest`, but `own`."""
+        names = self._files.names(folder(step))
+        old = [name for name in names if name not in own and _is_older(part_generation(name), step, newest)]
+        if old == names and step < newest.step:
+            # With what killed writers left in it. Only if the run went back since `newest` can a newer part be
+            # unfinished and unlisted in here; its writer is told, and writes it again.
+            self._files.remove_folder(folder(step))
+            return
+        for name in old:
+            self._files.remove(f"{folder(step)}/{name}")
+
+
+def folder(step: int) -> str:
+    return f"{FOLDER}/step-{step:08d}"
+
+
+def _age(version: Version) -> tuple[int, int]:
+    return version.generation, version.step
+
+
+def _is_older(generation: int | None, step: int, than: Version) -> bool:
+    return generation is not None and (generation, step) < _age(than)
