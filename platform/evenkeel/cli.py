@@ -7,14 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from evenkeel import __version__
+from evenkeel.config_values import ConfigError
 from evenkeel.linux import UnsupportedSystemError, require_linux
 from evenkeel.observe.console import summary_text
 from evenkeel.store.errors import StoreError
+from evenkeel.store.manifest import CheckpointDamaged
 from evenkeel.store.run_directory import RunDirectory
+from evenkeel.tools import checkpoint_cli
 
 BAD_INPUT = 2
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(checkpoint_cli.app, name="checkpoint")
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,13 +64,13 @@ def status_record(
 
 
 def main() -> None:
-    """Entry point of the installed command. Bad input is one line and exit status 2."""
+    """Entry point of the installed command. Bad input is one line and exit status 2, a damaged checkpoint 3."""
     try:
         require_linux()
         app()
-    except (StoreError, UnsupportedSystemError) as error:
+    except (ConfigError, StoreError, UnsupportedSystemError) as error:
         print(f"evenkeel: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(checkpoint_cli.DAMAGED if isinstance(error, CheckpointDamaged) else BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""Which checkpoints a run has, and in what state each is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from evenkeel.core.ids import Version
+from evenkeel.store.checkpoint_reader import Checkpoint
+from evenkeel.store.checkpoints import Checkpoints, folder
+from evenkeel.store.errors import StoreError
+from evenkeel.store.files import Files
+from evenkeel.store.manifest import CheckpointDamaged, part_generation
+from evenkeel.store.run_directory import RunDirectory
+from evenkeel.tools.text import size_text, time_text
+
+State = Literal["complete", "damaged", "half-written", "unreadable"]
+HEAD = ("step", "generation", "time", "size", "files", "state")
+RIGHT = ("step", "generation", "size", "files")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One checkpoint, as far as can be told without reading its tensors.
+
+    Attributes:
+        generation: of the world that made the state; None where neither manifest nor files say it.
+        time: of the commit, unix seconds, from the run's events; None if unknown.
+        bytes, files: what lies in its folder, of a whole one without the manifest.
+        why: it is not complete, in one line; "" if it is.
+    """
+
+    step: int
+    generation: int | None
+    time: float | None
+    bytes: int
+    files: int
+    state: State
+    why: str
+
+
+def listing(directory: RunDirectory, checkpoints: Checkpoints) -> list[Listed]:
+    """Newest first, as a run takes them: by generation, then by step."""
+    times = commit_times(directory)
+    found = [_look(directory.files, checkpoints, step, times) for step in checkpoints.steps()]
+    return sorted(found, key=lambda row: (-1 if row.generation is None else row.generation, row.step), reverse=True)
+
+
+def commit_times(directory: RunDirectory) -> dict[Version, float]:
+    """When which version was committed as a checkpoint, by the run's events."""
+    return {
+        Version(event["step"], event["generation"]): float(event["time"])
+        for event in directory.events()
+        if event.get("event") == "checkpoint_committed"
+    }
+
+
+def row(listed: Listed) -> tuple[str, ...]:
+    """What stands under HEAD."""
+    generation = "-" if listed.generation is None else str(listed.generation)
+    state = f"{listed.state}: {listed.why}" if listed.why else listed.state
+    size = size_text(listed.bytes)
+    return str(listed.step), generation, time_text(listed.time), size, str(listed.files), state
+
+
+def _look(files: Files, checkpoints: Checkpoints, step: int, times: Mapping[Version, float]) -> Listed:
+    try:
+        checkpoint = checkpoints.open(step)
+    except CheckpointDamaged as error:
+        return _without_manifest(files, step, "damaged", str(error))
+    except StoreError as error:
+        return _without_manifest(files, step, "unreadable", str(error))
+    if checkpoint is None:
+        why = "it has no manifest: it is being written, or its writer died"
+        return _without_manifest(files, step, "half-written", why)
+    return _whole(checkpoint, times)
+
+
+def _whole(checkpoint: Checkpoint, times: Mapping[Version, float]) -> Listed:
+    damage = next(checkpoint.damage(thorough=False), None)
+    at, records = checkpoint.manifest.version, checkpoint.manifest.files
+    return Listed(
+        step=at.step,
+        generation=at.generation,
+        time=times.get(at),
+        bytes=sum(record.size for record in records),
+        files=len(records),
+        state="complete" if damage is None else "damaged",
+        why="" if damage is None else str(damage),
+    )
+
+
+def _without_manifest(files: Files, step: int, state: State, why: str) -> Listed:
+    sizes = files.sizes(folder(step))
+    generations = [generation for name in sizes if (generation := part_generation(name)) is not None]
+    return Listed(step, max(generations, default=None), None, sum(sizes.values()), len(sizes), state, why)

@@ -1,0 +1,556 @@
+"""`evenkeel checkpoint` as a user sees it: what it prints, its exit statuses, and what it writes."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_state import State, load, same, save
+from safetensors.numpy import load_file, save_file
+
+from evenkeel.cli import main
+from evenkeel.core.ids import Version, WorkerId
+from evenkeel.core.layout import Layout, Pipeline, Stage
+from evenkeel.store.checkpoint_reader import Checkpoint
+from evenkeel.store.checkpoints import Checkpoints
+from evenkeel.store.files import Files, LocalFiles, open_files
+from evenkeel.store.run_directory import RunDirectory, RunRecord
+from evenkeel.tools import describe, exporting, importing, plain
+from evenkeel.tools.text import size_text
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[[str], Done]
+
+
+@pytest.fixture
+def evenkeel(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in this process, in which memory:// stays."""
+
+    def run(line: str) -> Done:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["evenkeel", *shlex.split(line)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert isinstance(end.value.code, int | None)
+        return Done(end.value.code or 0, out, err)
+
+    return run
+
+
+def make_state(seed: int = 0) -> State:
+    """As a run has it: float32, AdamW's moments beside each parameter."""
+    values = np.random.default_rng(seed)
+    shapes = {"embed.weight": (11, 4), "blocks.0.bias": (5,), "blocks.0.weight": (5, 4), "scale": (), "none": (0, 3)}
+    return {
+        f"{kind}/{name}": values.standard_normal(shape).astype("float32")
+        for kind in ("param", "exp_avg", "exp_avg_sq")
+        for name, shape in shapes.items()
+    }
+
+
+def weights(state: State) -> State:
+    return {n.removeprefix("param/"): v for n, v in state.items() if n.startswith("param/")}
+
+
+def opened(files: Files, step: int) -> Checkpoint:
+    found = Checkpoints(files).open(step)
+    assert found is not None
+    return found
+
+
+def flip(checkpoint: Checkpoint, at: int = -1) -> str:
+    """One bit of one byte of the first file; returns its name."""
+    assert isinstance(checkpoint.files, LocalFiles)
+    name = checkpoint.manifest.files[0].name
+    path = checkpoint.files.path(f"{checkpoint.folder}/{name}")
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    return name
+
+
+# ---------------------------------------------------------------- ls
+
+
+def test_ls_says_in_what_state_each_is(tmp_path: Path, evenkeel: Run) -> None:
+    files = LocalFiles(tmp_path)
+    save(files, make_state(), 10, generation=1)
+    cut = save(files, make_state(), 20, generation=2)
+    (tmp_path / cut.folder / cut.manifest.files[0].name).write_bytes(b"short")
+    save(files, make_state(), 15, generation=3)
+    files.replace("checkpoints/step-00000030/g3-w0001.safetensors", b"x" * 1234)
+    files.replace("checkpoints/step-00000040/manifest.json", b"{}")
+    directory = RunDirectory(files)
+    directory.append_event({"event": "checkpoint_committed", "step": 15, "generation": 3, "time": 1700000000.25})
+    directory.append_event({"event": "checkpoint_committed", "step": 10, "generation": 9, "time": 1.0})
+    directory.close()
+
+    done = evenkeel(f"checkpoint ls {tmp_path} --json")
+    rows = done.json["checkpoints"]
+    assert done.status == 0
+    assert [(r["step"], r["generation"], r["state"]) for r in rows] == [
+        (30, 3, "half-written"),
+        (15, 3, "complete"),
+        (20, 2, "damaged"),
+        (10, 1, "complete"),
+        (40, None, "damaged"),
+    ]
+    assert [r["time"] for r in rows] == [None, 1700000000.25, None, None, None]
+    assert (rows[0]["bytes"], rows[0]["files"]) == (1234, 1)
+    assert rows[1]["bytes"] == sum(f.size for f in opened(files, 15).manifest.files)
+    assert f"{cut.manifest.files[0].name}: has 5 bytes" in rows[2]["why"]
+
+    lines = evenkeel(f"checkpoint ls {tmp_path}").out.splitlines()
+    assert lines[0].split() == ["step", "generation", "time", "size", "files", "state"]
+    assert lines[1].split()[:6] == ["30", "3", "-", "1.23", "kB", "1"]
+    assert lines[1].endswith("half-written: it has no manifest: it is being written, or its writer died")
+    assert lines[4].endswith(" complete")
+    column = lines[0].index("state")
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines)
+
+
+def test_ls_on_any_store(files: Files, url: str, evenkeel: Run) -> None:
+    save(files, make_state(), 10)
+    assert [r["state"] for r in evenkeel(f"checkpoint ls {url} --json").json["checkpoints"]] == ["complete"]
+
+
+def test_a_checkpoint_of_a_newer_format_does_not_hide_the_others(tmp_path: Path, evenkeel: Run) -> None:
+    save(LocalFiles(tmp_path), make_state(), 10)
+    LocalFiles(tmp_path).replace("checkpoints/step-00000020/manifest.json", b'{"format": 99}')
+    rows = evenkeel(f"checkpoint ls {tmp_path} --json").json["checkpoints"]
+    assert [(r["step"], r["state"]) for r in rows] == [(10, "complete"), (20, "unreadable")]
+    assert "format 99" in rows[1]["why"]
+
+
+def test_a_terminal_gets_colours_and_a_bar(tmp_path: Path, evenkeel: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(LocalFiles(tmp_path), make_state(), 10)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[1m" in evenkeel(f"checkpoint ls {tmp_path}").out
+    done = evenkeel(f"checkpoint verify {tmp_path}")
+    assert done.out == "step 10: whole\n"
+    assert "step 10" in done.err
+
+
+def test_ls_of_a_run_without_checkpoints(tmp_path: Path, evenkeel: Run) -> None:
+    RunDirectory.at(str(tmp_path)).write_run(RunRecord("first", "running", 1.0, 1.0))
+    assert evenkeel(f"checkpoint ls {tmp_path}").out == f"{tmp_path} has no checkpoint yet\n"
+    assert evenkeel(f"checkpoint ls {tmp_path} --json").json["checkpoints"] == []
+
+
+@pytest.mark.parametrize("command", ["ls", "inspect", "verify", "export --to {0}/to --format safetensors"])
+def test_no_run_is_one_line_and_2(tmp_path: Path, evenkeel: Run, command: str) -> None:
+    done = evenkeel(f"checkpoint {command.format(tmp_path)} {tmp_path}/none")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == f"evenkeel: {tmp_path}/none: no run here (there is neither run.json nor a folder checkpoints/)\n"
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "export --to {0}/to --format safetensors"])
+def test_no_such_step_names_those_that_there_are(tmp_path: Path, evenkeel: Run, command: str) -> None:
+    for step in (10, 20):
+        save(LocalFiles(tmp_path), make_state(), step)
+    done = evenkeel(f"checkpoint {command.format(tmp_path)} {tmp_path} --step 15")
+    assert done.status == 2
+    assert done.err == f"evenkeel: {tmp_path}: no complete checkpoint of step 15; there are those of steps 10, 20\n"
+
+
+def test_ls_inspect_and_verify_import_no_torch(tmp_path: Path) -> None:
+    save(LocalFiles(tmp_path), make_state(), 10)
+    code = "import sys; from evenkeel.cli import main\ntry: main()\nfinally: sys.exit('torch' in sys.modules)"
+    for command in ("ls", "inspect", "verify", f"export --to {tmp_path}/to --format safetensors"):
+        words = [sys.executable, "-c", code, "checkpoint", *command.split(), str(tmp_path)]
+        done = subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "platform")})
+        assert done.returncode == 0, (command, done.stderr)
+
+
+# ---------------------------------------------------------------- inspect
+
+
+def test_inspect_says_what_a_checkpoint_holds(tmp_path: Path, evenkeel: Run) -> None:
+    found = save(LocalFiles(tmp_path), make_state(), 10, generation=3)
+    save(LocalFiles(tmp_path), make_state(), 5, generation=3)
+    record = evenkeel(f"checkpoint inspect {tmp_path} --json").json
+    assert (record["step"], record["generation"], record["seed"], record["samples"]) == (10, 3, 7, 320)
+    assert record["parameters"] == 44 + 5 + 20 + 1
+    assert record["bytes"] == sum(f["bytes"] for f in record["files"])
+    assert sum(f["slices"] for f in record["files"]) == sum(t["slices"] for t in record["tensors"])
+    assert {t["name"]: (t["dtype"], t["shape"], t["bytes"]) for t in record["tensors"]} == {
+        name: ("F32", list(value.shape), value.nbytes) for name, value in make_state().items()
+    }
+    assert record["config"] == {"run": {"name": "test"}}
+
+    text = evenkeel(f"checkpoint inspect {tmp_path} --step 10").out
+    assert text.startswith(f"checkpoint  {found.url}\nversion     step 10, generation 3; 320 samples used, seed 7\n")
+    assert "holds       70 parameters in 15 tensors, " in text
+    assert "  run.name: test\n" in text
+    row = next(line for line in text.splitlines() if line.startswith("  embed.weight "))
+    assert row.split()[1:5] == ["11", "x", "4", "F32"]
+
+
+def test_the_picture_of_a_layout() -> None:
+    names = iter(f"w{n:04d}" for n in range(1, 20))
+
+    def stage(start: int, stop: int) -> Stage:
+        return Stage(start, stop, (WorkerId(next(names)), WorkerId(next(names))))
+
+    unequal = Layout(
+        (
+            Pipeline((stage(0, 2), stage(2, 6)), 0, 4),
+            Pipeline((stage(0, 3), stage(3, 6)), 4, 7),
+            Pipeline((stage(0, 6),), 7, 8),
+        )
+    )
+    assert [line.rstrip() for line in describe.picture(unequal)] == [
+        "layers     | 0:2         | 2:3 | 3:6         |",
+        "pipeline 0 | w0001 w0002 | w0003 w0004       | micro-batches 0:4",
+        "pipeline 1 | w0005 w0006       | w0007 w0008 | micro-batches 4:7",
+        "pipeline 2 | w0009 w0010                     | micro-batches 7:8",
+    ]
+    alone = Layout((Pipeline((Stage(0, 1, (WorkerId("a-long-name"),)),), 0, 1),))
+    assert [line.rstrip() for line in describe.picture(alone)] == [
+        "layers     | 0:1         |",
+        "pipeline 0 | a-long-name | micro-batches 0:1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (12345, "12.3 kB"), (999_600, "1 MB"), (5e16, "50 PB")],
+)
+def test_sizes_in_words(size: float, text: str) -> None:
+    assert size_text(size) == text
+
+
+# ---------------------------------------------------------------- verify
+
+
+def test_verify_of_whole_checkpoints(files: Files, url: str, evenkeel: Run) -> None:
+    for step in (10, 20):
+        save(files, make_state(), step)
+    assert evenkeel(f"checkpoint verify {url}").out == "step 20: whole\nstep 10: whole\n"
+    assert evenkeel(f"checkpoint verify {url} --step 10").out == "step 10: whole\n"
+
+
+def test_verify_names_each_damage_and_ends_with_3(tmp_path: Path, evenkeel: Run) -> None:
+    files = LocalFiles(tmp_path)
+    save(files, make_state(), 5)
+    one = save(files, make_state(), 10)
+    name = flip(one)
+    files.remove(f"{one.folder}/{one.manifest.files[1].name}")
+    files.replace("checkpoints/step-00000020/manifest.json", b"[]")
+    files.replace("checkpoints/step-00000030/g1-w0001.safetensors", b"half")
+    done = evenkeel(f"checkpoint verify {tmp_path}")
+    assert (done.status, done.err) == (3, "")
+    size = one.manifest.file(name).size
+    said = f"{one.url}/{name}: bytes {size // 64 * 64} to {size} are not what was written"
+    assert f"step 10: 2 damaged\n  {said}\n" in done.out
+    assert f"  {one.url}/{one.manifest.files[1].name}: missing\n" in done.out
+    assert "step 20: 1 damaged\n" in done.out
+    assert done.out.endswith("step 5: whole\n")
+    as_json = evenkeel(f"checkpoint verify {tmp_path} --json")
+    assert as_json.status == 3
+    assert [(c["step"], len(c["damage"])) for c in as_json.json["checkpoints"]] == [(20, 1), (10, 2), (5, 0)]
+    assert evenkeel(f"checkpoint verify {tmp_path} --step 5").status == 0
+    assert evenkeel(f"checkpoint verify {tmp_path} --step 10").status == 3
+
+
+def test_nothing_to_verify_is_bad_input(tmp_path: Path, evenkeel: Run) -> None:
+    LocalFiles(tmp_path).replace("checkpoints/step-00000030/g1-w0001.safetensors", b"half")
+    done = evenkeel(f"checkpoint verify {tmp_path}")
+    assert (done.status, done.err) == (2, f"evenkeel: {tmp_path}: no complete checkpoint to verify\n")
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_export_to_safetensors(tmp_path: Path, evenkeel: Run) -> None:
+    state, to = make_state(), tmp_path / "to"
+    save(LocalFiles(tmp_path), state, 10, generation=2)
+    done = evenkeel(f"checkpoint export {tmp_path} --step 10 --to {to} --format safetensors --json")
+    where = f"{tmp_path}/checkpoints/step-00000010"
+    assert done.json == {"checkpoint": where, "step": 10, "to": str(to), "tensors": 15}
+    assert same(load_file(to / "model.safetensors"), weights(state))
+    moments = {name: value for name, value in state.items() if not name.startswith("param/")}
+    assert same(load_file(to / "optimizer.safetensors"), moments)
+    assert json.loads((to / "config.json").read_text()) == {"run": {"name": "test"}}
+    assert json.loads((to / "checkpoint.json").read_text()) == {
+        "format": 1, "step": 10, "generation": 2, "samples": 320, "seed": 7,
+    }  # fmt: skip
+
+
+def test_export_of_weights_only_of_the_newest(files: Files, url: str, evenkeel: Run) -> None:
+    save(files, make_state(1), 10)
+    save(files, make_state(2), 20)
+    done = evenkeel(f"checkpoint export {url} --to {url}/exported --format safetensors --weights-only")
+    assert done.out == f"step 20: 5 tensors in {open_files(url).where('exported')}\n"
+    names = open_files(f"{url}/exported").names("")
+    assert names == ["README.md", "checkpoint.json", "config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("most", [1, 40, 100])
+def test_a_tensor_is_exported_in_blocks_of_rows(
+    tmp_path: Path, evenkeel: Run, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(exporting, "BLOCK_BYTES", most)
+    save(LocalFiles(tmp_path), make_state(), 10)
+    assert evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format safetensors").status == 0
+    assert same(load_file(tmp_path / "to" / "model.safetensors"), weights(make_state()))
+
+
+def test_export_into_a_folder_with_something_in_it_is_refused(tmp_path: Path, evenkeel: Run) -> None:
+    save(LocalFiles(tmp_path), make_state(), 10)
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path} --format safetensors")
+    assert done.status == 2
+    assert done.err == f"evenkeel: {tmp_path}: is not empty; name a folder that is, or that does not exist\n"
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, evenkeel: Run) -> None:
+    flip(save(LocalFiles(tmp_path), make_state(), 10))
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format safetensors")
+    assert done.status == 3
+    assert "are not what was written" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "to" / "model.safetensors").exists()
+
+
+# ---------------------------------------------------------------- import
+
+
+def export(run: Path, to: Path, evenkeel: Run, *options: str) -> None:
+    assert evenkeel(f"checkpoint export {run} --to {to} --format safetensors {' '.join(options)}").status == 0
+
+
+def test_export_and_import_give_the_same_bits(tmp_path: Path, files: Files, url: str, evenkeel: Run) -> None:
+    state, run = make_state(), tmp_path / "old"
+    save(LocalFiles(run), state, 10, generation=4)
+    export(run, tmp_path / "to", evenkeel)
+    done = evenkeel(f"checkpoint import {url} --from {tmp_path}/to --format safetensors --json")
+    assert done.status == 0, done.err
+    found = opened(files, 10)
+    assert done.json == {
+        "checkpoint": found.url, "step": 10, "tensors": 15, "converted": 0, "moments_zero": False, "checked": False,
+    }  # fmt: skip
+    assert same(load(found), state)
+    assert list(found.damage(thorough=True)) == []
+    assert found.manifest.version == Version(10, 0)
+    content = found.manifest.content
+    assert (content.seed, content.samples) == (7, 320)
+    assert describe.config_of(found) == {"run": {"name": "test"}}
+
+
+def test_weights_alone_begin_a_run_at_step_0(tmp_path: Path, evenkeel: Run) -> None:
+    run = tmp_path / "old"
+    save(LocalFiles(run), make_state(), 10)
+    export(run, tmp_path / "weights", evenkeel, "--weights-only")
+    export(run, tmp_path / "all", evenkeel)
+    for name, option in (("weights", ""), ("all", "--weights-only")):
+        line = f"checkpoint import {tmp_path}/new-{name} --from {tmp_path}/{name} --format safetensors {option}"
+        done = evenkeel(line)
+        assert done.out.startswith("step 0: 15 tensors in ")
+        assert done.out.endswith("; moments are zero; not compared with any model\n")
+        found = opened(LocalFiles(tmp_path / f"new-{name}"), 0)
+        zero = {n: v if n.startswith("param/") else np.zeros_like(v) for n, v in make_state().items()}
+        assert same(load(found), zero)
+        assert found.manifest.content.samples == 0
+
+
+def test_weights_in_several_files_of_half_precision(tmp_path: Path, evenkeel: Run) -> None:
+    source = tmp_path / "from"
+    source.mkdir()
+    half, double = np.array([1.5, -2.0, 65504.0], "float16"), np.array([[1 / 3]], "float64")
+    save_file({"a": half}, source / "model-00001-of-00002.safetensors")
+    save_file({"b": double}, source / "model-00002-of-00002.safetensors")
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {source} --format safetensors")
+    assert "; 1 converted to another dtype" in done.out
+    state = load(opened(LocalFiles(tmp_path / "new"), 0))
+    assert (state["param/a"].dtype, state["param/b"].dtype) == ("float32", "float64")
+    assert state["param/a"].tolist() == half.tolist()
+    assert state["exp_avg/b"].tolist() == [[0.0]]
+
+
+def test_a_large_import_is_written_in_parts(tmp_path: Path, evenkeel: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "PART_BYTES", 100)
+    save(LocalFiles(tmp_path / "old"), make_state(), 10)
+    export(tmp_path / "old", tmp_path / "to", evenkeel)
+    assert evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/to --format safetensors").status == 0
+    found = opened(LocalFiles(tmp_path / "new"), 10)
+    assert len(found.manifest.files) > 5
+    assert same(load(found), make_state())
+
+
+def test_what_an_interrupted_import_left_is_replaced(tmp_path: Path, evenkeel: Run) -> None:
+    save(LocalFiles(tmp_path / "old"), make_state(), 10)
+    export(tmp_path / "old", tmp_path / "to", evenkeel)
+    LocalFiles(tmp_path / "new").replace("checkpoints/step-00000010/g0-import-0000.safetensors", b"half")
+    assert evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/to --format safetensors").status == 0
+    assert same(load(opened(LocalFiles(tmp_path / "new"), 10)), make_state())
+
+
+def written(folder: Path, model: State, optimizer: State | None = None) -> Path:
+    folder.mkdir()
+    save_file(model, folder / "model.safetensors")
+    if optimizer is not None:
+        save_file(optimizer, folder / "optimizer.safetensors")
+    return folder
+
+
+ONE = np.ones((2, 3), "float32")
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "options", "problem"),
+    [
+        ({"w": ONE}, {"exp_avg/w": ONE, "exp_avg_sq/w": ONE}, "",
+         "does not say which step its moments are of; say --step N, or --weights-only to begin anew at step 0"),
+        ({"w": ONE}, {"exp_avg/w": ONE}, "--step 5",
+         "missing beside the other moments: 'exp_avg_sq/w' (--weights-only leaves the moments out)"),
+        ({"w": ONE}, {"exp_avg/w": ONE, "exp_avg_sq/w": ONE.T.copy()}, "--step 5",
+         "'exp_avg_sq/w' has shape [3, 2], expected is [2, 3] (--weights-only leaves the moments out)"),
+        ({"w": ONE}, {"exp_avg/w": ONE, "exp_avg_sq/w": ONE, "momentum_buffer/w": ONE}, "--step 5",
+         "no tensor of a parameter or its AdamW moments: 'momentum_buffer/w' (--weights-only leaves the moments out)"),
+        ({"w": ONE}, None, "--step 5",
+         "holds no moments, which step 5 would need; without --step the run begins with these weights at step 0"),
+        ({}, None, "", "holds no weights"),
+    ],
+)  # fmt: skip
+def test_tensors_that_make_no_state_are_refused(
+    tmp_path: Path, evenkeel: Run, model: State, optimizer: State | None, options: str, problem: str
+) -> None:
+    source = written(tmp_path / "from", model, optimizer)
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {source} --format safetensors {options}")
+    assert (done.status, done.err) == (2, f"evenkeel: {source}: {problem}\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_step_of_an_export_is_not_contradicted(tmp_path: Path, evenkeel: Run) -> None:
+    save(LocalFiles(tmp_path / "old"), make_state(), 10)
+    export(tmp_path / "old", tmp_path / "to", evenkeel)
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/to --format safetensors --step 7")
+    assert done.status == 2
+    assert "is the state after step 10, not 7; leave --step out, or begin anew at step 0" in done.err
+    assert evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/to --format safetensors --step 10").status == 0
+
+
+def test_only_a_new_run_takes_an_import(tmp_path: Path, evenkeel: Run) -> None:
+    source, line = written(tmp_path / "from", {"w": ONE}), "checkpoint import {}/{} --from {} --format safetensors"
+    save(LocalFiles(tmp_path / "saved"), make_state(), 10)
+    done = evenkeel(line.format(tmp_path, "saved", source))
+    assert done.status == 2
+    assert "has a checkpoint of step 10 already; remove its folder checkpoints/ to begin from another\n" in done.err
+    RunDirectory.at(f"{tmp_path}/begun").write_run(RunRecord("begun", "failed", 1.0, 1.0))
+    done = evenkeel(line.format(tmp_path, "begun", source))
+    assert done.status == 2
+    assert "begun: a run of this name exists; import into the directory of a new one" in done.err
+
+
+def test_a_parameter_in_two_files_is_named(tmp_path: Path, evenkeel: Run) -> None:
+    source = written(tmp_path / "from", {"w": ONE})
+    save_file({"w": ONE}, source / "model-2.safetensors")
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {source} --format safetensors")
+    assert done.err == f"evenkeel: {source}/model.safetensors: 'param/w' is in {source}/model-2.safetensors too\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"format": 1}', '{"format": 1, "step": -1, "generation": 0, "samples": 0, "seed": 0}']
+)
+def test_a_damaged_checkpoint_json_is_named(tmp_path: Path, evenkeel: Run, text: str) -> None:
+    source = written(tmp_path / "from", {"w": ONE})
+    (source / "checkpoint.json").write_text(text)
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {source} --format safetensors")
+    assert done.status == 2
+    assert done.err.startswith(f"evenkeel: {source}/checkpoint.json: ")
+    assert len(done.err.splitlines()) == 1
+
+
+# ---------------------------------------------------------------- safetensors files that lie
+
+
+def lying(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def tensor(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "is not a safetensors file: a header of 0 bytes in a file of 0"),
+        (b"1234567", "is not a safetensors file: a header of 7 bytes in a file of 7"),
+        (lying({}, length=2**63), "is not a safetensors file"),
+        (lying({}, length=50), "is not a safetensors file: a header of 50 bytes in a file of 10"),
+        (lying(b"{nonsense"), "its header is not JSON"),
+        (lying(b"\xff\xfe"), "its header is not JSON"),
+        (lying(b"[" * 100_000), "its header is not JSON: RecursionError"),
+        (lying([]), "its header is not a JSON object"),
+        (lying({"w": 5}), "tensor 'w': has no dtype, shape and data_offsets"),
+        (lying({"w": {"dtype": "F32"}}), "tensor 'w': has no dtype, shape and data_offsets"),
+        (lying({"w": tensor(offsets=[0])}, b"x" * 8), "tensor 'w': has no dtype, shape and data_offsets"),
+        (lying({"w": tensor("I64")}, b"x" * 8), "dtype 'I64' is not that of a parameter (F64, F32, BF16, F16)"),
+        (lying({"w": tensor(["F32"])}, b"x" * 8), "is not that of a parameter"),
+        (lying({"w": tensor(shape=[-2])}, b"x" * 8), "must be whole numbers, not negative"),
+        (lying({"w": tensor(shape="ab")}, b"x" * 8), "must be whole numbers, not negative"),
+        (lying({"w": tensor(shape=[True, 2])}, b"x" * 8), "must be whole numbers, not negative"),
+        (lying({"w": tensor(shape=[2.0])}, b"x" * 8), "must be whole numbers, not negative"),
+        (lying({"w": tensor(shape=[3])}, b"x" * 8), "8 bytes are not those of F32 [3]"),
+        (lying({"w": tensor(shape=[2**40, 2**40], offsets=[0, 2**82])}, b"x" * 8), "its tensors end at"),
+        (lying({"w": tensor(offsets=[8, 16])}, b"x" * 16), "tensor 'w' begins at byte"),
+        (lying({"w": tensor()}, b"x" * 9), "its tensors end at"),
+        (lying({"w": tensor()}, b"x" * 7), "its tensors end at"),
+        (lying({"v": tensor(), "w": tensor()}, b"x" * 8), "tensor 'w' begins at byte"),
+    ],
+)
+def test_a_safetensors_file_that_lies_is_named(tmp_path: Path, evenkeel: Run, data: bytes, problem: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(data)
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path} --format safetensors")
+    assert done.status == 2
+    assert done.err.startswith(f"evenkeel: {tmp_path}/model.safetensors: ")
+    assert problem in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path, evenkeel: Run) -> None:
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path} --format safetensors")
+    assert done.err == f"evenkeel: {tmp_path}: there is no model.safetensors, and no model-*.safetensors\n"
+
+
+def test_headers_are_read_as_the_library_reads_them(tmp_path: Path) -> None:
+    state = make_state()
+    save_file(state, tmp_path / "model.safetensors", metadata={"made": "by the library"})
+    files = LocalFiles(tmp_path)
+    entries = plain.read_header(files, "model.safetensors", exporting.sizes(files)["model.safetensors"])
+    data = (tmp_path / "model.safetensors").read_bytes()
+    assert {e.name: (e.shape, data[e.start : e.stop]) for e in entries} == {
+        name: (value.shape, value.tobytes()) for name, value in state.items()
+    }
+
+
+def test_every_bit_pattern_of_half_precision_is_converted(tmp_path: Path) -> None:
+    every = np.arange(2**16, dtype="<u2")
+    got = np.frombuffer(importing.converted(memoryview(every.tobytes()), "F16", "F32"), "<f4")
+    assert np.array_equal(got, every.view("<f2").astype("<f4"), equal_nan=True)
+    got = np.frombuffer(importing.converted(memoryview(every.tobytes()), "BF16", "F32"), "<u4")
+    assert np.array_equal(got, every.astype("<u4") << 16)
