@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from evenkeel.cli import main
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage
+from evenkeel.store import manifest
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import Checkpoints
 from evenkeel.store.files import Files, LocalFiles, open_files
@@ -136,9 +137,15 @@ def test_ls_on_any_store(files: Files, url: str, evenkeel: Run) -> None:
     assert [r["state"] for r in evenkeel(f"checkpoint ls {url} --json").json["checkpoints"]] == ["complete"]
 
 
-def test_a_checkpoint_of_a_newer_format_does_not_hide_the_others(tmp_path: Path, evenkeel: Run) -> None:
-    save(LocalFiles(tmp_path), make_state(), 10)
-    LocalFiles(tmp_path).replace("checkpoints/step-00000020/manifest.json", b'{"format": 99}')
+def test_a_checkpoint_of_a_newer_format_does_not_hide_the_others(
+    tmp_path: Path, evenkeel: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = LocalFiles(tmp_path)
+    save(files, make_state(), 10)
+    newer = save(files, make_state(), 20, generation=0)
+    with monkeypatch.context() as of_the_future:
+        of_the_future.setattr(manifest, "FORMAT", 99)
+        files.replace(f"{newer.folder}/{manifest.NAME}", manifest.to_json(replace(newer.manifest, format=99)))
     rows = evenkeel(f"checkpoint ls {tmp_path} --json").json["checkpoints"]
     assert [(r["step"], r["state"]) for r in rows] == [(10, "complete"), (20, "unreadable")]
     assert "format 99" in rows[1]["why"]
