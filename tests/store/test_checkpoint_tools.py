@@ -104,8 +104,9 @@ def test_ls_says_in_what_state_each_is(tmp_path: Path, evenkeel: Run) -> None:
     files.replace("checkpoints/step-00000030/g3-w0001.safetensors", b"x" * 1234)
     files.replace("checkpoints/step-00000040/manifest.json", b"{}")
     directory = RunDirectory(files)
-    directory.append_event({"event": "checkpoint_committed", "step": 15, "generation": 3, "time": 1700000000.25})
-    directory.append_event({"event": "checkpoint_committed", "step": 10, "generation": 9, "time": 1.0})
+    for time, checkpoint in ((1.5, 15), (2.5, 20), (1700000000.25, 15)):  # after 20 the run went back
+        event = {"event": "checkpoint_committed", "step": 17, "generation": 4, "checkpoint": checkpoint, "time": time}
+        directory.append_event(event)
     directory.close()
 
     done = evenkeel(f"checkpoint ls {tmp_path} --json")
@@ -118,7 +119,7 @@ def test_ls_says_in_what_state_each_is(tmp_path: Path, evenkeel: Run) -> None:
         (10, 1, "complete"),
         (40, None, "damaged"),
     ]
-    assert [r["time"] for r in rows] == [None, 1700000000.25, None, None, None]
+    assert [r["time"] for r in rows] == [None, 1700000000.25, 2.5, None, None]
     assert (rows[0]["bytes"], rows[0]["files"]) == (1234, 1)
     assert rows[1]["bytes"] == sum(f.size for f in opened(files, 15).manifest.files)
     assert f"{cut.manifest.files[0].name}: has 5 bytes" in rows[2]["why"]

@@ -1,5 +1,6 @@
 """What one checkpoint holds: who held the state, its tensors and files, and the run that it is of."""
 
+import re
 from collections import Counter
 from math import prod
 from typing import Any
@@ -125,20 +126,22 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _tensor_lines(tensors: tuple[TensorRecord, ...]) -> list[str]:
-    """One line for what a parameter's tensors have in common."""
-    kinds: dict[tuple[str, str, tuple[int, ...], int], list[str]] = {}
+    """One line for a parameter and its moments, as far as they are alike; how many slices each has."""
+    alike: dict[tuple[str, str, tuple[int, ...]], dict[str, int]] = {}
     for tensor in tensors:
         kind, _, name = tensor.tensor.partition("/")
-        kinds.setdefault((name, tensor.dtype, tensor.shape, len(tensor.slices)), []).append(kind)
-    rows = [
-        (name, " x ".join(map(str, shape)) or "scalar", dtype, str(slices), " ".join(sorted(of, key=_kind_order)))
-        for (name, dtype, shape, slices), of in kinds.items()
-    ]
-    return aligned(("parameter", "shape", "dtype", "slices", "of"), rows, ("slices",))
+        alike.setdefault((name, tensor.dtype, tensor.shape), {})[kind] = len(tensor.slices)
+    rows = []
+    for (name, dtype, shape), slices in sorted(alike.items(), key=lambda of: _natural(of[0][0])):
+        kinds = sorted(slices, key=lambda kind: (kind != "param", kind))
+        text = ", ".join(f"{kind} {slices[kind]}" for kind in kinds)
+        rows.append((name, " x ".join(map(str, shape)) or "scalar", dtype, text))
+    return aligned(("parameter", "shape", "dtype", "slices"), rows)
 
 
-def _kind_order(kind: str) -> tuple[bool, str]:
-    return kind != "param", kind
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts "blocks.2" before "blocks.10"."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

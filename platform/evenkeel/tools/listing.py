@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from evenkeel.core.ids import Version
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import Checkpoints, folder
 from evenkeel.store.errors import StoreError
@@ -45,13 +44,10 @@ def listing(directory: RunDirectory, checkpoints: Checkpoints) -> list[Listed]:
     return sorted(found, key=lambda row: (-1 if row.generation is None else row.generation, row.step), reverse=True)
 
 
-def commit_times(directory: RunDirectory) -> dict[Version, float]:
-    """When which version was committed as a checkpoint, by the run's events."""
-    return {
-        Version(event["step"], event["generation"]): float(event["time"])
-        for event in directory.events()
-        if event.get("event") == "checkpoint_committed"
-    }
+def commit_times(directory: RunDirectory) -> dict[int, float]:
+    """When the checkpoint of which step was committed, by the run's events; of a step that was redone the last time."""
+    events = (event for event in directory.events() if event["event"] == "checkpoint_committed")
+    return {event["checkpoint"]: float(event["time"]) for event in events}
 
 
 def row(listed: Listed) -> tuple[str, ...]:
@@ -62,7 +58,7 @@ def row(listed: Listed) -> tuple[str, ...]:
     return str(listed.step), generation, time_text(listed.time), size, str(listed.files), state
 
 
-def _look(files: Files, checkpoints: Checkpoints, step: int, times: Mapping[Version, float]) -> Listed:
+def _look(files: Files, checkpoints: Checkpoints, step: int, times: Mapping[int, float]) -> Listed:
     try:
         checkpoint = checkpoints.open(step)
     except CheckpointDamaged as error:
@@ -75,13 +71,13 @@ def _look(files: Files, checkpoints: Checkpoints, step: int, times: Mapping[Vers
     return _whole(checkpoint, times)
 
 
-def _whole(checkpoint: Checkpoint, times: Mapping[Version, float]) -> Listed:
+def _whole(checkpoint: Checkpoint, times: Mapping[int, float]) -> Listed:
     damage = next(checkpoint.damage(thorough=False), None)
     at, records = checkpoint.manifest.version, checkpoint.manifest.files
     return Listed(
         step=at.step,
         generation=at.generation,
-        time=times.get(at),
+        time=times.get(at.step),
         bytes=sum(record.size for record in records),
         files=len(records),
         state="complete" if damage is None else "damaged",
