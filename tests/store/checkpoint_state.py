@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+from xxhash import xxh3_64_hexdigest
 
 from evenkeel.core.boxes import Box, full
 from evenkeel.core.ids import Version, WorkerId
@@ -110,3 +111,9 @@ def same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(
         a[n].dtype == b[n].dtype and a[n].shape == b[n].shape and a[n].tobytes() == b[n].tobytes() for n in a
     )
+
+
+def repaired(manifest: bytes) -> bytes:
+    """The bytes of a manifest, with the digest that goes with them: a lie rather than damage."""
+    text = manifest[: manifest.rindex(b',"digest":')]
+    return text + b',"digest":"%s"}' % xxh3_64_hexdigest(text).encode()

@@ -12,6 +12,8 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from xxhash import xxh3_64_hexdigest
+
 from evenkeel.core.boxes import Box
 from evenkeel.core.codec import CodecError, dump, load
 from evenkeel.core.ids import Version
@@ -34,6 +36,8 @@ CHECKSUM = "xxh3_64"
 
 _WORKER = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _PART_NAME = re.compile(rf"g([0-9]{{1,19}})-{_WORKER.pattern}\.safetensors")
+_TAIL = b',"digest":"%s"}'
+"""The end of the file: the checksum of all before it."""
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _TENSOR_NAME = re.compile(r"[a-z_]{1,40}/.{1,1000}")
 
@@ -204,7 +208,8 @@ def order(dtype: str, tensor: str, box: Box) -> tuple[int, str, Box]:
 
 
 def to_json(manifest: Manifest) -> bytes:
-    return json.dumps(dump(manifest, Manifest), separators=(",", ":")).encode()
+    text = json.dumps(dump(manifest, Manifest), separators=(",", ":")).encode().removesuffix(b"}")
+    return text + _TAIL % xxh3_64_hexdigest(text).encode()
 
 
 def from_json(data: bytes, where: str) -> Manifest:
@@ -214,6 +219,11 @@ def from_json(data: bytes, where: str) -> Manifest:
         StoreError: if its format is newer than this code.
         CheckpointDamaged: if it is anything but a valid manifest.
     """
+    size = len(_TAIL % b"") + 16
+    text, tail = memoryview(data)[:-size], data[-size:]
+    # Looked at before the format, which may have been flipped too: so all formats must end like this.
+    if tail != _TAIL % xxh3_64_hexdigest(text).encode():
+        raise CheckpointDamaged(f"{where}: is not what was written")
     try:
         values = json.loads(data, object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:
@@ -223,6 +233,7 @@ def from_json(data: bytes, where: str) -> Manifest:
     if not isinstance(values, dict) or type(values.get("format")) is not int:
         raise CheckpointDamaged(f"{where}: has no format version")
     check_format(values, FORMAT, where)
+    del values["digest"]
     try:
         manifest: Manifest = load(values, Manifest)
     except (CodecError, ValueError) as error:

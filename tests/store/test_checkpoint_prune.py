@@ -1,0 +1,157 @@
+"""What is removed, and above all what is not: the last good one, and what is being written."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from checkpoint_state import checkpoints, commit, load, make_state, same, save, write_parts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evenkeel.core.ids import Version
+from evenkeel.store.files import Files, LocalFiles
+from evenkeel.store.manifest import part_generation
+
+STATE = make_state(0)
+SMALL = {"param/bias": STATE["param/bias"]}
+
+
+def step(number: int) -> str:
+    return f"checkpoints/step-{number:08d}"
+
+
+def kept(files: Files) -> list[int]:
+    """Steps of the complete checkpoints that can be loaded, newest first."""
+    good, _ = checkpoints(files).newest_first()
+    assert all(same(load(found), STATE) for found in good)
+    return [found.manifest.version.step for found in good]
+
+
+def test_all_but_the_newest(files: Files) -> None:
+    for number in (10, 20, 30, 40):
+        save(files, STATE, number)
+    assert checkpoints(files).prune(keep=2) == [10, 20]
+    assert kept(files) == [40, 30]
+    assert files.folders("checkpoints") == ["step-00000030", "step-00000040"]
+    assert checkpoints(files).prune(keep=2) == []
+
+
+def test_at_least_one_is_kept(files: Files) -> None:
+    save(files, STATE, 10)
+    with pytest.raises(ValueError, match="keep is 0; at least 1 checkpoint must stay"):
+        checkpoints(files).prune(keep=0)
+    assert checkpoints(files).prune(keep=1) == []
+    assert kept(files) == [10]
+
+
+def test_the_last_good_one_stays_whatever_is_newer(files: Files) -> None:
+    """Damaged and half-written ones do not count; they stay as long as their like."""
+    save(files, STATE, 10)
+    files.remove(f"{save(files, STATE, 20).folder}/g1-w0000.safetensors")
+    files.replace(f"{save(files, STATE, 30).folder}/manifest.json", b"garbage")
+    write_parts(files, Version(40, 1), STATE)
+    assert checkpoints(files).prune(keep=1) == []
+    assert kept(files) == [10]
+    assert checkpoints(files).steps() == [10, 20, 30, 40]
+    save(files, STATE, 50)
+    assert checkpoints(files).prune(keep=2) == []
+    assert kept(files) == [50, 10]
+    save(files, STATE, 60)
+    assert checkpoints(files).prune(keep=2) == [10, 20, 30]
+    assert checkpoints(files).steps() == [50, 60]
+
+
+def test_without_a_complete_one_nothing_goes(files: Files) -> None:
+    write_parts(files, Version(10, 1), STATE)
+    write_parts(files, Version(20, 2), STATE)
+    assert checkpoints(files).prune(keep=1) == []
+    assert checkpoints(files).steps() == [10, 20]
+
+
+def test_what_was_never_completed_goes_once_something_newer_is(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    write_parts(files, Version(10, 1), STATE)
+    (tmp_path / step(10) / ".g1-w0007.safetensors.tmp-0123").write_bytes(b"its writer was killed")
+    write_parts(files, Version(20, 1), STATE)
+    save(files, STATE, 20, generation=2)
+    assert checkpoints(files).prune(keep=1) == []
+    assert files.folders("checkpoints") == ["step-00000020"]
+    assert files.names(step(20)) == ["g2-w0000.safetensors", "g2-w0001.safetensors", "manifest.json"]
+    assert kept(files) == [20]
+
+
+def test_what_is_being_written_is_not_touched(files: Files) -> None:
+    """A newer step; and, as the run may go back, a newer generation of the same step or of one before."""
+    save(files, STATE, 20, generation=2)
+    newer = [Version(30, 2), Version(20, 3), Version(10, 3)]
+    parts = {version: write_parts(files, version, STATE) for version in newer}
+    with files.stream(f"{step(40)}/g2-w0000.safetensors") as sink:
+        sink.write(b"half")
+        assert checkpoints(files).prune(keep=1) == []
+        sink.write(b"way")
+    assert files.read(f"{step(40)}/g2-w0000.safetensors") == b"halfway"
+    for version in newer:
+        assert same(load(commit(files, version, STATE, parts[version])), STATE)
+
+
+def test_after_going_back_what_came_after_is_removed_and_what_was_before_is_kept(files: Files) -> None:
+    for number in (10, 20, 30):
+        save(files, STATE, number)
+    being_written = write_parts(files, Version(30, 2), STATE)
+    save(files, STATE, 15, generation=2)
+    assert kept(files) == [15, 30, 20, 10]
+    assert checkpoints(files).prune(keep=2) == [20, 30]
+    assert kept(files) == [15, 10]
+    assert same(load(commit(files, Version(30, 2), STATE, being_written)), STATE)
+
+
+def test_what_is_not_ours_stays(files: Files) -> None:
+    for number in (10, 20):
+        save(files, STATE, number)
+    files.replace(f"{step(10)}/notes.txt", b"of the user")
+    files.replace("checkpoints/step-old/notes.txt", b"of the user")
+    assert checkpoints(files).prune(keep=1) == [10]
+    assert files.names(step(10)) == ["notes.txt"]
+    assert files.names("checkpoints/step-old") == ["notes.txt"]
+
+
+histories = st.lists(
+    st.tuples(st.integers(1, 5), st.integers(1, 4), st.sampled_from(["complete", "half-written", "damaged"])),
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(history=histories, keep=st.integers(1, 3))
+def test_any_history_against_what_must_hold(history: list[tuple[int, int, str]], keep: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        files = LocalFiles(Path(folder))
+        for number, generation, fate in sorted(history, key=lambda h: (h[1], h[0])):
+            version = Version(number, generation)
+            parts = write_parts(files, version, SMALL)
+            if fate != "half-written":
+                found = commit(files, version, SMALL, parts)
+                if fate == "damaged":
+                    files.remove(f"{found.folder}/{found.manifest.files[0].name}")
+        before, _ = checkpoints(files).newest_first()
+        everything = parts_there(files)
+        removed = checkpoints(files).prune(keep)
+        after, damaged = checkpoints(files).newest_first()
+
+        if not before:
+            assert removed == [] and parts_there(files) == everything
+            return
+        newest = before[0].manifest.version
+        line = [found for found in before if found.manifest.version.step <= newest.step]
+        assert [c.manifest.version for c in after] == [c.manifest.version for c in line[:keep]]
+        assert all(same(load(found), SMALL) for found in after)
+        age = newest.generation, newest.step
+        own = {(found.manifest.version.step, file.name) for found in after for file in found.manifest.files}
+        for number, name in everything:
+            expected = (part_generation(name), number) > age or (number, name) in own or number in damaged
+            assert ((number, name) in parts_there(files)) == expected, (number, name)
+
+
+def parts_there(files: Files) -> set[tuple[int, str]]:
+    found = {(number, name) for number in checkpoints(files).steps() for name in files.names(step(number))}
+    return {(number, name) for number, name in found if part_generation(name) is not None}
