@@ -5,6 +5,7 @@ import pickle
 import shlex
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def step():
 """
 NO_EVENKEEL = """\
 import sys
+import weakref
 
 class Forbidden:
     def find_spec(self, name, path=None, target=None):
@@ -158,6 +160,26 @@ def test_dcp_loads_every_tensor(tmp_path: Path, evenkeel: Evenkeel) -> None:
     got = {f"param/{n}": weights[n] for n in names} | {f"{k}/{n}": moments[n][k] for n in names for k in MOMENTS}
     assert same(got, state)
     assert {moments[n]["step"].item() for n in names} == {3.0}
+
+
+def test_one_tensor_is_in_memory_at_a_time(
+    tmp_path: Path, evenkeel: Evenkeel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def noted(tensor: Tensor) -> memoryview:
+        nonlocal most
+        made.append(weakref.ref(tensor))
+        most = max(most, sum(ref() is not None for ref in made))
+        return as_bytes(tensor)
+
+    monkeypatch.setattr("evenkeel.tools.dcp._bytes", noted)
+    save(LocalFiles(tmp_path / "old"), Trained(1).state(), 1)
+    for line in ("export {0}/old --to {0}/to", "import {0}/new --from {0}/to"):
+        assert evenkeel(f"checkpoint {line.format(tmp_path)} --format dcp")[0] == 0
+    assert len(made) == 24
+    assert most == 1
 
 
 def test_weights_only_leaves_the_optimizer_out_of_dcp(tmp_path: Path, evenkeel: Evenkeel) -> None:

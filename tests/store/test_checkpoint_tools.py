@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from evenkeel.cli import main
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage
+from evenkeel.plan.state import KINDS
 from evenkeel.store import manifest
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import Checkpoints
@@ -66,7 +68,7 @@ def make_state(seed: int = 0) -> State:
     shapes = {"embed.weight": (11, 4), "blocks.0.bias": (5,), "blocks.0.weight": (5, 4), "scale": (), "none": (0, 3)}
     return {
         f"{kind}/{name}": values.standard_normal(shape).astype("float32")
-        for kind in ("param", "exp_avg", "exp_avg_sq")
+        for kind in KINDS
         for name, shape in shapes.items()
     }
 
@@ -326,6 +328,14 @@ def test_a_tensor_is_exported_in_blocks_of_rows(
     assert same(load_file(tmp_path / "to" / "model.safetensors"), weights(make_state()))
 
 
+def test_the_blocks_of_a_tensor_share_one_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "BLOCK_BYTES", 40)
+    found = save(LocalFiles(tmp_path), make_state(), 10)
+    parts = list(exporting.blocks(found, found.manifest.tensor("param/embed.weight")))
+    assert [len(part) for part in parts] == [32, 32, 32, 32, 32, 16]
+    assert len({id(part.obj) for part in parts}) == 1
+
+
 def test_export_into_a_folder_with_something_in_it_is_refused(tmp_path: Path, evenkeel: Run) -> None:
     save(LocalFiles(tmp_path), make_state(), 10)
     done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path} --format safetensors")
@@ -398,13 +408,26 @@ def test_weights_in_several_files_of_half_precision(tmp_path: Path, evenkeel: Ru
 
 
 def test_a_large_import_is_written_in_parts(tmp_path: Path, evenkeel: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "PART_BYTES", 100)
+    read, alive, most = plain._bytes, [], 0
+
+    def noted(*where: Any) -> memoryview:
+        nonlocal most
+        data = read(*where)
+        alive.append(weakref.ref(data))
+        most = max(most, sum(len(held) for ref in alive if (held := ref()) is not None))
+        return data
+
     save(LocalFiles(tmp_path / "old"), make_state(), 10)
     export(tmp_path / "old", tmp_path / "to", evenkeel)
+    monkeypatch.setattr(importing, "PART_BYTES", 100)
+    monkeypatch.setattr(plain, "_bytes", noted)
     assert evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/to --format safetensors").status == 0
     found = opened(LocalFiles(tmp_path / "new"), 10)
     assert len(found.manifest.files) > 5
     assert same(load(found), make_state())
+    header = int.from_bytes((tmp_path / "to" / "optimizer.safetensors").read_bytes()[:8], "little")
+    largest = max(value.nbytes for value in make_state().values())
+    assert most <= max(header, 100 + 2 * largest)
 
 
 def test_what_an_interrupted_import_left_is_replaced(tmp_path: Path, evenkeel: Run) -> None:
