@@ -2,7 +2,11 @@
 
 import os
 
+import pytest
+
 from evenkeel.store.files import Files, LocalFiles
+
+pytestmark = pytest.mark.stores("moto", "rgw")
 
 
 def test_a_byte_range_fills_the_callers_buffer(files: Files) -> None:

@@ -15,6 +15,8 @@ from fsspec.spec import AbstractBufferedFile
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles, ObjectFiles, open_files
 
+pytestmark = pytest.mark.stores("moto", "rgw")
+
 
 def test_read_replace_remove(files: Files) -> None:
     assert files.read("a/b.json") is None

@@ -12,6 +12,8 @@ from evenkeel.store.errors import JournalFenced, StoreError
 from evenkeel.store.files import Files, LocalFiles
 from evenkeel.store.journal import Journal
 
+pytestmark = pytest.mark.stores("moto", "rgw")
+
 
 def test_entries_come_back_in_order(files: Files) -> None:
     journal = Journal(files)

@@ -12,6 +12,8 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles, ObjectFiles, open_files
 from evenkeel.store.lines import FLUSH_LINES, FLUSH_S, SEGMENT_LINES, LineReader, LocalLines, SegmentLines, line_writer
 
+pytestmark = pytest.mark.stores("moto", "rgw")
+
 
 def test_what_is_flushed_is_read_once_and_in_order(files: Files) -> None:
     writer, reader = line_writer(files, "metrics"), LineReader(files, "metrics")

@@ -15,6 +15,8 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.final import FinalWriter, TensorSpec, header
 from evenkeel.store.run_directory import RunDirectory, RunRecord, world_record
 
+pytestmark = pytest.mark.stores("moto", "rgw")
+
 
 @pytest.fixture
 def run(url: str) -> RunDirectory:

@@ -4,18 +4,19 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import explain, hide, no_bucket, past_the_end, reveals, secrets_in, without_credentials
+from evenkeel.store.options import open_file_system
 
 TEMPORARY = ".tmp-"
 """Part of the names of files that are not whole yet; these are never listed."""
@@ -75,11 +76,10 @@ def open_files(url: str, options: dict[str, Any] | None = None) -> Files:
     Raises:
         StoreError: if no file system of that name is installed, or its options are wrong.
     """
-    try:
-        fs, path = fsspec.core.url_to_fs(url, **(options or {}))
-    except (ImportError, ValueError, TypeError, OSError) as error:
-        raise StoreError(f"{_without_credentials(url)}: {_cause(error)}") from error
-    return LocalFiles(Path(path)) if isinstance(fs, LocalFileSystem) else ObjectFiles(fs, path, url)
+    secrets = secrets_in(options)
+    with _told(without_credentials(url), (ImportError, ValueError, TypeError, OSError), secrets):
+        fs, path = open_file_system(url, options)
+    return LocalFiles(Path(path)) if isinstance(fs, LocalFileSystem) else ObjectFiles(fs, path, url, secrets)
 
 
 class LocalFiles:
@@ -189,33 +189,42 @@ class LocalFiles:
 class ObjectFiles:
     """Files in an object store, by whole PUTs; `create` is a conditional one."""
 
-    def __init__(self, fs: AbstractFileSystem, path: str, url: str) -> None:
+    def __init__(self, fs: AbstractFileSystem, path: str, url: str, secrets: Collection[str] = ()) -> None:
         self.fs = fs
         self._path = path.rstrip("/")
-        self._url = _without_credentials(url).rstrip("/")
+        self._url = without_credentials(url).rstrip("/")
+        self._secrets = secrets
 
     def where(self, name: str = "") -> str:
         return f"{self._url}/{name}" if name else self._url
 
     def read(self, name: str, offset: int = 0) -> bytes | None:
-        with _told(self.where(name), Exception):
+        with self._told(name):
             try:
                 data = self.fs.cat_file(self._full(name))
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if no_bucket(error):
+                    raise
                 return None
             return bytes(data)[offset:]
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
-        with _told(self.where(name), Exception):
+        with self._told(name):
             try:
                 data = self.fs.cat_file(self._full(name), start=offset, end=offset + len(buffer))
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if no_bucket(error):
+                    raise
                 return None
+            except OSError as error:
+                if past_the_end(error):
+                    return 0
+                raise
             buffer[: len(data)] = data
             return len(data)
 
     def replace(self, name: str, data: bytes) -> None:
-        with _told(self.where(name), Exception):
+        with self._told(name):
             self.fs.pipe_file(self._full(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -227,14 +236,15 @@ class ObjectFiles:
             return True
         # A refusal is FileExistsError from one server and OSError(22) from another, and a lost reply, raised in any
         # class, may hide one's own success: only the file itself tells.
-        except Exception as error:
+        except Exception:
             found = self.read(name)
             if found is None:
-                raise StoreError(f"{self.where(name)}: {_cause(error)}") from error
+                with self._told(name):
+                    raise
             return found == data
 
     def remove(self, name: str) -> None:
-        with _told(self.where(name), Exception), suppress(FileNotFoundError):
+        with self._told(name), suppress(FileNotFoundError):
             self.fs.rm_file(self._full(name))
 
     def names(self, folder: str) -> list[str]:
@@ -247,38 +257,44 @@ class ObjectFiles:
         return sorted(self._entries(folder, "directory"))
 
     def remove_folder(self, folder: str) -> None:
-        with _told(self.where(folder), Exception), suppress(FileNotFoundError):
+        with self._told(folder), suppress(FileNotFoundError):
             self.fs.invalidate_cache(self._full(folder))
             self.fs.rm(self._full(folder), recursive=True)
 
     def _entries(self, folder: str, kind: str) -> dict[str, int]:
         """Name and size of each entry of that kind."""
-        with _told(self.where(folder), Exception):
+        with self._told(folder):
             self.fs.invalidate_cache(self._full(folder))
             try:
                 entries = self.fs.ls(self._full(folder), detail=True)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if no_bucket(error):
+                    raise
                 return {}
             return {e["name"].rstrip("/").rpartition("/")[2]: e["size"] for e in entries if e["type"] == kind}
 
     @contextmanager
     def stream(self, name: str) -> Iterator[Sink]:
-        told = partial(_told, self.where(name), Exception)
-        with told():
+        with self._told(name):
             file = self.fs.open(self._full(name), "wb")
         try:
-            yield _Told(file, told)
+            yield _Told(file, partial(self._told, name))
+            with self._told(name):
+                file.close()
         except BaseException:
-            # Closing commits what was written so far, and so does the garbage collector unless told that it is closed.
-            file.discard()
+            with suppress(Exception):  # the store may be what failed
+                file.discard()
+            # Closing commits what was written so far, and the garbage collector closes all that is not closed.
             if isinstance(file, AbstractBufferedFile):
                 file.closed = True
             raise
-        with told():
-            file.close()
 
     def _full(self, name: str) -> str:
         return f"{self._path}/{name}" if name else self._path
+
+    def _told(self, name: str) -> AbstractContextManager[None]:
+        # The clients of object stores have no base of their errors in common but Exception.
+        return _told(self.where(name), Exception, self._secrets)
 
 
 class _Told:
@@ -293,14 +309,17 @@ class _Told:
 
 
 @contextmanager
-def _told(where: str, kind: type[Exception]) -> Iterator[None]:
-    """Turns errors of that kind into StoreErrors. The clients of object stores have no base in common but Exception."""
+def _told(
+    where: str, kind: type[Exception] | tuple[type[Exception], ...], secrets: Collection[str] = ()
+) -> Iterator[None]:
+    """Turns errors of that kind into StoreErrors, without the secrets."""
     try:
         yield
     except StoreError:
         raise
     except kind as error:
-        raise StoreError(f"{where}: {_cause(error)}") from error
+        text = hide(f"{where}: {explain(error)}", secrets)
+        raise StoreError(text) from (None if reveals(error, secrets) else error)
 
 
 def _creates_atomically(fs: AbstractFileSystem) -> bool:
@@ -324,14 +343,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _cause(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _without_credentials(url: str) -> str:
-    head, scheme, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return head + scheme + authority.rpartition("@")[2] + slash + path

@@ -1,0 +1,152 @@
+"""What a store's client raises: whether it passes by waiting, and what it means in one line, without secrets.
+
+Clients are known by the names of their errors, not imported: most users have only one of them, or none.
+"""
+
+import errno
+import os
+from collections.abc import Collection, Iterator
+from typing import Any
+
+_PASSING = {
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH,
+    errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.EAGAIN, errno.EINTR, errno.ESTALE,
+}  # fmt: skip
+"""ENOSPC and EIO are not among them: they outlast any wait, so the next checkpoint is the time to try again."""
+
+_PASSING_CLASSES = {
+    "botocore.exceptions.ConnectionError",
+    "botocore.exceptions.HTTPClientError",
+    "botocore.parsers.ResponseParserError",
+    "aiohttp.client_exceptions.ClientConnectionError",
+    "aiohttp.client_exceptions.ClientPayloadError",
+}
+_LASTING_CLASSES = {"botocore.exceptions.SSLError", "aiohttp.client_exceptions.ClientSSLError"}
+
+_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
+# 409: another conditional write to the same name is under way, or the like.
+_PASSING_CODES = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "Throttling"}
+
+_KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_ELSEWHERE = "or use another run.storage_path"
+_EXPLANATIONS = {
+    "NoSuchBucket": "no such bucket; create it, or correct run.storage_path",
+    "InvalidAccessKeyId": f"the server does not know the access key; {_KEYS}",
+    "SignatureDoesNotMatch": f"the server refuses the secret; {_KEYS}",
+    "ExpiredToken": "the credentials have expired; renew them",
+    "AccessDenied": "access denied; the key must be allowed to read, write, list and delete here",
+    "botocore.exceptions.NoCredentialsError": "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "EACCES": f"Permission denied; let this user write here, {_ELSEWHERE}",
+    "EROFS": f"Read-only file system; mount it writable, {_ELSEWHERE}",
+    "ENOSPC": f"No space left on device; free some, {_ELSEWHERE}",
+    "EDQUOT": f"Disk quota exceeded; free some space, {_ELSEWHERE}",
+    "EFBIG": f"File too large; raise the limit (ulimit -f), {_ELSEWHERE}",
+}
+"""By server's error code, class of a client's error or name of an errno."""
+
+HIDDEN = "***"
+_SECRETS_IN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later with nothing changed but the store: by the error or what caused it.
+
+    A refused or broken connection, a timeout, a server that is down, overloaded or failing.
+    """
+    causes = list(_causes(error))
+    if any(_LASTING_CLASSES & _class_names(cause) for cause in causes):
+        return False
+    return any(_passes(cause) for cause in causes)
+
+
+def no_bucket(error: BaseException) -> bool:
+    """Whether what was not found is the whole bucket: clients raise FileNotFoundError for it, as for a file."""
+    return "NoSuchBucket" in _names(error)
+
+
+def past_the_end(error: BaseException) -> bool:
+    """Whether a byte range was refused because the file ends before it."""
+    return "InvalidRange" in _names(error)
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong in one line, with the way out where it is known."""
+    for name in _names(error):
+        if name in _EXPLANATIONS:
+            return _EXPLANATIONS[name]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def secrets_in(options: Any) -> frozenset[str]:
+    """Every text in storage options, however deep, that may be one, and what clients take from the environment.
+
+    Addresses stay readable: they are what an error is about.
+    """
+    found = {os.environ.get(name, "") for name in _SECRETS_IN_ENVIRONMENT}
+    waiting = [options]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [v for k, v in value.items() if not str(k).endswith(("url", "name", "mode", "version"))]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str):
+            found.add(value)
+    return frozenset(text for text in found if len(text) >= 4)
+
+
+def hide(text: str, secrets: Collection[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def reveals(error: BaseException, secrets: Collection[str]) -> bool:
+    """Whether a traceback of the error would show one of them."""
+    return any(secret in f"{cause} {cause!r}" for cause in _causes(error) for secret in secrets)
+
+
+def without_credentials(url: str) -> str:
+    """The URL without user:password@."""
+    head, scheme, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return head + scheme + authority.rpartition("@")[2] + slash + path
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from, back to the first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError) or _PASSING_CLASSES & _class_names(error):
+        return True
+    status, code = _answer(error)
+    return status in _PASSING_STATUS or code in _PASSING_CODES or getattr(error, "errno", None) in _PASSING
+
+
+def _answer(error: BaseException) -> tuple[int, str]:
+    """HTTP status and error code of a server's answer, as botocore keeps them; (0, "") if the error is no answer."""
+    response = getattr(error, "response", None)
+    if not isinstance(response, dict):
+        return 0, ""
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status, str(response.get("Error", {}).get("Code", ""))
+
+
+def _names(error: BaseException) -> list[str]:
+    """What may stand for the error in a table: error codes of servers, names of errno, names of classes."""
+    names: list[str] = []
+    for cause in _causes(error):
+        number = getattr(cause, "errno", None)
+        names += [_answer(cause)[1], errno.errorcode.get(number, "") if isinstance(number, int) else ""]
+        names += _class_names(cause)
+    return names
+
+
+def _class_names(error: BaseException) -> set[str]:
+    return {f"{c.__module__}.{c.__qualname__}" for c in type(error).__mro__}

@@ -1,0 +1,82 @@
+"""Storage errors that pass are waited out, with growing pauses, up to a stated time; others are raised at once."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import transient
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a store is waited for, in seconds.
+
+    Attributes:
+        total_s: from the first attempt on; no attempt begins later.
+        first_s: the longest first pause; each following may be twice as long, up to `most_s`.
+    """
+
+    total_s: float = 120.0
+    first_s: float = 0.5
+    most_s: float = 10.0
+
+    def pauses(self, rng: random.Random) -> Iterator[float]:
+        """Without end. Each is between half of what it may be and all of it, so that many workers do not come at once.
+
+        "Equal jitter" of Brooker, Exponential Backoff and Jitter (AWS Architecture Blog, 2015).
+        """
+        longest = self.first_s
+        while True:
+            longest = min(longest, self.most_s)
+            yield longest * rng.uniform(0.5, 1.0)
+            longest *= 2
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """An attempt that failed and will be repeated after `pause_s`; the first began `since_s` ago."""
+
+    error: StoreError
+    attempt: int
+    since_s: float
+    pause_s: float
+
+
+def retrying(
+    call: Callable[[], T],
+    report: Callable[[Trouble], None],
+    wait: Callable[[float], bool],
+    patience: Patience = Patience(),
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """What `call` returns, which is repeated after errors that pass. It must be such that repeating it does no harm.
+
+    All of Files may be repeated, and a whole `with files.stream(...)`; so may Journal.append.
+
+    Args:
+        report: is told each time before a pause.
+        wait: returns after so many seconds, or earlier and True to give up: the `wait` of a threading.Event.
+
+    Raises:
+        StoreError: an error that does not pass, or the last one when `wait` gave up, as they were; or one that
+            says how long was tried.
+    """
+    begun = clock()
+    for attempt, pause in enumerate(patience.pauses(random.Random()), start=1):
+        try:
+            return call()
+        except StoreError as error:
+            since = clock() - begun
+            if not transient(error):
+                raise
+            if since + pause > patience.total_s:
+                raise StoreError(f"{error} (given up after {attempt} attempts in {since:.0f} s)") from error
+            report(Trouble(error, attempt, since, pause))
+            if wait(pause):
+                raise
+    raise AssertionError("pauses have no end")
