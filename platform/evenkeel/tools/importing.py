@@ -118,6 +118,7 @@ def import_source(
     parts: list[Part] = []
     for pieces in _batches(_pieces(source.tensors, dtypes, zeroed, tell)):
         parts.append(store.write(at, f"{WRITER}-{len(parts):04d}", pieces))
+        del pieces  # not to be held while the next are read
     every = {f"{kind}/{name}": shape for name, shape in shapes.items() for kind in KINDS}
     content = _content(directory, source, expected, at.step)
     checkpoint = store.commit(at, content, parts, every, epoch=0)
