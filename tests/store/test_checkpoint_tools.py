@@ -1,6 +1,7 @@
 """`evenkeel checkpoint` as a user sees it: what it prints, its exit statuses, and what it writes."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_state import State, load, same, save
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from evenkeel.cli import main
@@ -22,6 +25,7 @@ from evenkeel.plan.state import KINDS
 from evenkeel.store import manifest
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import Checkpoints
+from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles, open_files
 from evenkeel.store.run_directory import RunDirectory, RunRecord
 from evenkeel.tools import describe, exporting, importing, plain
@@ -561,6 +565,25 @@ def test_a_safetensors_file_that_lies_is_named(tmp_path: Path, evenkeel: Run, da
     assert done.err.startswith(f"evenkeel: {tmp_path}/model.safetensors: ")
     assert problem in done.err
     assert len(done.err.splitlines()) == 1
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_in_a_safetensors_file_nothing_outside_it_is_read(tmp_path: Path, data: st.DataObject) -> None:
+    save_file(make_state(), tmp_path / "model.safetensors")
+    bits = bytearray((tmp_path / "model.safetensors").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.one_of(st.integers(0, 11), st.integers(0, len(bits) - 1)))
+        bits[at] = data.draw(st.integers(0, 255))
+    bits = bits[: data.draw(st.one_of(st.just(len(bits)), st.integers(0, len(bits))))]
+    (tmp_path / "changed").write_bytes(bits)
+    problem, entries = "", []
+    try:
+        entries = plain.read_header(LocalFiles(tmp_path), "changed", len(bits))
+    except StoreError as error:
+        problem = str(error)
+    assert not problem or re.fullmatch(f"{tmp_path}/changed: .*", problem)
+    assert all(8 < e.start <= e.stop <= len(bits) for e in entries)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path, evenkeel: Run) -> None:
