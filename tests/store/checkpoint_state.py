@@ -113,7 +113,11 @@ def same(a: State, b: State) -> bool:
     )
 
 
-def repaired(manifest: bytes) -> bytes:
-    """The bytes of a manifest, with the digest that goes with them: a lie rather than damage."""
-    text = manifest[: manifest.rindex(b',"digest":')]
+def unsealed(manifest: bytes) -> bytes:
+    """A manifest without the digest at its end."""
+    return manifest[: manifest.rindex(b',"digest":')]
+
+
+def sealed(text: bytes) -> bytes:
+    """With the digest that goes with it: a lie rather than damage."""
     return text + b',"digest":"%s"}' % xxh3_64_hexdigest(text).encode()

@@ -1,14 +1,13 @@
 """What was not written is not believed: flipped bytes, missing, cut and grown files, another format. Each is named."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from checkpoint_state import CHUNK, checkpoints, load, make_state, repaired, same, save
+from checkpoint_state import CHUNK, checkpoints, load, make_state, same, save, sealed, unsealed
 
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.errors import StoreError
-from evenkeel.store.files import Files, LocalFiles
+from evenkeel.store.files import Files, open_files
 from evenkeel.store.manifest import CheckpointDamaged
 
 STATE = make_state(0)
@@ -29,8 +28,8 @@ def part_of(checkpoint: Checkpoint, index: int = 0) -> str:
     return f"{checkpoint.folder}/{checkpoint.manifest.files[index].name}"
 
 
-def test_a_flipped_byte_anywhere_in_a_part(tmp_path: Path) -> None:
-    files = LocalFiles(tmp_path)
+def test_a_flipped_byte_anywhere_in_a_part() -> None:
+    files = open_files("memory://flipped-part")
     found = save(files, STATE, 1)
     name, record = part_of(found), found.manifest.files[0]
     header = len(found.manifest.header(record.name))
@@ -50,9 +49,9 @@ def test_a_flipped_byte_anywhere_in_a_part(tmp_path: Path) -> None:
     assert list(found.damage(thorough=True)) == []
 
 
-def test_a_flipped_byte_anywhere_in_the_manifest(tmp_path: Path) -> None:
+def test_a_flipped_byte_anywhere_in_the_manifest() -> None:
     """Also in a number or a name, which would be as good as another."""
-    files = LocalFiles(tmp_path)
+    files = open_files("memory://flipped-manifest")
     name = f"{save(files, STATE, 1).folder}/manifest.json"
     size = files.sizes("checkpoints/step-00000001")["manifest.json"]
     for at in [*range(0, size, 11), *range(size - 40, size)]:
@@ -125,7 +124,7 @@ def test_a_file_that_vanishes_between_two_looks(files: Files) -> None:
 def test_a_newer_format_is_refused_by_name_and_not_passed_over(files: Files) -> None:
     save(files, STATE, 1)
     name = f"{save(files, STATE, 2).folder}/manifest.json"
-    change(files, name, lambda data: repaired(data.replace(b'{"format":1,', b'{"format":7,')))
+    change(files, name, lambda data: sealed(unsealed(data).replace(b'{"format":1,', b'{"format":7,')))
     for look in (lambda: checkpoints(files).open(2), lambda: checkpoints(files).newest_first()):
         with pytest.raises(StoreError) as caught:
             look()

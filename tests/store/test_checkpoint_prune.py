@@ -124,7 +124,7 @@ histories = st.lists(
 @settings(deadline=None, max_examples=100)
 @given(history=histories, keep=st.integers(1, 3))
 def test_any_history_against_what_must_hold(history: list[tuple[int, int, str]], keep: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         files = LocalFiles(Path(folder))
         for number, generation, fate in sorted(history, key=lambda h: (h[1], h[0])):
             version = Version(number, generation)
