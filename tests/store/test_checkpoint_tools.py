@@ -332,12 +332,17 @@ def test_a_tensor_is_exported_in_blocks_of_rows(
     assert same(load_file(tmp_path / "to" / "model.safetensors"), weights(make_state()))
 
 
-def test_the_blocks_of_a_tensor_share_one_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_are_read_together_and_large_ones_by_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporting, "BLOCK_BYTES", 40)
     found = save(LocalFiles(tmp_path), make_state(), 10)
-    parts = list(exporting.blocks(found, found.manifest.tensor("param/embed.weight")))
-    assert [len(part) for part in parts] == [32, 32, 32, 32, 32, 16]
-    assert len({id(part.obj) for part in parts}) == 1
+    tensors = [found.manifest.tensor(f"param/{name}") for name in ("blocks.0.bias", "scale", "none", "embed.weight")]
+    kept = list(exporting.blocks(found, tensors))
+    assert len({id(block.obj) for _, block in kept}) == 7
+    assert [(name.removeprefix("param/"), len(block)) for name, block in kept] == [
+        ("blocks.0.bias", 20), ("scale", 4), ("none", 0), *[("embed.weight", 32)] * 5, ("embed.weight", 16),
+    ]  # fmt: skip
 
 
 def test_export_into_a_folder_with_something_in_it_is_refused(tmp_path: Path, evenkeel: Run) -> None:
@@ -345,6 +350,16 @@ def test_export_into_a_folder_with_something_in_it_is_refused(tmp_path: Path, ev
     done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path} --format safetensors")
     assert done.status == 2
     assert done.err == f"evenkeel: {tmp_path}: is not empty; name a folder that is, or that does not exist\n"
+
+
+def test_a_newer_one_that_is_cut_is_passed_over_and_named(tmp_path: Path, evenkeel: Run) -> None:
+    save(LocalFiles(tmp_path), make_state(), 10)
+    cut = save(LocalFiles(tmp_path), make_state(), 20)
+    name = cut.manifest.files[0].name
+    (tmp_path / cut.folder / name).unlink()
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format safetensors")
+    assert (done.status, done.out) == (0, f"step 10: 15 tensors in {tmp_path}/to\n")
+    assert done.err == f"evenkeel: step 20 is damaged, so step 10 is taken: {cut.url}/{name}: missing\n"
 
 
 def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, evenkeel: Run) -> None:

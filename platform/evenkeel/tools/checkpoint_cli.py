@@ -66,7 +66,7 @@ def inspect(run: Run, step: Step = None, as_json: AsJson = False) -> None:
     """Shows who held the state, its tensors and files, and the configuration that made it."""
     from evenkeel.tools import describe
 
-    checkpoint = choose(RunDirectory.at(run).files, step)
+    checkpoint = choose(RunDirectory.at(run).files, step, _warn)
     if as_json:
         _print_json(describe.record(checkpoint))
     else:
@@ -82,7 +82,7 @@ def verify(
     """Reads every byte and compares it with the checksums; names each damaged file and range. Exit status 3 if any."""
     files = RunDirectory.at(run).files
     if step is not None:
-        choose(files, step)  # says what is there instead
+        choose(files, step, _warn)  # says what is there instead
     found: dict[int, list[str]] = {}
     for at in reversed(checkpoints_of(files).steps()) if step is None else (step,):
         damage = _damage(files, at)
@@ -125,7 +125,7 @@ def export(
     """Writes a checkpoint as a folder that plain PyTorch loads with no evenkeel installed."""
     from evenkeel.tools.describe import tensor_bytes
 
-    checkpoint, target = choose(RunDirectory.at(run).files, step), open_files(to)
+    checkpoint, target = choose(RunDirectory.at(run).files, step, _warn), open_files(to)
     tensors = [t for t in checkpoint.manifest.tensors if not weights_only or t.tensor.startswith("param/")]
     with progress("export", sum(map(tensor_bytes, tensors))) as tell:
         if how is Format.SAFETENSORS:
@@ -217,6 +217,10 @@ class _Watched:
 
 def _watched(files: Files, tell: Advance) -> Files:
     return cast(Files, _Watched(files, tell))
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"evenkeel: {text}", err=True)
 
 
 def _print_json(values: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The checkpoint that a command means."""
 
+from collections.abc import Callable
+
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import FOLDER, Checkpoints
 from evenkeel.store.errors import StoreError
@@ -15,8 +17,11 @@ def checkpoints_of(files: Files) -> Checkpoints:
     return found
 
 
-def choose(files: Files, step: int | None) -> Checkpoint:
+def choose(files: Files, step: int | None, warn: Callable[[str], None]) -> Checkpoint:
     """The complete checkpoint of that step; for None the newest whose files are all there.
+
+    Args:
+        warn: is told of a later one that is passed over.
 
     Raises:
         StoreError: if there is none; names the steps that there are.
@@ -30,6 +35,9 @@ def choose(files: Files, step: int | None) -> Checkpoint:
         return found
     good, damaged = checkpoints.newest_first()
     if good:
+        chosen = good[0].manifest.version.step
+        for later in (at for at in sorted(damaged) if at > chosen):
+            warn(f"step {later} is damaged, so step {chosen} is taken: {damaged[later]}")
         return good[0]
     if damaged:
         raise damaged[max(damaged)]

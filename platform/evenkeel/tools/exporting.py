@@ -1,7 +1,7 @@
 """What an exported folder has whatever its format: where it came from, its configuration, and how to load it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,7 +17,7 @@ from evenkeel.tools.describe import config_of
 FORMAT = 1
 CONFIG, ORIGIN, README = "config.json", "checkpoint.json", "README.md"
 BLOCK_BYTES = 256 << 20
-"""What is read and passed on at a time: a multiple of the chunks that are verified, so that few are read twice."""
+"""What is read and passed on at a time: many of the chunks that are verified, so that few are read twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +74,48 @@ def read_origin(files: Files) -> tuple[Origin, str] | None:
     return Origin(**numbers), config
 
 
-def blocks(checkpoint: Checkpoint, tensor: TensorRecord) -> Iterator[memoryview]:
-    """The bytes of a whole tensor, row-major and verified, some rows at a time, in one buffer that is used again.
+def blocks(checkpoint: Checkpoint, tensors: Iterable[TensorRecord]) -> Iterator[tuple[str, memoryview]]:
+    """Whole tensors in this order, row-major and verified: each by its name and some of its rows at a time.
+
+    A block is to be used before the next is asked for.
 
     Raises:
         CheckpointDamaged, StoreError: as Checkpoint.read.
     """
-    whole, item = full(tensor.shape), ITEM_BYTES[tensor.dtype]
-    if not whole.size:
+    batch: list[tuple[str, Box, int]] = []
+    held = 0
+    for block in (block for tensor in tensors for block in _rows(tensor)):
+        if batch and held + block[2] > BLOCK_BYTES:
+            yield from _read(checkpoint, batch)
+            batch, held = [], 0
+        batch.append(block)
+        held += block[2]
+    yield from _read(checkpoint, batch)
+
+
+def _rows(tensor: TensorRecord) -> Iterator[tuple[str, Box, int]]:
+    """Boxes of at most BLOCK_BYTES, or of one row, that make up the tensor, with their sizes in bytes."""
+    whole = full(tensor.shape)
+    if not whole.size or not tensor.shape:
+        yield tensor.tensor, whole, whole.size * ITEM_BYTES[tensor.dtype]
         return
-    rows = tensor.shape[0] if tensor.shape else 1
-    row = whole.size // rows * item
-    some = min(rows, max(1, BLOCK_BYTES // row))
-    buffer = memoryview(bytearray(some * row))
+    rows = tensor.shape[0]
+    row = whole.size // rows * ITEM_BYTES[tensor.dtype]
+    some = max(1, BLOCK_BYTES // row)
     for first in range(0, rows, some):
         last = min(first + some, rows)
-        box = Box((first, *whole.start[1:]), (last, *whole.stop[1:])) if tensor.shape else whole
-        part = buffer[: (last - first) * row]
-        checkpoint.read([Want(tensor.tensor, box, part)])
-        yield part
+        yield tensor.tensor, Box((first, *whole.start[1:]), (last, *whole.stop[1:])), (last - first) * row
+
+
+def _read(checkpoint: Checkpoint, batch: list[tuple[str, Box, int]]) -> Iterator[tuple[str, memoryview]]:
+    """At once, so that a chunk that holds many small tensors is read and verified once."""
+    buffer = memoryview(bytearray(sum(size for _, _, size in batch)))
+    wants: list[Want] = []
+    for tensor, box, size in batch:
+        wants.append(Want(tensor, box, buffer[:size]))
+        buffer = buffer[size:]
+    checkpoint.read(wants)
+    return ((want.tensor, want.buffer) for want in wants)
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -73,10 +73,11 @@ def _write(checkpoint: Checkpoint, to: Files, name: str, tensors: dict[str, Tens
     specs = [TensorSpec(n, tensors[n].dtype, tensors[n].shape) for n in order]
     with to.stream(name) as file:
         writer = FinalWriter(file, specs)
-        for n in order:
-            for block in blocks(checkpoint, tensors[n]):
-                writer.write(n, block)
-                tell(len(block))
+        names = {tensor.tensor: n for n, tensor in tensors.items()}
+        for tensor, block in blocks(checkpoint, (tensors[n] for n in order)):
+            if block:
+                writer.write(names[tensor], block)
+            tell(len(block))
         writer.check_complete()
 
 
