@@ -2,6 +2,9 @@
 
 import json
 import random
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,10 @@ from evenkeel.plan.reshard import reshard
 from evenkeel.plan.state import Slice
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Want
+from evenkeel.store.checkpoints import Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles
+from evenkeel.store.manifest import CHUNK_BYTES
 
 
 def test_what_is_written_is_read(files: Files) -> None:
@@ -121,3 +126,33 @@ def test_a_piece_without_its_bytes_is_refused(files: Files) -> None:
     with pytest.raises(ValueError, match=r"12 bytes, 16 expected"):
         store.write(Version(1, 1), "w1", [piece])
     assert files.names("checkpoints/step-00000001") == []
+
+
+def test_neither_writing_nor_reading_copies_the_state(tmp_path: Path) -> None:
+    """Beside the state itself, a reader holds one chunk, and a writer not even that."""
+    value = np.arange(6 << 20, dtype="float32").reshape(-1, 1024)
+    whole = full(value.shape)
+    store, at = Checkpoints(LocalFiles(tmp_path)), Version(1, 1)
+    with peak() as writing:
+        part = store.write(at, "w1", [Piece("param/x", "F32", value.shape, whole, memoryview(value))])
+    found = store.commit(at, CONTENT, [part], {"param/x": value.shape}, epoch=1)
+    back = np.empty_like(value)
+    columns = np.empty((value.shape[0], 100), value.dtype)
+    with peak() as reading:
+        found.read([Want("param/x", whole, as_bytes(back))])
+        found.read([Want("param/x", Box((0, 50), (value.shape[0], 150)), as_bytes(columns))])
+    assert (back == value).all() and (columns == value[:, 50:150]).all()
+    assert writing[0] < 1 << 20
+    assert reading[0] < CHUNK_BYTES + (1 << 20)
+
+
+@contextmanager
+def peak() -> Iterator[list[int]]:
+    """Fills in how many bytes more than at its beginning were allocated in the block at once."""
+    found: list[int] = []
+    tracemalloc.start()
+    try:
+        yield found
+        found.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
