@@ -20,8 +20,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="wins over every file")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
+    help_resume = "where there is a run of this name: go on from its newest checkpoint (auto), begin anew, or a step"
+    parser.add_argument("--resume", type=_resume, default="auto", metavar="auto|never|STEP", help=help_resume)
     parser.add_argument("--version", action="version", version=f"evenkeel {evenkeel.__version__}")
     return parser.parse_intermixed_args(arguments)
+
+
+def _resume(text: str) -> str:
+    if text not in ("auto", "never") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor never nor the step of a checkpoint")
+    return text
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +44,7 @@ def main(arguments: list[str]) -> int:
     if options.print_config:
         print(to_yaml(config), end="")
         return 0
-    return run(config, dry_run=options.dry_run)
+    return run(config, dry_run=options.dry_run, resume=options.resume)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _check_faults(config: Config) -> None:
         _require(config, ok, f"{key}.target", f"is {fault.target!r}; {expected}")
 
 
-_NOT_YET = ("redundancy.copies", "redundancy.mirror_every", "checkpoint.every_steps", "emulate.slowdown")
+_NOT_YET = ("redundancy.copies", "redundancy.mirror_every", "emulate.slowdown")
 
 
 def without_effect(config: Config) -> tuple[str, ...]:

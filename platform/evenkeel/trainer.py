@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 BAD_INPUT = 2
 
 
-def run(config: Config, *, dry_run: bool = False, out: TextIO = sys.stdout) -> int:
+def run(config: Config, *, dry_run: bool = False, resume: str = "auto", out: TextIO = sys.stdout) -> int:
     """Trains as configured and returns the exit status (design, section 10); says in one line why it is not 0.
 
     Args:
         dry_run: checks everything and prints the plan, but starts nothing.
+        resume: "auto", "never" or the step of a checkpoint; what to do where there is a run of this name already.
     """
     try:
         require_linux()
@@ -39,7 +40,7 @@ def run(config: Config, *, dry_run: bool = False, out: TextIO = sys.stdout) -> i
             return 0
         from evenkeel.runtime.run import run_prepared
 
-        outcome = run_prepared(prepared, out, __version__)
+        outcome = run_prepared(prepared, out, __version__, resume)
     except (ConfigError, StoreError, UnsupportedSystemError) as error:
         print(f"evenkeel: {error}", file=sys.stderr)
         return BAD_INPUT

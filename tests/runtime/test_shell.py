@@ -44,6 +44,9 @@ class Hands:
     def kill(self, worker: WorkerId, reason: str) -> None:
         self.done.append(("kill", worker))
 
+    def commit_checkpoint(self, command: m.CommitCheckpoint) -> None:
+        self.done.append(("commit checkpoint", command.version.step))
+
     def set_timer(self, at: float) -> None:
         self.done.append("timer")
 

@@ -14,7 +14,7 @@ from evenkeel.core.vote import SLOTS, Slot, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.layout import Wish
 
-FLAGS = {"pause": Slot.PAUSE, "stop": Slot.STOP}
+FLAGS = {"pause": Slot.PAUSE, "stop": Slot.STOP, "checkpoint": Slot.CHECKPOINT, "busy": Slot.BUSY}
 
 
 @dataclass
@@ -114,7 +114,10 @@ class Script:
         without = line.settings.get("without", "").split(",")
         witness = self.metrics[-1] if self.metrics else None
         self.controller = Controller(self.policy, self.life, tuple(self.journal), witness)
-        self._hear(m.Started(tuple(i for w, i in sorted(self.known.items()) if w not in without)))
+        alive = tuple(i for w, i in sorted(self.known.items()) if w not in without)
+        saved = tuple(version(text, 0) for text in line.settings.get("saved", "").split(",") if text)
+        resume = line.settings.get("resume")
+        self._hear(m.Started(alive, saved, (), version(resume, 0) if resume else None))
 
     def _hear(self, event: m.Event) -> None:
         assert self.controller is not None, "no controller: the scenario must begin with start"
@@ -180,6 +183,19 @@ class Script:
                         )
             case "failed":
                 yield m.Failed(line.who, generation, self._fault(line))
+            case "part":
+                for name in line.names:
+                    yield m.PartWritten(WorkerId(name), self._checkpoint(line, generation), f"part of {name}")
+            case "part-failed":
+                error = " ".join(line.names[1:])
+                yield m.PartFailed(line.who, self._checkpoint(line, generation), error)
+            case "saved":
+                yield m.CheckpointCommitted(self._checkpoint(line, generation), 1000)
+            case "not-saved":
+                yield m.CheckpointFailed(self._checkpoint(line, generation), " ".join(line.names))
+            case "damaged":
+                error = " ".join(line.names[1:])
+                yield m.CheckpointUnreadable(line.who, generation, self._checkpoint(line, generation), error)
             case "stop":
                 yield m.StopRequested(" ".join(line.names) or "asked")
             case _:
@@ -203,6 +219,9 @@ class Script:
         for name, slot in FLAGS.items():
             values[slot] = float(name in line.settings.get("flags", "").split(","))
         return Vote(generation, step, tuple(values))
+
+    def _checkpoint(self, line: Line, generation: int) -> Version:
+        return version(line.settings["of"], generation)
 
     def _answer(self, line: Line, name: str, generation: int) -> m.Answer:
         prepared = line.settings.get("prepared")
@@ -235,7 +254,7 @@ class Script:
 
 
 def policy_of(line: Line) -> Policy:
-    """policy workers=4 least=1 data=2 pipeline=2 tensor=1 spares=1 steps=10 micro=4 gather=0 bad=3"""
+    """policy workers=4 least=1 data=2 pipeline=2 tensor=1 spares=1 steps=9 micro=4 gather=0 bad=3 every=5 failures=2"""
     workers = line.number("workers", 2)
     pipeline, tensor = line.number("pipeline", 1), line.number("tensor", 1)
     data = line.number("data", max(1, workers // (pipeline * tensor)))
@@ -248,6 +267,8 @@ def policy_of(line: Line) -> Policy:
         spares=line.number("spares", 0),
         max_bad_steps=line.number("bad", 3),
         gather_s=float(line.settings.get("gather", "10")),
+        checkpoint_every=int(line.settings["every"]) if "every" in line.settings else None,
+        max_checkpoint_failures=int(line.settings["failures"]) if "failures" in line.settings else None,
     )
 
 
@@ -270,7 +291,8 @@ def show_world(world: World) -> str:
         stages = [f"{'+'.join(s.members)}[{s.start}:{s.stop}]" for s in pipeline.stages]
         pipelines.append(f"{' '.join(stages)} x{pipeline.share}")
     sources = ",".join(dict.fromkeys(s.worker_id for s in world.sources))
-    return f"{' | '.join(pipelines)} from {show_version(world.base)}" + (f" held by {sources}" if sources else "")
+    held = f" held by {sources}" if sources else " read from its checkpoint" if world.saved else ""
+    return f"{' | '.join(pipelines)} from {show_version(world.base)}{held}"
 
 
 def entry_line(entry: m.Entry) -> str:
@@ -286,6 +308,8 @@ def entry_line(entry: m.Entry) -> str:
             forward = f" (commit {decision.vote.step})" if decision.vote else ""
             base = show_version(decision.base)
             return f"settled {decision.generation} at {base}{forward}: {decision.reason}; {rests}{gone}"
+        case m.Restored(base, at, reason):
+            return f"restored {show_version(base)}, all since up to world {at} is gone: {reason}"
         case m.RunEnded(status, error):
             return f"ended {status}" + (f": {error}" if error else "")
 
@@ -312,12 +336,14 @@ def command_lines(commands: tuple[m.Command, ...]) -> list[str]:
     return [" ".join([text, *workers]) for text, workers in lines.items()]
 
 
-def other_line(command: m.Kill | m.Start | m.Metrics | m.Log | m.Status | m.End) -> str:
+def other_line(command: m.Kill | m.Start | m.CommitCheckpoint | m.Metrics | m.Log | m.Status | m.End) -> str:
     match command:
         case m.Kill(worker, reason):
             return f"kill {worker}: {reason}"
         case m.Start(count):
             return f"start {count}"
+        case m.CommitCheckpoint(of, _, _, parts):
+            return f"commit checkpoint {show_version(of)}: {', '.join(parts)}"
         case m.Metrics(vote):
             return f"metrics step {vote.step} of world {vote.generation}" + (" skipped" if vote.skip else "")
         case m.Log(event, fields=fields):
@@ -330,5 +356,6 @@ def other_line(command: m.Kill | m.Start | m.Metrics | m.Log | m.Status | m.End)
 
 def log_fields(event: str, fields: dict[str, object]) -> str:
     """What tells the story; the rest (pids, phases) has tests of its own."""
-    told = ("worker_id", "cause", "lost", "attempts", "rolled_forward", "reason", "error", "text", "total")
+    common = ("worker_id", "checkpoint", "cause", "lost", "reason", "error", "text")
+    told = (*common, "attempts", "rolled_forward", "total")
     return "".join(f" {key}={fields[key]}" for key in told if key in fields and event != "world_formed")

@@ -35,8 +35,8 @@ INCIDENT = {
 
 def test_a_metrics_line_has_the_documented_fields() -> None:
     clock = MetricsClock(global_batch=16)
-    first = clock.record(Metrics(vote(1), 100.0, 4), 0.1)
-    second = clock.record(Metrics(vote(2, generation=3), 100.5, 3), 0.2)
+    first = clock.record(Metrics(vote(1), 100.0, 4), 0.1, now=7e9)
+    second = clock.record(Metrics(vote(2, generation=3), 100.5, 3), 0.2, now=7e9)
     assert (first["step_s"], first["tokens_per_s"]) == (None, None)
     assert second == {
         "step": 2, "loss": 2.5, "grad_norm": 0.2, "lr": 0.2, "tokens": 100, "step_s": 0.5, "tokens_per_s": 200.0,
@@ -44,8 +44,15 @@ def test_a_metrics_line_has_the_documented_fields() -> None:
     }  # fmt: skip
 
 
+def test_a_step_that_only_a_decision_commits_is_timed_when_it_is_written() -> None:
+    clock = MetricsClock(16)
+    clock.record(Metrics(vote(1), 100.0, 4), 0.1, now=100.1)
+    settled = clock.record(Metrics(vote(2), None, 4), 0.1, now=101.0)
+    assert (settled["time"], settled["step_s"]) == (101.0, 1.0)
+
+
 def test_a_skipped_step_has_no_loss() -> None:
-    record = MetricsClock(16).record(Metrics(vote(1, NONFINITE=1.0), 1.0, 4), 0.1)
+    record = MetricsClock(16).record(Metrics(vote(1, NONFINITE=1.0), 1.0, 4), 0.1, now=7e9)
     assert (record["loss"], record["grad_norm"]) == (None, None)
     assert "skipped (not finite)" in measures(record)
 
@@ -133,10 +140,19 @@ def test_a_terminal_gets_a_progress_line_and_the_events_above_it(monkeypatch: py
         ("exception", {"text": "w1: boom"}, "exception: w1: boom"),
         ("stop_requested", {"reason": "SIGTERM"}, "stop requested: SIGTERM"),
         ("start_failed", {"count": 1, "error": "no node"}, "start failed: count 1, error no node"),
+        ("checkpoint_started", {"checkpoint": 8}, None),
+        (
+            "checkpoint_committed",
+            {"checkpoint": 8, "bytes": 3 << 20, "seconds": 0.25},
+            "checkpoint of step 8 is complete: 3 MiB in 0.2 s",
+        ),
+        ("checkpoint_failed", {"checkpoint": 8, "error": "w1: 403"}, "checkpoint of step 8 failed: w1: 403"),
+        ("checkpoint_damaged", {"error": "x: missing"}, "a checkpoint is damaged: x: missing"),
+        ("restored", {"base": 4, "reason": "back to 4"}, "going back: back to 4"),
         ("something_new", {}, "something new"),
     ],
 )
-def test_events_in_words(event: str, fields: dict[str, Any], text: str) -> None:
+def test_events_in_words(event: str, fields: dict[str, Any], text: str | None) -> None:
     assert event_text({"time": 0.0, "event": event, "generation": 1, "step": 8, **fields}) == text
 
 

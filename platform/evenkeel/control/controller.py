@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from evenkeel.control import forming, progress, repair, watch
+from evenkeel.control import forming, progress, repair, saving, watch
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling, members_of
 from evenkeel.control.policy import Policy
@@ -57,7 +57,10 @@ class Controller:
         if isinstance(s.mode, Ended):
             return m.Output()
         _handle(s, now, event)
+        saving.end_if_failing(s)
         _advance(s, now)
+        saving.end_if_failing(s)
+        progress.end_if_over(s)
         if not isinstance(s.mode, Ended):
             _fill(s, now)
             at = watch.next_tick(s, now)
@@ -70,8 +73,8 @@ class Controller:
 
 def _handle(s: State, now: float, event: m.Event) -> None:
     match event:
-        case m.Started(alive):
-            _started(s, now, alive)
+        case m.Started():
+            _started(s, now, event)
         case m.WorkerReady(worker):
             _ready(s, now, worker)
         case m.WorkerLost(worker_id, cause):
@@ -93,6 +96,16 @@ def _handle(s: State, now: float, event: m.Event) -> None:
         case m.Finished(_, generation, reports, eval_loss):
             progress.reported(s, now, reports)
             progress.finished(s, generation, eval_loss)
+        case m.PartWritten():
+            saving.written(s, now, event)
+        case m.PartFailed(worker_id, version, error):
+            saving.failed(s, now, version, f"{worker_id}: {error}")
+        case m.CheckpointCommitted():
+            saving.committed(s, now, event)
+        case m.CheckpointFailed(version, error):
+            saving.refused(s, version, error)
+        case m.CheckpointUnreadable():
+            repair.unreadable(s, now, event)
         case m.StopRequested(reason):
             s.stop_reason = reason
             s.log("stop_requested", reason=reason)
@@ -132,22 +145,29 @@ def _advance(s: State, now: float) -> None:
 def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None) -> None:
     """What the journal says, without any command."""
     world: World | None = None
+    ended: m.RunEnded | None = None
     for entry in entries:
         match entry:
             case m.EpochBegun():
-                pass
+                ended = None
             case m.WorldOpened(opened):
                 s.holdings.update(_carried_out(s))
                 world, s.layout, s.generation, s.committed = opened, opened.layout, opened.generation, opened.base
             case m.StepSettled(decision, evidence, lost=lost):
                 s.decision, s.committed, s.evidence = decision, decision.base, evidence
                 s.roster.gone.update(lost)
-            case m.RunEnded(status, error):
-                s.mode = Ended(status, error)
-                return
+            case m.Restored(base, at):
+                saving.restored(s, base, at)
+            case m.RunEnded():
+                ended = entry
             case _:
                 assert_never(entry)
-    s.visible = witness.step if witness is not None else 0
+    if ended is not None:
+        s.mode = Ended(ended.status, ended.error)
+        return
+    if witness is not None and not any(witness.generation <= at for _, at in s.restores):
+        s.visible = witness.step
+    s.saved_at_step = s.committed.step
     if world is None:
         return
     s.mode = Aborting(world, 0, 0.0, ran=False)
@@ -171,11 +191,17 @@ def _carried_out(s: State) -> dict[WorkerId, tuple[m.Held, ...]]:
     return held
 
 
-def _started(s: State, now: float, alive: tuple[WorkerInfo, ...]) -> None:
+def _started(s: State, now: float, event: m.Started) -> None:
     s.journal.append(m.EpochBegun(s.epoch))
-    for worker in alive:
+    for worker in event.alive:
         s.roster.add(worker)
-    _show_settled(s, now)
+    s.saved = saving.newest_first([v for v in event.saved if saving.in_line(s, v)])
+    s.damaged = list(event.damaged)
+    for error in event.damaged:
+        s.log("checkpoint_damaged", error=error)
+    s.resume = event.resume
+    _show_settled(s)
+    saving.forgotten(s)
     match s.mode:
         case Gathering():
             s.mode = Gathering(now)
@@ -183,7 +209,7 @@ def _started(s: State, now: float, alive: tuple[WorkerInfo, ...]) -> None:
         case Running(world):
             s.liveness.begin(now)
             if len(s.survivors(world)) < world.size:
-                repair.break_world(s, now, "worker lost")
+                repair.break_world(s, now, "worker lost" if s.survivors(world) else "resumed")
             else:
                 watch.probe(s, now)
         case Aborting(world):
@@ -194,14 +220,14 @@ def _started(s: State, now: float, alive: tuple[WorkerInfo, ...]) -> None:
             assert_never(s.mode)
 
 
-def _show_settled(s: State, now: float) -> None:
+def _show_settled(s: State) -> None:
     """Steps that a decision committed, but that the life before did not come to make visible."""
     votes = [r.vote for answer in s.evidence.values() for r in answer.unreported]
     if s.decision is not None and s.decision.vote is not None:
         votes.append(s.decision.vote)
     for vote in sorted(votes, key=lambda v: v.step):
-        if vote.step == s.visible + 1:
-            s.show(vote, now)
+        if vote.step == s.visible + 1 and saving.in_line(s, Version(vote.step, vote.generation)):
+            s.show(vote, None)
 
 
 # ---------------------------------------------------------------- workers come and go
@@ -244,6 +270,8 @@ def _start_failed(s: State, now: float, count: int, error: str) -> None:
 
 
 def _fill(s: State, now: float) -> None:
+    if s.over:
+        return
     missing = s.roster.to_start(now)
     if missing:
         s.say(m.Start(missing))

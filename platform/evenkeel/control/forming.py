@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from evenkeel.control import messages as m
-from evenkeel.control.modes import Forming, Gathering, Running
+from evenkeel.control import saving
+from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
 from evenkeel.core.ids import INITIAL
 from evenkeel.core.layout import WorkerInfo
@@ -16,22 +17,51 @@ from evenkeel.plan.layout import Infeasible, Planned, plan_layout
 
 def try_form(s: State, now: float) -> None:
     """Forms a world of those who are here, waits for more, or ends the run if its state is lost."""
+    if s.resume is not None:
+        base, s.resume = s.resume, None
+        saving.go_back(s, base, f"asked to go on from step {base.step}")
     sources = _sources(s)
     lost = _lost_slices(s, sources)
-    if s.pending & Flags.STOP:
-        s.end("stopped", s.stop_reason)
-    elif lost:
-        s.end("failed", f"step {s.committed.step} is lost: nobody alive holds {names(lost)}")
-    elif not _wait_for_more(s, now):
+    if s.pending & Flags.STOP and _stopped(s):
+        return
+    if lost and s.committed not in s.saved:
+        what = f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
+        if saving.newer_is_coming(s):
+            _wait_for(s, f"a checkpoint to be written, as {what}")
+            return
+        saving.restore(s, what)
+        if isinstance(s.mode, Ended):
+            return
+        sources = ()
+    until = gathers_until(s)
+    if until is None or now >= until:
         planned = _plan(s)
         if isinstance(planned, Infeasible):
-            _wait_for(s, planned.reason)
+            if s.pending & Flags.STOP:
+                s.end("stopped", f"{s.stop_reason}; step {s.committed.step} is not saved: {planned.reason}")
+            else:
+                _wait_for(s, planned.reason)
             return
         usable = tuple(source for source in sources if source.worker_id in planned.layout.places)
-        if usable != sources and _lost_slices(s, usable):
+        if usable != sources:
+            lost = _lost_slices(s, usable)
+        if lost and s.committed not in (INITIAL, *s.saved):
             _wait_for(s, "workers: the layout for those that are here has no place for the only holders of some state")
             return
-        _form(s, now, planned, usable)
+        _form(s, now, planned, () if lost else usable, saved=bool(lost) and s.committed != INITIAL)
+
+
+def _stopped(s: State) -> bool:
+    """Ends the run if its state is saved or cannot be, or waits for that; else another step is to carry the request."""
+    if s.policy.checkpoint_every is None or saving.is_saved(s):
+        s.end("stopped", s.stop_reason)
+    elif s.uploads:
+        _wait_for(s, f"the checkpoint of step {max(v.step for v in s.uploads)} to be written")
+    elif s.save_failures:
+        s.end("stopped", f"{s.stop_reason}; step {s.committed.step} is not saved: {s.save_error}")
+    else:
+        return False
+    return True
 
 
 def _wait_for(s: State, what: str) -> None:
@@ -42,18 +72,18 @@ def _wait_for(s: State, what: str) -> None:
         s.log("waiting", reason=what)
 
 
-def _wait_for_more(s: State, now: float) -> bool:
-    """At the start of a run, whether more of the workers asked for may still come soon."""
+def gathers_until(s: State) -> float | None:
+    """Where everybody is new, at the start of a run or of its next life: how long the first wait for the others."""
     assert isinstance(s.mode, Gathering)
     missing = s.policy.wish.max_workers - len(s.roster.alive)
-    return s.generation == 0 and missing > 0 and now < s.mode.since + s.policy.gather_s
+    return s.mode.since + s.policy.gather_s if missing > 0 and not s.holdings else None
 
 
 def _plan(s: State) -> Planned | Infeasible:
     return plan_layout(_candidates(s), s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
 
 
-def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...]) -> None:
+def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], saved: bool) -> None:
     layout = planned.layout
     s.generation += 1
     infos = tuple(s.roster.alive[w] for w in layout.members)
@@ -67,6 +97,8 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...]) -
         last_step=s.policy.last_step,
         cause=_cause(s),
         reason=planned.reason,
+        saved=saved,
+        checkpoint_every=s.policy.checkpoint_every,
     )
     spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
     s.journal.append(m.WorldOpened(world, spares))

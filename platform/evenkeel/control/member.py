@@ -122,6 +122,23 @@ class Member:
         self.pending |= flags
         return True
 
+    def flags(self, step: int) -> Flags:
+        """What this worker asks of the vote of a step. The leader knows when a checkpoint is due."""
+        assert self.world is not None
+        every, last = self.world.checkpoint_every, step == self.world.last_step
+        if every is None or self.world.leader != self.worker_id:
+            return self.pending & ~Flags.CHECKPOINT
+        due = last or (every > 0 and step % every == 0) or Flags.STOP in self.pending
+        return self.pending | (Flags.CHECKPOINT if due else Flags.NONE)
+
+    def busy(self, step: int, writing: bool) -> bool:
+        """What it says in the vote of a step while it is still writing its last copy.
+
+        Nothing in the last one: no later step changes that state, so it is copied as soon as there is room.
+        """
+        assert self.world is not None
+        return writing and step < self.world.last_step
+
     def acknowledge(self, step: int) -> None:
         """The controller has made steps up to `step` durable."""
         self.unreported = tuple(r for r in self.unreported if r.vote.step > step)
@@ -167,7 +184,7 @@ class Member:
             return False
         self.saw = vote
         self.kept = ()
-        self.pending &= ~vote.flags
+        self.pending = (self.pending | self.flags(vote.step)) & ~vote.flags
         return True
 
     def begin_commit(self) -> None:

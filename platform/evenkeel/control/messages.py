@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evenkeel.core.ids import Generation, Version, WorkerId
-from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.model import Shard
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
@@ -102,9 +102,19 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first event of a controller's life; `alive` are the workers that it found (none in a new run)."""
+    """The first event of a controller's life.
+
+    Attributes:
+        alive: the workers that it found; none in a new run.
+        saved: versions with a complete checkpoint in the store.
+        damaged: what is wrong with other checkpoints there, a line each.
+        resume: the version that the user asks to begin from; None for the newest that there is.
+    """
 
     alive: tuple[WorkerInfo, ...] = ()
+    saved: tuple[Version, ...] = ()
+    damaged: tuple[str, ...] = ()
+    resume: Version | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +209,54 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class PartWritten:
+    """A worker's part of a checkpoint is durable. `part` describes it, as JSON text, for the manifest."""
+
+    worker_id: WorkerId
+    version: Version
+    part: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartFailed:
+    """A worker could not write its part, though it tried for a while."""
+
+    worker_id: WorkerId
+    version: Version
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointCommitted:
+    """A CommitCheckpoint is done: the manifest is there. `bytes` is the size of its files.
+
+    `removed` are the steps of older checkpoints that were cleaned up after it.
+    """
+
+    version: Version
+    bytes: int
+    removed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFailed:
+    """A CommitCheckpoint could not be done."""
+
+    version: Version
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointUnreadable:
+    """The world's base was to be read from its checkpoint, but a file is damaged or missing. The worker has parked."""
+
+    worker_id: WorkerId
+    generation: Generation
+    version: Version
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     reason: str
 
@@ -220,6 +278,11 @@ Event = (
     | Joined
     | Located
     | Finished
+    | PartWritten
+    | PartFailed
+    | CheckpointCommitted
+    | CheckpointFailed
+    | CheckpointUnreadable
     | StopRequested
     | Tick
 )
@@ -291,6 +354,16 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitCheckpoint:
+    """All parts of a checkpoint are durable: write its manifest, which makes it visible, and clean up older ones."""
+
+    version: Version
+    epoch: int
+    layout: Layout
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Send a Tick at this time; replaces the timer that was set before."""
 
@@ -299,10 +372,13 @@ class SetTimer:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """One line of metrics.jsonl: a committed step, now visible."""
+    """One line of metrics.jsonl: a committed step, now visible.
+
+    `committed_at` is the unix second of the commit; None where nobody reported it, and the decision commits it now.
+    """
 
     vote: Vote
-    committed_at: float
+    committed_at: float | None
     world_size: int
 
 
@@ -332,7 +408,9 @@ class End:
     error: str = ""
 
 
-Command = Abort | Settle | Form | Request | Probe | Kill | Start | SetTimer | Metrics | Log | Status | End
+Command = (
+    Abort | Settle | Form | Request | Probe | Kill | Start | CommitCheckpoint | SetTimer | Metrics | Log | Status | End
+)
 
 # ---------------------------------------------------------------- journal
 
@@ -363,12 +441,23 @@ class StepSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class Restored:
+    """The run goes back to `base`, read from the store: all that came after it, up to generation `at`, is gone."""
+
+    base: Version
+    at: Generation
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
+    """The run is over, unless it is submitted again: then the next entry is an EpochBegun."""
+
     status: str
     error: str
 
 
-Entry = EpochBegun | WorldOpened | StepSettled | RunEnded
+Entry = EpochBegun | WorldOpened | StepSettled | Restored | RunEnded
 
 
 @dataclass(frozen=True, slots=True)

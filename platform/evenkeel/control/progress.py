@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from evenkeel.control import forming, repair
+from evenkeel.control import forming, repair, saving
 from evenkeel.control import messages as m
-from evenkeel.control.modes import Forming, Running
+from evenkeel.control.modes import Ended, Forming, Running
 from evenkeel.control.state import State
 from evenkeel.core.ids import Generation, Version
 from evenkeel.core.vote import Flags, Vote
@@ -37,9 +37,10 @@ def _committed(s: State, now: float, report: m.Report) -> None:
     vote = report.vote
     if isinstance(s.mode, Forming):
         forming.run(s, now, s.mode.world)
-    s.show(vote, report.committed_at)
     s.committed = Version(vote.step, vote.generation)
+    s.worker_seconds += len(s.roster.alive) * max(0.0, now - s.liveness.progress_at)
     s.liveness.committed(now)
+    saving.show(s, now, vote, report.committed_at)
     s.blamed.clear()
     if isinstance(s.mode, Running):
         if s.incident is not None:
@@ -55,8 +56,11 @@ def _after_step(s: State, now: float, world: World, vote: Vote) -> None:
     elif vote.flags & (Flags.PAUSE | Flags.STOP):
         s.pending &= ~Flags.PAUSE
         repair.break_world(s, now, "stop" if vote.flags & Flags.STOP else "pause")
-    elif s.pending and vote.step < s.policy.last_step:
-        forming.send_flags(s, world)
+    elif vote.step < s.policy.last_step:
+        if saving.due(s, vote.step):
+            s.pending |= Flags.CHECKPOINT
+        if s.pending:
+            forming.send_flags(s, world)
 
 
 def finished(s: State, generation: Generation, eval_loss: float | None) -> None:
@@ -68,8 +72,19 @@ def finished(s: State, generation: Generation, eval_loss: float | None) -> None:
         return
     if eval_loss is not None:
         s.log("validation", version=s.committed.step, loss=eval_loss)
-    if any(isinstance(command, m.Metrics) for command in s.commands):
-        # The end would be journalled before these lines are written, and with a crash in between they never would be.
-        s.over = True
-    else:
+    s.over = True
+
+
+def end_if_over(s: State) -> None:
+    """The final model is written: what is left is to wait for checkpoints under way.
+
+    The end is journalled before commands are carried out: with a metrics line among them it waits for the next tick, or
+    with a crash in between that line would never be written.
+    """
+    if not s.over or isinstance(s.mode, Ended) or s.uploads or any(isinstance(command, m.Metrics) for command in s.commands):
+        return
+    if s.policy.checkpoint_every is None or saving.is_saved(s):
         s.end("finished")
+    else:
+        why = s.save_error or "the controller was restarted meanwhile"
+        s.end("finished", f"step {s.committed.step} is not saved: {why}")

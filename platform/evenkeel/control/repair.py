@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from evenkeel.control import messages as m
+from evenkeel.control import saving
 from evenkeel.control.incident import Incident
 from evenkeel.control.modes import Aborting, Forming, Gathering, Running, Settling, members_of
 from evenkeel.control.settle import decide
@@ -38,7 +39,9 @@ def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s
     s.roster.remove(worker_id)
     s.holdings.pop(worker_id, None)
     s.log("worker_lost", worker_id=worker_id, cause=cause)
-    if worker_id in members_of(s.mode):
+    s.failures += 1
+    saving.lost(s, worker_id)
+    if worker_id in members_of(s.mode) and not s.over:
         incident = break_world(s, now, "worker lost", detect_s)
         incident.lost.append(worker_id)
         if incident.cause == "broken collective":
@@ -57,7 +60,7 @@ def failed(s: State, now: float, event: m.Failed) -> None:
     world = s.world
     if world is None or world.generation != event.generation or s.decided(world):
         return
-    if event.worker_id not in s.roster.alive:
+    if event.worker_id not in s.roster.alive or s.over:
         return
     fault = event.fault
     incident = break_world(s, now, "broken collective" if fault.collective else "exception")
@@ -67,6 +70,14 @@ def failed(s: State, now: float, event: m.Failed) -> None:
         s.log("exception", worker_id=event.worker_id, text=text)
         incident.cause = "exception"
         incident.faults.append(text)
+
+
+def unreadable(s: State, now: float, event: m.CheckpointUnreadable) -> None:
+    """A worker could not read its part of the base: the world cannot begin, and the next begins from another."""
+    saving.damaged(s, event)
+    world = s.world
+    if world is not None and world.generation == event.generation and not s.decided(world):
+        break_world(s, now, "checkpoint damaged")
 
 
 def answered(s: State, event: m.Answered) -> None:
@@ -96,16 +107,17 @@ def settle(s: State, now: float, mode: Aborting) -> None:
 def _decide(s: State, now: float, mode: Aborting) -> None:
     world = mode.world
     answers = {w: a for w, a in sorted(mode.answers.items()) if w in s.roster.alive}
-    _show_unreported(s, answers.values())
+    _show_unreported(s, now, answers.values())
     s.decision = decide(world, answers, s.witness)
     lost = tuple(i.worker_id for i in world.members if i.worker_id not in s.roster.alive)
     s.evidence = {str(w): a for w, a in answers.items()}
     s.journal.append(m.StepSettled(s.decision, s.evidence, s.witness, lost))
     s.committed = s.decision.base
+    saving.settled(s, s.decision)
     in_next = any(_was_in_step(a, world, s.committed.step + 1) for a in answers.values())
     vote = s.decision.vote
     if vote is not None and vote.step > s.visible:
-        s.show(vote, now)
+        saving.show(s, now, vote, None)
     if vote is not None and any(a.prepared == s.committed for a in answers.values()):
         # Whoever saw the vote has finished its commit before it answered; these commit by the decision.
         s.log("step_rolled_forward", reason=s.decision.reason)
@@ -119,12 +131,12 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
         s.trouble.broken(s.committed.step + 1, crashed, s.incident.describe())
 
 
-def _show_unreported(s: State, answers: Iterable[m.Answer]) -> None:
+def _show_unreported(s: State, now: float, answers: Iterable[m.Answer]) -> None:
     """Steps that were committed, but whose report did not come through."""
     for answer in answers:
         for report in answer.unreported:
             if s.accepts(report.vote) and report.vote.step == s.visible + 1:
-                s.show(report.vote, report.committed_at)
+                saving.show(s, now, report.vote, report.committed_at)
                 s.committed = Version(report.vote.step, report.vote.generation)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
 from evenkeel.control.incident import Incident
@@ -14,6 +15,9 @@ from evenkeel.core.ids import INITIAL, Generation, Version, WorkerId
 from evenkeel.core.layout import Layout
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
+
+if TYPE_CHECKING:
+    from evenkeel.control.saving import Upload
 
 
 @dataclass
@@ -31,6 +35,15 @@ class State:
         incident: the disturbance that is being repaired.
         over: the final model is written; what is left is to say so, at the next tick.
         blamed: who was furthest behind when a world without progress was rebuilt.
+        saved: versions with a complete checkpoint that can still be gone back to, newest first.
+        damaged: what is wrong with checkpoints that cannot be gone back to.
+        uploads: checkpoints that are being written.
+        saved_at_step: the last step of which a checkpoint was begun, or from which the run went on.
+        save_cost_s: by how much the last checkpoint delayed the training; 0 if that is not known.
+        save_failures: in a row; save_error says why the last one failed.
+        restores: each base that the run went back to, with the generation up to which it took back what came after.
+        resume: the version that the user asks to begin from.
+        failures, worker_seconds: workers lost, and time that workers worked, since this life began.
         journal, commands: what the event in hand has led to so far.
     """
 
@@ -54,6 +67,17 @@ class State:
     incident: Incident | None = None
     over: bool = False
     blamed: set[WorkerId] = field(default_factory=set)
+    saved: list[Version] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    uploads: dict[Version, "Upload"] = field(default_factory=dict)
+    saved_at_step: int = 0
+    save_cost_s: float = 0.0
+    save_failures: int = 0
+    save_error: str = ""
+    restores: list[tuple[Version, Generation]] = field(default_factory=list)
+    resume: Version | None = None
+    failures: int = 0
+    worker_seconds: float = 0.0
     journal: list[m.Entry] = field(default_factory=list)
     commands: list[m.Command] = field(default_factory=list)
 
@@ -90,8 +114,12 @@ class State:
         """A line of events.jsonl."""
         self.say(m.Log(event, self.generation, self.committed.step, fields))
 
-    def show(self, vote: Vote, committed_at: float) -> None:
-        """A committed step becomes visible: its line is durable before anything else follows from it (rule 4)."""
+    def show(self, vote: Vote, committed_at: float | None) -> None:
+        """A committed step becomes visible: its line is durable before anything else follows from it (rule 4).
+
+        Args:
+            committed_at: unix second, as the leader reported it; None if only a decision says that it is committed.
+        """
         self.visible = vote.step
         self.witness = vote
         self.trouble.committed(vote)

@@ -2,6 +2,7 @@
 
 from typing import assert_never
 
+from evenkeel.control import forming, saving
 from evenkeel.control import messages as m
 from evenkeel.control.liveness import blame
 from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Running, Settling, members_of
@@ -14,8 +15,8 @@ PARKED = m.PHASES.index("parked")
 
 def tick(s: State, now: float) -> None:
     """A limit may have passed."""
+    saving.tick(s, now)
     if s.over:
-        s.end("finished")
         return
     match s.mode:
         case Forming() | Running():
@@ -32,17 +33,19 @@ def tick(s: State, now: float) -> None:
 
 def next_tick(s: State, now: float) -> float | None:
     """When `tick`, or another try to start workers, may have something to do."""
+    saved_at = saving.next_tick(s)
     if s.over:
-        return now
-    times = [] if s.roster.retry_at is None else [s.roster.retry_at]
+        return now if saved_at is None else saved_at
+    times = [at for at in (s.roster.retry_at, saved_at) if at is not None]
     match s.mode:
         case Forming() | Running():
             times.append(s.liveness.next_check())
         case Aborting(since=since) | Settling(since=since):
             times.append(since + s.liveness.park_s)
-        case Gathering(since=since):
-            if s.generation == 0 and now < since + s.policy.gather_s:
-                times.append(since + s.policy.gather_s)
+        case Gathering():
+            until = forming.gathers_until(s)
+            if until is not None and now < until:
+                times.append(until)
         case Ended():
             pass
         case _:

@@ -25,6 +25,8 @@ class Slot(IntEnum):
     EVAL_TOKENS = 9
     """Of the validation of the version that this step started from; 0 where none was due."""
     EVAL_LOSS = 10
+    BUSY = 11
+    """Workers that still write their part of a checkpoint; until there are none, nobody copies the next."""
 
 
 SLOTS = len(Slot)
@@ -57,11 +59,17 @@ class Vote:
 
     @property
     def flags(self) -> Flags:
+        """The requests that are carried out with this step. Those to save, and to save and stop, wait for BUSY."""
         flags = Flags.NONE
         for flag, slot in ((Flags.PAUSE, Slot.PAUSE), (Flags.CHECKPOINT, Slot.CHECKPOINT), (Flags.STOP, Slot.STOP)):
             if self.values[slot] > 0:
                 flags |= flag
-        return flags
+        return flags & ~(Flags.CHECKPOINT | Flags.STOP) if self.values[Slot.BUSY] > 0 else flags
+
+    @property
+    def saves(self) -> bool:
+        """Whether everybody copies its part of the version that this vote commits, to be written to the store."""
+        return Flags.CHECKPOINT in self.flags
 
     @property
     def skip(self) -> bool:

@@ -26,6 +26,8 @@ class World:
         sources: holders of `base`, from whom missing slices come. Every member derives the same transfers from them.
         nodes: of members and sources.
         last_step: train.steps; after committing it the world writes the final model and ends.
+        saved: everybody reads its part of `base` from the checkpoint of that version; nobody is a source.
+        checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
     """
 
     generation: Generation
@@ -37,6 +39,8 @@ class World:
     last_step: int
     cause: str
     reason: str
+    saved: bool = False
+    checkpoint_every: int | None = None
 
     @property
     def size(self) -> int:

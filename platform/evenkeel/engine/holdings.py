@@ -14,6 +14,7 @@ from evenkeel.engine.job import Job
 from evenkeel.engine.optimizer import AdamW
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.random import RandomKey, bind_random
+from evenkeel.engine.saver import load
 from evenkeel.engine.state import ShardState
 from evenkeel.engine.transfer import carry_out
 from evenkeel.plan.reshard import transfers
@@ -64,6 +65,9 @@ class Holdings:
         if world.base == INITIAL:
             if not same:
                 memory.state.initialise(self._job.settings.seed)
+        elif world.saved:
+            if not same:
+                load(self._job, world.base, memory.state, progress)
         else:
             holders = [(source.worker_id, source.shard) for source in world.sources]
             plan = transfers(self._job.shape, holders, world.layout, dict(world.nodes))

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from evenkeel.core.boxes import Box
+from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.model import ModelShape
 from evenkeel.engine.faults import FaultPlan
 from evenkeel.engine.model import Model, boundary_shapes, model_shape
@@ -71,6 +73,26 @@ class FinalTensors:
     tensors: Iterable[tuple[str, Tensor]]
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of one tensor of the state, as a checkpoint has it.
+
+    Attributes:
+        tensor: "KIND/PARAMETER", as in plan/state.py.
+        shape: of the whole tensor.
+        data: the elements of the box, row by row, flat and contiguous, on the host.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    box: Box
+    data: Tensor
+
+
+class CheckpointError(Exception):
+    """A checkpoint is not what was written, or not there. One line, which names the file."""
+
+
 def _never(_: int) -> bool:
     return False
 
@@ -82,6 +104,10 @@ class Job:
     Attributes:
         eval: what is validated on; None for no validation.
         write_final: called once, on rank 0 of the world that commits the last step.
+        save: writes a worker's part of the checkpoint of a version, from a thread of its own; what it returns describes
+            the part to whoever completes the checkpoint. None: there is no store.
+        load: fills the pieces from the checkpoint of a version, and calls its last argument as often as it gets on.
+            Raises CheckpointError.
         fault_once: True for the first caller ever, over all workers and lives of the run, with this index of a fault.
     """
 
@@ -90,6 +116,8 @@ class Job:
     eval: Dataset | None
     settings: Settings
     write_final: Callable[[FinalTensors], None] | None = None
+    save: Callable[[Version, WorkerId, Sequence[Piece]], str] | None = None
+    load: Callable[[Version, Sequence[Piece], Callable[[], None]], None] | None = None
     fault_once: Callable[[int], bool] = _never
 
     def prepare(self) -> None:

@@ -22,10 +22,10 @@ class Seat:
         """Without the lock: the floor only grows, and reading an int is atomic."""
         return self.member.running(generation)
 
-    def flags(self) -> Flags:
-        """What is asked of the next vote."""
+    def flags(self, step: int) -> Flags:
+        """What this worker asks of the vote of a step."""
         with self.changed:
-            return self.member.pending
+            return self.member.flags(step)
 
     def begin_sums(self, count: int) -> None:
         with self.changed:

@@ -66,6 +66,7 @@ class ShardState:
         params, grads, exp_avg, exp_avg_sq: flat, of one length; float64 with precision "fp64", else float32.
         regions: of the buffers, in order.
         boxes: which box of each parameter is held, by full name.
+        alignment: of each tensor in the buffers, in elements.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class ShardState:
         self.shard = shard
         self._model = model
         self._shapes = {param.name: param.shape for param, _ in shard.boxes(shape)}
-        self.regions, self._places, size = _arrange(shape, shard, _ALIGNMENT // compute.itemsize)
+        self.alignment = _ALIGNMENT // compute.itemsize
+        self.regions, self._places, size = _arrange(shape, shard, self.alignment)
         self.boxes: Mapping[str, Box] = {name: place.box for name, place in self._places.items()}
         self.params, self.grads, self.exp_avg, self.exp_avg_sq = (
             torch.zeros(size, dtype=master, device=device) for _ in range(4)
@@ -112,6 +114,14 @@ class ShardState:
         """
         kind, _, parameter = name.partition("/")
         return _view(self._flat[kind], self._places[parameter])
+
+    def flat(self, kind: str) -> Tensor:
+        """The buffer of "param", "exp_avg" or "exp_avg_sq"."""
+        return self._flat[kind]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the whole tensor "KIND/NAME" of which a box is held. Raises KeyError for what this shard does not hold."""
+        return self._shapes[name.partition("/")[2]]
 
     def grad(self, parameter: str) -> Tensor:
         """A view of the summed gradient of the held box of a parameter."""

@@ -88,7 +88,7 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     """This worker's part of the vote. What is not finite is counted, and adds nothing to the sums (rule 12)."""
     squares = t.sums.squares()
     finite = math.isfinite(squares) and math.isfinite(training.loss)
-    flags = t.seat.flags()
+    flags = t.seat.flags(step)
     ballot = [0.0] * SLOTS
     ballot[Slot.ONES] = 1.0
     ballot[Slot.STEP] = step
@@ -99,6 +99,7 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     ballot[Slot.PAUSE] = float(Flags.PAUSE in flags)
     ballot[Slot.CHECKPOINT] = float(Flags.CHECKPOINT in flags)
     ballot[Slot.STOP] = float(Flags.STOP in flags)
+    ballot[Slot.BUSY] = float(t.saver.busy)
     if math.isfinite(validation.loss):
         ballot[Slot.EVAL_TOKENS] = validation.tokens
         ballot[Slot.EVAL_LOSS] = validation.loss

@@ -17,6 +17,7 @@ from evenkeel.engine.job import Dataset, Job
 from evenkeel.engine.model import loss_group
 from evenkeel.engine.pipeline import Boundary, Executor
 from evenkeel.engine.progress import Progress
+from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.engine.sums import GradientSums
@@ -49,11 +50,12 @@ class Training:
         seat: Seat,
         progress: Progress,
         faults: Faults,
+        saver: Saver,
     ) -> None:
         self.job, self.settings = job, job.settings
         self.world, self.me, self.place = world, me, world.layout.places[me]
         self.memory, self.groups = memory, groups
-        self.seat, self.progress, self.faults = seat, progress, faults
+        self.seat, self.progress, self.faults, self.saver = seat, progress, faults, saver
         self._pipeline = world.layout.pipelines[self.place.pipeline]
         tensor = groups[tensor_name(self.place.pipeline, self.place.stage)] if world.layout.tensor > 1 else None
         watched = None if tensor is None else _Watched(tensor, progress)

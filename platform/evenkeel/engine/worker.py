@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from evenkeel.control import messages as m
-from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.ids import NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
@@ -20,9 +20,10 @@ from evenkeel.engine.faults import Faults
 from evenkeel.engine.final import finish
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet
 from evenkeel.engine.holdings import Holdings
-from evenkeel.engine.job import Job
+from evenkeel.engine.job import CheckpointError, Job
 from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
+from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.step import commit, train_step
 from evenkeel.engine.training import Training, group_specs
@@ -63,6 +64,7 @@ class Worker:
         self._progress = Progress()
         self._faults = Faults(worker_id, job.settings.faults, job.fault_once)
         self._holdings = Holdings(job, self._device)
+        self._saver = Saver(worker_id, job, send)
         self._groups: GroupSet | None = None
         self._tasks: queue.SimpleQueue[World | Vote | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="train", daemon=True)
@@ -121,6 +123,7 @@ class Worker:
             groups.abort()
         self._tasks.put(None)
         self._thread.join()
+        self._saver.close()
         self._store.close()
 
     # ------------------------------------------------------------ control threads
@@ -167,6 +170,9 @@ class Worker:
             self._steps(training)
         except (AbortedError, GroupAborted):
             self._break_groups()
+        except CheckpointError as error:
+            self._send(m.CheckpointUnreadable(self._id, world.generation, world.base, str(error)))
+            self._break_groups()
         except Exception as error:  # the border of the thread: the controller decides what becomes of it
             # Told before the groups break, for that makes others fail and the controller abort, and before parking, so
             # that it comes ahead of the answer: else the first error would pass for somebody else's broken collective.
@@ -193,7 +199,11 @@ class Worker:
             self._progress.check()
             seat.member.resharded(memory.state.shard, world.base)
             self._holdings.adopt(memory, seat.member.holdings)
-        training = Training(self._job, world, self._id, memory, groups, seat, self._progress, self._faults)
+        if world.checkpoint_every is not None:
+            self._saver.begin(memory.state, world)
+        training = Training(
+            self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver
+        )
         self._send(m.Joined(self._id, world.generation, regrouped - begun, time.monotonic() - regrouped))
         return training
 
@@ -217,6 +227,9 @@ class Worker:
         try:
             self._holdings.keep(self._seat.member.holdings)
             report = commit(self._holdings.current, self._job.settings, vote, self._seat, self._faults)
+            if vote.saves:
+                self._faults.fire("save", vote.step)
+                self._saver.copy(Version(vote.step, vote.generation))
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()

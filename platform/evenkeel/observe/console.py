@@ -23,6 +23,9 @@ _STYLES = {
     "exception": "bold red",
     "start_failed": "bold red",
     "incident_unfinished": "bold red",
+    "checkpoint_failed": "yellow",
+    "checkpoint_damaged": "bold red",
+    "restored": "bold yellow",
     "step_rolled_back": "yellow",
     "waiting": "yellow",
     "incident": "bold green",
@@ -59,7 +62,8 @@ class Console:
         for line in sorted([*events, *metrics], key=lambda line: float(line["time"])):
             self._begun = float(line["time"]) if self._begun is None else self._begun
             if "event" in line:
-                self._say(line, event_text(line), _STYLES.get(line["event"], "dim"))
+                if text := event_text(line):
+                    self._say(line, text, _STYLES.get(line["event"], "dim"))
             elif self._live:
                 self._live.update(line)
             elif self._cadence.due(line):
@@ -132,8 +136,8 @@ def measures(line: Line) -> str:
     return f"{loss}  {speed}  world {line['world_size']}"
 
 
-def event_text(event: Line) -> str:
-    """One line for an event; one that is not known here is shown with its fields."""
+def event_text(event: Line) -> str | None:
+    """One line for an event, None if it says nothing to a reader; one that is not known is shown with its fields."""
     own = {k: v for k, v in event.items() if k not in _COMMON}
     match event["event"]:
         case "worker_started":
@@ -155,6 +159,17 @@ def event_text(event: Line) -> str:
             return f"waiting: {own.get('reason')}"
         case "exception":
             return f"exception: {own.get('text')}"
+        case "checkpoint_started":
+            return None
+        case "checkpoint_committed":
+            took = f" in {own['seconds']:.1f} s" if "seconds" in own else ""
+            return f"checkpoint of step {own.get('checkpoint')} is complete: {own.get('bytes', 0) / 2**20:.0f} MiB{took}"
+        case "checkpoint_failed":
+            return f"checkpoint of step {own.get('checkpoint')} failed: {own.get('error')}"
+        case "checkpoint_damaged":
+            return f"a checkpoint is damaged: {own.get('error')}"
+        case "restored":
+            return f"going back: {own.get('reason')}"
         case "stop_requested":
             return f"stop requested: {own.get('reason')}"
     said = ", ".join(f"{k} {v}" for k, v in own.items())

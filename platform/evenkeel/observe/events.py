@@ -20,15 +20,19 @@ class MetricsClock:
     global_batch: int
     last_commit_s: float | None = None
 
-    def record(self, metrics: Metrics, learning_rate: float) -> Record:
+    def record(self, metrics: Metrics, learning_rate: float, now: float) -> Record:
         """One line: `step_s` is the time since the previous commit, of this run's first step unknown (None).
 
         `loss` is the mean per token and `grad_norm` the norm of the mean gradient, both None in a skipped step.
         `samples` is half-open and grows over epochs.
+
+        Args:
+            now: unix seconds, for a step whose commit nobody reported: a decision commits it now.
         """
         vote, before = metrics.vote, self.last_commit_s
-        self.last_commit_s = metrics.committed_at
-        step_s = None if before is None else metrics.committed_at - before
+        committed_at = now if metrics.committed_at is None else metrics.committed_at
+        self.last_commit_s = committed_at
+        step_s = None if before is None else committed_at - before
         return {
             "step": vote.step,
             "loss": vote.loss,
@@ -40,7 +44,7 @@ class MetricsClock:
             "generation": vote.generation,
             "world_size": metrics.world_size,
             "samples": [(vote.step - 1) * self.global_batch, vote.step * self.global_batch],
-            "time": metrics.committed_at,
+            "time": committed_at,
         }
 
 

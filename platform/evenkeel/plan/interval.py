@@ -6,8 +6,8 @@ from math import exp, expm1, log, log1p, sqrt
 USUAL = ((0.999, 50_000.0), (0.001, 5.0))
 """What is believed before a run has seen failures of its own: (probability, hours of one worker until it fails).
 
-Steady machines: 419 unexpected interruptions in 54 days on 16,384 GPUs, one in 50,700 GPU-hours (Llama Team, "The Llama 3
-Herd of Models", 2024, section 3.3.4). And, little believed at first, machines that come and go within hours.
+Steady machines: 419 unexpected interruptions in 54 days on 16,384 GPUs, one in 50,700 GPU-hours (Llama Team, "The
+Llama 3 Herd of Models", 2024, section 3.3.4). And, little believed at first, machines that come and go within hours.
 """
 
 

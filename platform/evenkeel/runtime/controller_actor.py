@@ -16,10 +16,12 @@ import ray
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
 from evenkeel.core.ids import WorkerId
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.runtime import saving
 from evenkeel.runtime.compat import log_folder
 from evenkeel.runtime.fleet import Fleet
 from evenkeel.runtime.logs import ProcessLog
-from evenkeel.runtime.record import RunRecord
+from evenkeel.runtime.record import Past, RunRecord
 from evenkeel.runtime.shell import Shell, ToWorker
 from evenkeel.runtime.spec import RunSpec
 from evenkeel.store.errors import JournalFenced, StoreError
@@ -87,14 +89,15 @@ class ControllerActor:
             self._fleet = Fleet(self._spec.name, self._spec.worker, self._myself, self._hear, past.workers)
             alive = await self._fleet.find() if past.entries else ()
             self._shell = Shell(controller, self._record, self, time.monotonic, self._ended)
+            started = self._started(alive, past)
         except Exception as error:  # the border of the process: a run that cannot begin says why
             traceback.print_exc()
             self._ended(m.End("failed", _internal(error)))
             return
-        if past.ended is not None:
+        if past.ended is not None and len(past.entries) > spec.begun:
             self._ended(past.ended)
         else:
-            self._feed(m.Started(alive))
+            self._feed(started)
         self._begun.set()
         self._spawn(self._watch_followers())
 
@@ -141,12 +144,29 @@ class ControllerActor:
         self._fleet.committed(step)
         self._fire(step + 1, recovery=False)
 
+    def commit_checkpoint(self, command: m.CommitCheckpoint) -> None:
+        self._spawn(self._complete(command))
+
+    async def _complete(self, command: m.CommitCheckpoint) -> None:
+        try:
+            event = await asyncio.to_thread(saving.complete, self._run, self._spec, command)
+        except (StoreError, ValueError) as error:
+            event = m.CheckpointFailed(command.version, str(error))
+        self._feed(event)
+
     def set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(at, self._tick, at)
 
     # ------------------------------------------------------------ inside
+
+    def _started(self, alive: tuple[WorkerInfo, ...], past: Past) -> m.Started:
+        """With the checkpoints there are, and what the user asks to begin from, unless a life before has heeded it."""
+        saved, damaged = saving.find(self._run)
+        since = past.entries[self._spec.begun :]
+        heeded = any(isinstance(entry, m.Restored | m.WorldOpened) for entry in since)
+        return m.Started(alive, saved, damaged, None if heeded else self._spec.resume)
 
     def _fire(self, step: int, recovery: bool) -> None:
         """Lets the faults happen that are planned for the controller in this open step."""

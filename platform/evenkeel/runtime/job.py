@@ -1,6 +1,6 @@
 """From a configuration to what a worker trains. Runs in the driver, to check it, and again in every worker."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,18 @@ from torch import Tensor
 
 from evenkeel.config import Config, ConfigError
 from evenkeel.config_values import hide_secrets
-from evenkeel.core.ids import WorkerId
+from evenkeel.core.ids import Version, WorkerId
 from evenkeel.data.dataset import Data
 from evenkeel.data.registry import load_data
 from evenkeel.engine.faults import FaultPlan
-from evenkeel.engine.job import FinalTensors, Job, Settings
+from evenkeel.engine.job import CheckpointError, FinalTensors, Job, Piece, Settings
 from evenkeel.engine.model import Model
 from evenkeel.models.registry import load_model
+from evenkeel.runtime import saving
+from evenkeel.store import checkpoint_part
+from evenkeel.store.checkpoint_reader import Want
 from evenkeel.store.final import TensorSpec
+from evenkeel.store.manifest import CheckpointDamaged
 from evenkeel.store.run_directory import RunDirectory
 
 CONTROLLER = "controller"
@@ -47,6 +51,8 @@ class JobMaker:
             eval=data.eval,
             settings=make_settings(self.config),
             write_final=self._write_final,
+            save=self._save,
+            load=self._load,
             fault_once=self._fault_once,
         )
         # Computed once and kept: a spare is ready when it has nothing left to prepare.
@@ -55,6 +61,19 @@ class JobMaker:
 
     def _fault_once(self, index: int) -> bool:
         return RunDirectory.at(self.folder).claim_fault(self.config.fault_keys()[index])
+
+    def _save(self, version: Version, worker_id: WorkerId, pieces: Sequence[Piece]) -> str:
+        stored = [
+            checkpoint_part.Piece(p.tensor, _DTYPES[p.data.dtype], p.shape, p.box, _bytes(p.data)) for p in pieces
+        ]
+        return saving.write(RunDirectory.at(self.folder), version, worker_id, stored)
+
+    def _load(self, version: Version, pieces: Sequence[Piece], moved: Callable[[], None]) -> None:
+        wants = [Want(p.tensor, p.box, _bytes(p.data)) for p in pieces]
+        try:
+            saving.read(RunDirectory.at(self.folder), version, wants, moved)
+        except CheckpointDamaged as error:
+            raise CheckpointError(str(error)) from error
 
     def _write_final(self, final: FinalTensors) -> None:
         specs = [TensorSpec(name, _DTYPES[final.dtype], shape) for name, shape in final.shapes.items()]

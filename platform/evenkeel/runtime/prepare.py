@@ -87,6 +87,8 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         lr=make_schedule(config),
         orphan_s=60 * config.run.orphan_minutes,
         faults=controller_faults(config),
+        seed=config.run.seed,
+        keep=config.checkpoint.keep,
     )
     need = Need(config.scaling.workers[1] + config.scaling.spares, each)
     return Prepared(config, directory, spec, need, fingerprint, JobMaker(config, directory.url, model))
@@ -126,6 +128,8 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         last_step=config.train.steps,
         spares=config.scaling.spares,
         max_bad_steps=config.train.max_bad_steps,
+        checkpoint_every=config.checkpoint.every_steps,
+        max_checkpoint_failures=config.checkpoint.max_failures,
     )
 
 

@@ -63,6 +63,7 @@ class RunRecord:
         self._journal = run.journal()
         self._epoch = 0
         self._unflushed = 0
+        self._visible = 0
         self._durable = 0
         self._local = run.log_folder is not None
         self._logs = Path(run.log_folder) if run.log_folder is not None else local_logs
@@ -75,7 +76,7 @@ class RunRecord:
         witness = _vote(lines[-1]) if lines else None
         if lines:
             self._clock.last_commit_s = lines[-1]["time"]
-            self._durable = lines[-1]["step"]
+            self._durable = self._visible = lines[-1]["step"]
         epochs = [entry.epoch for entry in entries if isinstance(entry, m.EpochBegun)]
         past = Past(entries, max(epochs, default=0), witness, max(_numbers(entries, self._run.events()), default=0))
         self._epoch = past.epoch + 1
@@ -105,11 +106,12 @@ class RunRecord:
 
     def metrics(self, line: m.Metrics) -> None:
         step = line.vote.step
-        record = {**self._clock.record(line, self._lr(step)), "vote": list(line.vote.values)}
+        record = {**self._clock.record(line, self._lr(step), time.time()), "vote": list(line.vote.values)}
         self._run.append_metrics(record)
         self._unflushed += 1
+        self._visible = step
         if self._local or self._unflushed >= FLUSH_LINES:
-            self.flush(step)
+            self.flush()
         self._publish("metrics", record)
 
     def log(self, line: m.Log) -> None:
@@ -130,11 +132,11 @@ class RunRecord:
         self._run.write_run(after)
         self._publish("status", {"status": after.status, "waiting_for": after.waiting_for, "error": after.error})
 
-    def flush(self, step: int) -> None:
-        """Makes every line so far durable; `step` is the last visible one."""
+    def flush(self) -> None:
+        """Makes every line so far durable."""
         self._run.flush()
         self._unflushed = 0
-        self._durable = step
+        self._durable = self._visible
 
     def close(self) -> None:
         """Writes out what is not yet durable; nothing can be written after it."""

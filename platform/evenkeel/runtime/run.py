@@ -13,13 +13,16 @@ from typing import Any, TextIO
 
 from evenkeel.config import ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
 from evenkeel.control.messages import End
+from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
+from evenkeel.runtime import saving
 from evenkeel.runtime.cluster import NotEnoughError, ray_for
 from evenkeel.runtime.prepare import Prepared, environment
 from evenkeel.store.run_directory import RunDirectory, RunRecord
 
 FINISHED, BAD_INPUT, FAILED, INTERRUPTED, STOPPED = 0, 2, 3, 130, 143
 """Exit statuses (design, section 10)."""
+RESUME = "--resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +33,13 @@ class Outcome:
     error: str = ""
 
 
-def run_prepared(prepared: Prepared, out: TextIO, version: str) -> Outcome:
-    """Begins the run, or finds it where it is already, and follows it to its end.
+def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "auto") -> Outcome:
+    """Begins the run, goes on with it, or finds it where it is already, and follows it to its end.
 
     Args:
         version: of evenkeel, for run.json.
+        resume: "auto" goes on from the newest complete checkpoint, "never" begins anew, a number is the step of the
+            checkpoint to go on from.
 
     Raises:
         ConfigError: it cannot be begun like this; nothing was started or left.
@@ -44,8 +49,9 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str) -> Outcome:
     record = directory.read_run()
     if record is not None:
         check_same(prepared)
-        if record.status == "finished":
-            return _show_finished(prepared, record, out)
+        if record.status == "finished" and resume == "auto" and not _has_more_steps(prepared):
+            _say_summary(prepared, out)
+            return Outcome(FINISHED)
     else:
         RunDirectory.at(prepared.config.run.storage_path).check_writable()
     with ExitStack() as stack:
@@ -54,8 +60,8 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str) -> Outcome:
             used = stack.enter_context(ray_for(prepared.need, variables))
         except NotEnoughError as error:
             raise prepared.config.error("scaling.workers", str(error)) from None
-        begin = partial(write_beginning, prepared, versions(version))
-        return _run_on_ray(prepared, record, out, begin, {} if used.own else variables)
+        begin = partial(write_beginning, prepared, versions(version), record)
+        return _run_on_ray(prepared, begin, resume, out, {} if used.own else variables)
 
 
 def check_same(prepared: Prepared) -> None:
@@ -73,7 +79,7 @@ def check_same(prepared: Prepared) -> None:
 
 
 def _run_on_ray(
-    prepared: Prepared, record: RunRecord | None, out: TextIO, begin: Callable[[], None], env_vars: Mapping[str, str]
+    prepared: Prepared, begin: Callable[[], None], resume: str, out: TextIO, env_vars: Mapping[str, str]
 ) -> Outcome:
     from ray import cloudpickle  # not before its environment is set
 
@@ -83,14 +89,15 @@ def _run_on_ray(
     controller = driver.find_controller(config.run.name)
     if controller is not None:
         driver.check_folder(controller, directory.url)
-    elif record is not None:
-        what = f"a run of this name is in {directory.url} with status {record.status}, and nobody runs it"
-        raise config.error("run.name", f"{what}; there is no checkpoint to resume from, choose another run.name")
+        if resume != "auto":
+            raise ConfigError(f"the run is running in {directory.url}; stop it before you go back", RESUME)
     else:
+        base = version_to_resume(directory, resume)
         begin()
         make = cloudpickle.dumps(prepared.maker)  # type: ignore[no-untyped-call]
         worker = replace(prepared.spec.worker, env_vars=env_vars, make=make)
-        controller = driver.start_controller(replace(prepared.spec, worker=worker))
+        begun = len(directory.journal().read_all())
+        controller = driver.start_controller(replace(prepared.spec, worker=worker, begun=begun, resume=base))
     try:
         with Console(config.train.steps, out) as console:
             console.say(f"run {config.run.name} in {directory.url}")
@@ -100,6 +107,25 @@ def _run_on_ray(
     end = settle_status(directory, end)
     _say_summary(prepared, out)
     return _outcome(end, directory)
+
+
+def version_to_resume(directory: RunDirectory, resume: str) -> Version | None:
+    """The version that is asked for; None to leave the choice to the controller.
+
+    Raises:
+        ConfigError: there is no complete checkpoint of that step.
+    """
+    if resume == "auto":
+        return None
+    if resume == "never":
+        return INITIAL if directory.exists() else None
+    saved, damaged = saving.find(directory)
+    for version in saved:
+        if version.step == int(resume):
+            return version
+    there = f"there are {', '.join(str(v.step) for v in saved)}" if saved else "there is none"
+    beside = "".join(f"; {error}" for error in damaged)
+    raise ConfigError(f"{directory.url} has no complete checkpoint of step {resume}; {there}{beside}", RESUME)
 
 
 def settle_status(directory: RunDirectory, end: End) -> End:
@@ -121,12 +147,17 @@ def _shower(console: Console) -> Callable[[Sequence[tuple[str, dict[str, Any]]]]
     return show
 
 
-def write_beginning(prepared: Prepared, versions: dict[str, str]) -> None:
-    """What a run directory holds before the controller starts; run.json comes last, for it says that there is a run."""
+def write_beginning(prepared: Prepared, versions: dict[str, str], before: RunRecord | None = None) -> None:
+    """What a run directory holds before the controller starts; run.json comes last, for it says that there is a run.
+
+    Args:
+        before: of the run that goes on.
+    """
     now = time.time()
     prepared.directory.write_config(to_yaml(prepared.config, prepared.fingerprint))
     prepared.directory.write_lease({"host": socket.gethostname(), "pid": os.getpid(), "start": now, "epoch": 1})
-    prepared.directory.write_run(RunRecord(prepared.config.run.name, "starting", now, now, versions=versions))
+    started = now if before is None else before.started
+    prepared.directory.write_run(RunRecord(prepared.config.run.name, "starting", started, now, versions=versions))
 
 
 def versions(evenkeel: str) -> dict[str, str]:
@@ -151,13 +182,8 @@ def _outcome(end: End, directory: RunDirectory) -> Outcome:
             return Outcome(FAILED, end.error + (f" (tracebacks are in {logs})" if logs else ""))
 
 
-def _show_finished(prepared: Prepared, record: RunRecord, out: TextIO) -> Outcome:
-    done = max((line["step"] for line in prepared.directory.metrics()), default=0)
-    if prepared.config.train.steps > done:
-        what = f"is {prepared.config.train.steps}, but the run in {prepared.directory.url} ended with step {done}"
-        raise prepared.config.error("train.steps", f"{what}; there is no checkpoint to go on from")
-    _say_summary(prepared, out)
-    return Outcome(FINISHED)
+def _has_more_steps(prepared: Prepared) -> bool:
+    return prepared.config.train.steps > max((line["step"] for line in prepared.directory.metrics()), default=0)
 
 
 def _say_summary(prepared: Prepared, out: TextIO) -> None:

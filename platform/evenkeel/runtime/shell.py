@@ -23,6 +23,8 @@ class Hands(Protocol):
 
     def kill(self, worker: WorkerId, reason: str) -> None: ...
 
+    def commit_checkpoint(self, command: m.CommitCheckpoint) -> None: ...
+
     def set_timer(self, at: float) -> None: ...
 
     def committed(self, step: int) -> None:
@@ -45,8 +47,8 @@ class Record(Protocol):
 
     def metrics(self, line: m.Metrics) -> None: ...
 
-    def flush(self, step: int) -> None:
-        """Makes every line up to this step durable."""
+    def flush(self) -> None:
+        """Makes every line so far durable."""
 
     def log(self, line: m.Log) -> None: ...
 
@@ -87,9 +89,9 @@ class Shell:
         self._record.trace(now, event, output)
         if output.journal:
             self._record.journal(output.journal)
-        aborts = [command for command in output.commands if isinstance(command, m.Abort)]
-        if aborts:
-            self._record.flush(aborts[0].acknowledged)
+        if any(isinstance(command, m.Abort | m.CommitCheckpoint) for command in output.commands):
+            # An abort acknowledges steps, and whoever goes on from a checkpoint finds the lines of the steps up to it.
+            self._record.flush()
         for command in output.commands:
             self._start(command)
         for entry in output.journal:
@@ -105,6 +107,8 @@ class Shell:
                 self._hands.kill(worker_id, reason)
             case m.Start(count):
                 self._hands.start(count)
+            case m.CommitCheckpoint():
+                self._hands.commit_checkpoint(command)
             case m.SetTimer(at):
                 self._hands.set_timer(at)
             case m.Metrics(vote):

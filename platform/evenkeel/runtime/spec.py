@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evenkeel.control.policy import Policy
+from evenkeel.core.ids import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,10 @@ class RunSpec:
         folder: of the run, a path or URL.
         lr: the learning rate of a step, for the metrics.
         orphan_s: without a follower for so long the run is stopped.
+        seed: run.seed, for the manifests of checkpoints.
+        keep: how many complete checkpoints stay.
+        begun: how many journal entries there were when the run was submitted; what they end is not the end of this.
+        resume: the version to begin from, as the user asked; None for the newest that there is.
     """
 
     name: str
@@ -70,3 +75,7 @@ class RunSpec:
     lr: Callable[[int], float]
     orphan_s: float
     faults: tuple[ControllerFault, ...] = ()
+    seed: int = 0
+    keep: int = 2
+    begun: int = 0
+    resume: Version | None = None

@@ -156,9 +156,13 @@ class RunDirectory:
         return LineReader(self.files, stream)
 
     def metrics(self) -> list[Record]:
-        """One line per committed step, by step: of a step that was committed again the last."""
-        lines = {line["step"]: line for line in self.follow("metrics").poll()}
-        return [lines[step] for step in sorted(lines)]
+        """One line per committed step, by step: those that were not taken back by a restore to an earlier one."""
+        lines: list[Record] = []
+        for line in self.follow("metrics").poll():
+            while lines and lines[-1]["step"] >= line["step"]:
+                lines.pop()
+            lines.append(line)
+        return lines
 
     def events(self) -> list[Record]:
         return self.follow("events").poll()

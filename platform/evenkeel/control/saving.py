@@ -1,0 +1,291 @@
+"""Checkpoints: when one is due, who still writes, when it is complete; and which one to go back to.
+
+A checkpoint is known by its version: a version is voted once, and no generation is used twice (rule 15), so nothing of
+two attempts is ever mixed. A change of world does not end the writing of one; only a death before the part is written
+does, or the store. A life of the controller that does not know of an attempt leaves it alone: it stays invisible.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from evenkeel.control import messages as m
+from evenkeel.control.modes import Ended
+from evenkeel.control.state import State
+from evenkeel.core.ids import INITIAL, Version, WorkerId
+from evenkeel.core.layout import Layout
+from evenkeel.core.vote import Flags, Vote
+from evenkeel.plan.interval import checkpoint_interval, failure_rate
+
+COST_S = 1.0
+"""What a checkpoint is taken to cost before one was measured."""
+SILENT_S = 120.0
+"""Without news of a checkpoint that an ended run waits for, before it ends without."""
+
+
+@dataclass
+class Upload:
+    """A checkpoint that is being written.
+
+    Attributes:
+        missing: whose part has not come yet.
+        news_at: when it last came nearer to its end.
+        committing: the manifest is being written.
+        error: why it will not be completed; `blameless` if that is not the store's fault.
+    """
+
+    layout: Layout
+    missing: set[WorkerId]
+    begun_at: float
+    news_at: float
+    parts: dict[WorkerId, str] = field(default_factory=dict)
+    committing: bool = False
+    error: str = ""
+    blameless: bool = False
+
+
+# ---------------------------------------------------------------- writing one
+
+
+def show(s: State, now: float, vote: Vote, committed_at: float | None) -> None:
+    """A committed step becomes visible; see State.show. Its checkpoint, if it has one, is being written from now on."""
+    s.show(vote, committed_at)
+    begin(s, now, vote)
+
+
+def begin(s: State, now: float, vote: Vote) -> None:
+    """A vote has become visible; if it says so, every member of its world copies its part and writes it."""
+    if not vote.saves:
+        return
+    s.pending &= ~Flags.CHECKPOINT
+    s.saved_at_step = vote.step
+    version = Version(vote.step, vote.generation)
+    upload = _upload(s, now, version)
+    s.log("checkpoint_started", checkpoint=vote.step)
+    for worker in sorted(upload.missing - s.roster.alive.keys()):
+        lost(s, worker)
+    _go_on(s, version)
+
+
+def written(s: State, now: float, event: m.PartWritten) -> None:
+    if not _is_known(s, event.version):
+        return
+    upload = _upload(s, now, event.version)
+    if event.worker_id in upload.missing:
+        upload.news_at = now
+        upload.missing.discard(event.worker_id)
+        upload.parts[event.worker_id] = event.part
+        _go_on(s, event.version)
+
+
+def failed(s: State, now: float, version: Version, error: str) -> None:
+    """The store has failed for good, or for longer than its users wait: training goes on, and that is told."""
+    if _is_known(s, version):
+        upload = _upload(s, now, version)
+        upload.error = upload.error or error
+        _go_on(s, version)
+
+
+def lost(s: State, worker_id: WorkerId) -> None:
+    """What this worker had not written yet is not written: another checkpoint is asked for."""
+    for version in [v for v, upload in s.uploads.items() if worker_id in upload.missing]:
+        s.uploads[version].error = f"{worker_id} died before its part was written"
+        s.uploads[version].blameless = True
+        _go_on(s, version)
+
+
+def settled(s: State, decision: m.Decision) -> None:
+    """A generation is closed: what some began to save of a step of it that was not committed is nothing."""
+    for version in [v for v in s.uploads if v.generation == decision.generation and v.step > decision.base.step]:
+        del s.uploads[version]
+
+
+def _is_known(s: State, version: Version) -> bool:
+    """Whether this life knows that it is being saved: what is told of it may come before the vote becomes visible."""
+    if version in s.uploads:
+        return True
+    world = s.world
+    ahead = world is not None and version.generation == world.generation and version.step > s.visible
+    return ahead and world is not None and not s.decided(world)
+
+
+def _upload(s: State, now: float, version: Version) -> Upload:
+    if version not in s.uploads:
+        assert s.world is not None
+        s.uploads[version] = Upload(s.world.layout, set(s.world.layout.members), now, now)
+    return s.uploads[version]
+
+
+def _go_on(s: State, version: Version) -> None:
+    """Completes an attempt whose parts are all there, or gives it up; not before its step is visible (rule 4)."""
+    upload = s.uploads.get(version)
+    if upload is None or version.step > s.visible or upload.committing:
+        return
+    if upload.error:
+        _give_up(s, version, upload)
+    else:
+        _complete(s)
+
+
+def _complete(s: State) -> None:
+    """Has the newest manifest written whose parts are all there: one at a time, and none that is overtaken."""
+    whole = [v for v, u in s.uploads.items() if not u.missing and v.step <= s.visible and not u.committing]
+    for overtaken in newest_first(whole)[1:]:
+        del s.uploads[overtaken]
+    if whole and not any(upload.committing for upload in s.uploads.values()):
+        version = newest_first(whole)[0]
+        upload = s.uploads[version]
+        upload.committing = True
+        parts = tuple(part for _, part in sorted(upload.parts.items()))
+        s.say(m.CommitCheckpoint(version, s.epoch, upload.layout, parts))
+
+
+def _give_up(s: State, version: Version, upload: Upload) -> None:
+    s.uploads.pop(version, None)
+    s.save_error = upload.error
+    if upload.blameless:
+        s.pending |= Flags.CHECKPOINT
+    else:
+        s.save_failures += 1
+    s.log("checkpoint_failed", checkpoint=version.step, error=upload.error, in_a_row=s.save_failures)
+    _complete(s)
+
+
+def end_if_failing(s: State) -> None:
+    """So many in a row failed that the run is to end; but not once it has its result."""
+    most = s.policy.max_checkpoint_failures
+    if most is not None and s.save_failures >= max(1, most) and not s.over and not isinstance(s.mode, Ended):
+        s.end("failed", f"{s.save_failures} checkpoints in a row could not be written: {s.save_error}")
+
+
+def committed(s: State, now: float, event: m.CheckpointCommitted) -> None:
+    """The manifest is there. Also of an attempt that was given up here: what is complete can be gone back to."""
+    if event.version not in s.saved and in_line(s, event.version):
+        s.saved = newest_first([event.version, *s.saved])
+    s.saved = [v for v in s.saved if v.step not in event.removed]
+    upload = s.uploads.pop(event.version, None)
+    for older in [v for v in s.uploads if _age(v) < _age(event.version) and not s.uploads[v].committing]:
+        # Whoever copied for the newer one had written the older: it is only the word of that which is missing.
+        del s.uploads[older]
+    s.save_failures, s.save_error = 0, ""
+    took = {}
+    if upload is not None:
+        took = {"seconds": round(now - upload.begun_at, 6)}
+        s.save_cost_s = _cost(s, now, event.version, upload)
+    s.log("checkpoint_committed", checkpoint=event.version.step, bytes=event.bytes, **took)
+    _complete(s)
+
+
+def refused(s: State, version: Version, error: str) -> None:
+    """The manifest could not be written."""
+    if version in s.uploads:
+        s.uploads[version].error = error
+        _give_up(s, version, s.uploads[version])
+
+
+def tick(s: State, now: float) -> None:
+    """Nobody waits for ever for a checkpoint that makes no progress; matters only when nothing else is left to do."""
+    silent = {v: upload for v, upload in s.uploads.items() if now >= upload.news_at + SILENT_S}
+    for version, upload in silent.items():
+        upload.error = f"no progress in {SILENT_S:.0f} s"
+        _give_up(s, version, upload)
+
+
+def next_tick(s: State) -> float | None:
+    return min((upload.news_at + SILENT_S for upload in s.uploads.values()), default=None)
+
+
+# ---------------------------------------------------------------- when
+
+
+def due(s: State, step: int) -> bool:
+    """Whether the controller is to ask for one now: with checkpoint.every_steps 0 at the optimal interval."""
+    if s.policy.checkpoint_every != 0 or s.liveness.step_s == 0 or s.uploads:
+        return False
+    workers = max(1, len(s.roster.alive))
+    rate = failure_rate(s.failures, s.worker_seconds, workers)
+    interval = checkpoint_interval(s.save_cost_s or COST_S, s.liveness.step_s, rate)
+    return step - s.saved_at_step >= interval.steps
+
+
+def _cost(s: State, now: float, version: Version, upload: Upload) -> float:
+    """By how much it has delayed the training: the time it took, less the steps committed meanwhile."""
+    steps = max(0, s.committed.step - version.step)
+    return max(0.001, now - upload.begun_at - steps * s.liveness.step_s) if steps else s.save_cost_s
+
+
+# ---------------------------------------------------------------- going back
+
+
+def newest_first(versions: Sequence[Version]) -> list[Version]:
+    """Generations only grow, also when a run goes back: so the newest has the highest (generation, step)."""
+    return sorted(set(versions), key=_age, reverse=True)
+
+
+def in_line(s: State, version: Version) -> bool:
+    """Whether the run has not gone back to before this version since (rule 7)."""
+    return not any(
+        version.generation <= at and _age(version) > _age(base) for base, at in s.restores
+    )
+
+
+def restore(s: State, what: str) -> None:
+    """Goes back to the newest checkpoint there is, for the reason `what`; before the first one, to the beginning.
+
+    Ends the run if it had checkpoints, but none that can be read: to begin anew would be no help; or if it is to stop.
+    """
+    if s.saved:
+        base = s.saved[0]
+        go_back(s, base, f"{what}; back to the checkpoint of step {base.step}")
+    elif s.policy.checkpoint_every is None:
+        s.end("failed", what)
+    elif s.damaged:
+        s.end("failed", f"{what}, and no checkpoint can be read: {s.damaged[-1]}")
+    else:
+        go_back(s, INITIAL, f"{what}, and there is no checkpoint yet; back to the beginning")
+    if Flags.STOP in s.pending and not isinstance(s.mode, Ended):
+        s.end("stopped", f"{s.stop_reason}; {what}")
+
+
+def go_back(s: State, base: Version, reason: str) -> None:
+    """Everything after `base` is gone, also where somebody still holds it (rule 6); journalled before anybody hears."""
+    s.journal.append(m.Restored(base, s.generation, reason))
+    restored(s, base, s.generation)
+    s.log("restored", base=base.step, reason=reason)
+
+
+def restored(s: State, base: Version, at: int) -> None:
+    s.restores.append((base, at))
+    s.committed = base
+    s.visible = s.saved_at_step = base.step
+    s.witness = None
+    s.saved = [v for v in s.saved if in_line(s, v)]
+    s.uploads.clear()
+
+
+def damaged(s: State, event: m.CheckpointUnreadable) -> None:
+    """It is named, and not taken again."""
+    if event.version in s.saved:
+        s.saved.remove(event.version)
+        s.damaged.append(event.error)
+        s.log("checkpoint_damaged", error=event.error)
+
+
+def forgotten(s: State) -> None:
+    """What the life before has heard of a checkpoint of the last step is lost: another is asked for."""
+    vote = s.witness
+    if vote is not None and vote.saves and Version(vote.step, vote.generation) not in s.saved:
+        s.pending |= Flags.CHECKPOINT
+
+
+def newer_is_coming(s: State) -> bool:
+    """Whether a checkpoint is being written that is newer than all there are."""
+    return any(version not in s.saved and newest_first([version, *s.saved])[0] == version for version in s.uploads)
+
+
+def is_saved(s: State) -> bool:
+    """Whether the committed version is in the store, or needs not be."""
+    return s.committed == INITIAL or s.committed in s.saved
+
+
+def _age(version: Version) -> tuple[int, int]:
+    return version.generation, version.step

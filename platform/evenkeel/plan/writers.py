@@ -1,0 +1,61 @@
+"""Who writes what of a checkpoint: each slice once, by the first of its owners."""
+
+from dataclasses import dataclass
+
+from evenkeel.core.boxes import Box
+from evenkeel.core.ids import WorkerId
+from evenkeel.core.layout import Layout
+from evenkeel.core.model import ModelShape, ParamShape
+from evenkeel.plan.copies import Copies
+from evenkeel.plan.flat import flat_boxes, flat_places
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a parameter, whose elements lie in a row from element `start` of the shard's flat buffers on."""
+
+    param: ParamShape
+    box: Box
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Elements start to stop of a shard's flat buffers, and the pieces in them that are to be written.
+
+    The rest is gaps, and what another TP rank writes because all hold it.
+    """
+
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+
+
+def written_by(
+    worker: WorkerId, copies: Copies, layout: Layout, model: ModelShape, alignment: int
+) -> tuple[Span, ...]:
+    """What this worker writes, of each kind of tensor; the pieces of all workers tile every parameter.
+
+    Args:
+        alignment: of parameters in the flat buffers, in elements, as for `copies`.
+    """
+    starts = {place.param.name: place.start for place in flat_places(model, layout.shard(worker), alignment)}
+    spans: list[Span] = []
+    for ownership in copies.groups:
+        if worker not in ownership.group.members:
+            continue
+        origin = starts[ownership.places[0].param.name]
+        for part in ownership.parts:
+            if part.owners[0] != worker:
+                continue
+            pieces: list[Piece] = []
+            for place in ownership.places:
+                first, last = max(part.start, place.start), min(part.stop, place.start + place.box.size)
+                if first >= last or (place.param.split is None and ownership.group.part > 0):
+                    continue
+                at = origin + first
+                for box in flat_boxes(place.box, first - place.start, last - place.start):
+                    pieces.append(Piece(place.param, box, at))
+                    at += box.size
+            spans.append(Span(origin + part.start, origin + part.stop, tuple(pieces)))
+    return tuple(spans)

@@ -1,0 +1,80 @@
+"""What the processes of a run do in the store for its checkpoints: write a part, complete one, find one, read one."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from evenkeel.control import messages as m
+from evenkeel.core.codec import dump, load
+from evenkeel.core.ids import Version, WorkerId
+from evenkeel.core.model import ModelShape
+from evenkeel.plan.state import KINDS
+from evenkeel.store.checkpoint_part import Part, Piece
+from evenkeel.store.checkpoint_reader import Want
+from evenkeel.store.checkpoints import Checkpoints
+from evenkeel.store.manifest import CheckpointDamaged, Content
+from evenkeel.store.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from evenkeel.runtime.spec import RunSpec
+
+BATCH_BYTES = 64 << 20
+"""Read in one go: so much that neighbours in a file are read together, so little that progress shows."""
+
+
+def write(run: RunDirectory, version: Version, worker_id: WorkerId, pieces: Sequence[Piece]) -> str:
+    """A worker's part. Returns what `complete` needs to know of it. Raises StoreError."""
+    part = Checkpoints(run.files).write(version, worker_id, pieces)
+    return json.dumps(dump(part, Part), separators=(",", ":"))
+
+
+def complete(run: RunDirectory, spec: "RunSpec", command: m.CommitCheckpoint) -> m.Event:
+    """Makes a checkpoint visible whose parts are all there, and removes older ones. Raises StoreError."""
+    checkpoints = Checkpoints(run.files)
+    content = Content(
+        seed=spec.seed,
+        samples=command.version.step * spec.global_batch,
+        config=run.read_config() or "",
+        layout=command.layout,
+    )
+    parts = [load(json.loads(part), Part) for part in command.parts]
+    made = checkpoints.commit(command.version, content, parts, shapes(spec.policy.model), epoch=command.epoch)
+    checkpoints.prune(spec.keep)
+    return m.CheckpointCommitted(command.version, sum(file.size for file in made.manifest.files))
+
+
+def find(run: RunDirectory) -> tuple[tuple[Version, ...], tuple[str, ...]]:
+    """The versions of all checkpoints whose files are there, newest first; and a line for each of the others.
+
+    Raises:
+        StoreError: also for a checkpoint of a newer format.
+    """
+    good, damaged = Checkpoints(run.files).newest_first()
+    return tuple(found.manifest.version for found in good), tuple(str(error) for error in damaged.values())
+
+
+def read(run: RunDirectory, version: Version, wants: Sequence[Want], moved: Callable[[], None]) -> None:
+    """Fills the buffers, and calls `moved` as often as it gets on.
+
+    Raises:
+        CheckpointDamaged: if the checkpoint of this very version is not there, or is not as it was written.
+        StoreError: if the store fails.
+    """
+    found = Checkpoints(run.files).open(version.step)
+    if found is None or found.manifest.version != version:
+        there = "is gone" if found is None else f"is now that of generation {found.manifest.version.generation}"
+        raise CheckpointDamaged(f"the checkpoint of step {version.step}, generation {version.generation}, {there}")
+    batch: list[Want] = []
+    for want in wants:
+        batch.append(want)
+        if sum(w.buffer.nbytes for w in batch) >= BATCH_BYTES:
+            moved()
+            found.read(batch)
+            batch = []
+    moved()
+    found.read(batch)
+
+
+def shapes(model: ModelShape) -> Mapping[str, tuple[int, ...]]:
+    """Of every tensor that a checkpoint holds, by its name "KIND/PARAMETER"."""
+    return {f"{kind}/{p.name}": p.shape for layer in model.layers for p in layer.params for kind in KINDS}

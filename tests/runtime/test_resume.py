@@ -1,0 +1,122 @@
+"""A run that lost everything goes on from its newest checkpoint, by the same command, as if nothing had happened."""
+
+import shutil
+from typing import Any
+
+import psutil
+import pytest
+from ray_runs import Finished, Site, Started, marked
+
+EVERY = 4
+CONFIG: dict[str, Any] = {
+    "train": {"steps": 16},
+    "checkpoint": {"every_steps": EVERY},
+}
+SAME = ("loss", "grad_norm", "lr", "tokens", "samples", "vote")
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory, shared_ray: str) -> Finished:
+    """The run in which nothing happens."""
+    return Site(tmp_path_factory.mktemp("truth"), shared_ray).run(CONFIG, name="truth")
+
+
+def kill_everything(run: Started) -> None:
+    """Driver, controller, workers and their Ray, all at once."""
+    everybody = marked(run.mark)
+    for process in everybody:
+        process.kill()
+    psutil.wait_procs(everybody)
+    run.process.communicate()
+
+
+def check_same(done: Finished, truth: Finished) -> None:
+    assert (done.status, done.err) == (0, "")
+    lines, expected = done.directory.metrics(), truth.directory.metrics()
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        assert {key: line[key] for key in SAME} == {key: other[key] for key in SAME}, line["step"]
+    final = "final/model.safetensors"
+    assert done.directory.files.read(final) == truth.directory.files.read(final)
+
+
+def test_everything_dies_and_the_same_command_goes_on(alone: Site, truth: Finished) -> None:
+    run = alone.start(CONFIG)
+    run.after_step(10)
+    kill_everything(run)
+    done = alone.run(CONFIG)
+    check_same(done, truth)
+    (restored,) = done.events("restored")
+    assert restored["base"] in (EVERY, 2 * EVERY) and "nobody alive holds" in restored["reason"]
+    assert restored["base"] + 1 in [step for i, step in enumerate(done.steps) if step in done.steps[:i]]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(site: Site, truth: Finished) -> None:
+    run = site.start(CONFIG)
+    run.after_step(10)
+    run.process.terminate()
+    stopped = run.finish()
+    assert stopped.status == 143 and "stopped on request" in stopped.err
+    saved = [event["checkpoint"] for event in stopped.events("checkpoint_committed")]
+    assert saved[-1] == stopped.steps[-1]  # a stop saves first
+    folder = f"checkpoints/step-{saved[-1]:08d}"
+    part = next(name for name in stopped.directory.files.names(folder) if name.endswith(".safetensors"))
+    data = bytearray(stopped.directory.files.read(f"{folder}/{part}") or b"")
+    data[-3] ^= 1
+    stopped.directory.files.replace(f"{folder}/{part}", bytes(data))
+    done = site.run(CONFIG)
+    check_same(done, truth)
+    assert part in done.events("checkpoint_damaged")[0]["error"]
+    assert done.events("restored")[-1]["base"] == saved[-2]
+
+
+def test_on_other_workers_and_from_an_earlier_step(site: Site, truth: Finished) -> None:
+    """One worker, then two again: another layout moves the last digits of the losses, and nothing else."""
+    first = site.run(CONFIG)
+    check_same(first, truth)
+    again = site.run({**CONFIG, "scaling": {"workers": [1, 1], "spares": 0}}, "--resume", "12")
+    assert (again.status, again.err) == (0, "")
+    assert again.steps == [*range(1, 17), *range(13, 17)]
+    assert [line["samples"] for line in again.directory.metrics()] == [x["samples"] for x in truth.directory.metrics()]
+    for line, other in zip(again.directory.metrics(), truth.directory.metrics(), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert len(again.worlds()[-1]["members"]) == 1
+    more = site.run({**CONFIG, "train": {**CONFIG["train"], "steps": 18}})
+    assert (more.status, more.err) == (0, "")
+    assert more.steps[-2:] == [17, 18]
+
+
+def test_from_the_beginning_when_asked(site: Site, truth: Finished) -> None:
+    site.run(CONFIG)
+    done = site.run(CONFIG, "--resume", "never")
+    check_same(done, truth)
+    assert done.steps == [*range(1, 17), *range(1, 17)]
+
+
+def test_what_cannot_be_resumed_is_one_line(site: Site) -> None:
+    site.run(CONFIG)
+    wrong = site.run(CONFIG, "--resume", "5")
+    assert wrong.status == 2
+    assert "has no complete checkpoint of step 5; there are 16, 12" in wrong.err and wrong.err.count("\n") == 1
+    other = site.run({**CONFIG, "train": {**CONFIG["train"], "global_batch": 4}})
+    assert other.status == 2 and "train.global_batch" in other.err
+
+
+def test_both_holders_die_and_the_run_goes_back(site: Site, truth: Finished) -> None:
+    faults = [{"step": 10, "phase": "backward", "target": f"rank:{rank}", "kind": "kill"} for rank in (0, 1)]
+    done = site.run({**CONFIG, "faults": faults, "scaling": {"spares": 1}})
+    check_same(done, truth)
+    assert len(done.events("worker_lost")) == 2
+
+
+def test_a_full_disk_is_told_and_training_goes_on(site: Site, truth: Finished) -> None:
+    """Nothing can be written where checkpoints go: each is an event, and the run ends well all the same."""
+    run = site.start(CONFIG)
+    run.after_step(1)
+    folder = site.folder / "runs" / "run" / "checkpoints"
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.write_text("in the way")
+    done = run.finish()
+    check_same(done, truth)
+    assert "checkpoints" in done.events("checkpoint_failed")[0]["error"]
