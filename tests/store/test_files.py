@@ -1,8 +1,10 @@
 """Whole files: seen old or new, never half; failures are one line with the path."""
 
 import os
+import resource
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import transient
 from evenkeel.store.files import Files, LocalFiles, ObjectFiles, open_files
 
 pytestmark = pytest.mark.stores("moto", "rgw")
@@ -110,6 +113,57 @@ def test_a_broken_stream_to_an_object_store_is_discarded(tmp_path: Path) -> None
     with pytest.raises(StoreError, match=r"memory://x/s: reset"), files.stream("s") as sink:
         sink.write(b"1")
     assert discarded == [True]
+
+
+@pytest.fixture(params=["disk", "limit"])
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 1 MiB; or one where no file may be larger."""
+    if request.param == "limit":
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+        yield tmp_path
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "evenkeel", tmp_path], capture_output=True)
+    if mount.returncode:
+        pytest.skip(f"this user may not mount a small disk: {mount.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_disk_leaves_old_files_whole_and_new_ones_absent(full: Path) -> None:
+    files = LocalFiles(full)
+    files.replace("run.json", b"old")
+
+    def upload() -> None:
+        with files.stream("c/part") as sink:
+            for _ in range(32):
+                sink.write(bytes(1 << 16))
+
+    calls: list[Callable[[], object]] = [
+        upload,
+        lambda: files.replace("run.json", bytes(2 << 20)),
+        lambda: files.create("entry", bytes(2 << 20)),
+    ]
+    said = r": (No space left on device; free some|File too large; raise the limit \(ulimit -f\)), or use another run"
+    for call in calls:
+        with pytest.raises(StoreError, match=said) as caught:
+            call()
+        assert not transient(caught.value)
+    assert [p for p in full.rglob("*") if p.is_file()] == [full / "run.json"]
+    assert files.read("run.json") == b"old"
+    assert files.create("entry", b"there was room again")
+
+
+def test_what_killed_writers_left_is_removed(files: Files) -> None:
+    files.replace("c/deep/a", b"1")
+    if isinstance(files, LocalFiles):
+        (files.root / "c" / "deep" / ".b.tmp-0123").write_bytes(b"half")
+    assert files.drop_unfinished("c") == isinstance(files, LocalFiles)
+    assert files.drop_unfinished("") == 0
+    assert files.read("c/deep/a") == b"1"
+    if isinstance(files, LocalFiles):
+        assert os.listdir(files.root / "c" / "deep") == ["a"]
 
 
 @pytest.mark.parametrize("method", ["read", "replace", "create", "remove", "names", "stream"])

@@ -66,6 +66,12 @@ class Files(Protocol):
     def remove_folder(self, folder: str) -> None:
         """Removes a folder, that may be gone already, with all in it, unfinished files too."""
 
+    def drop_unfinished(self, folder: str) -> int:
+        """Removes what killed writers left of files in a folder and below it, which no listing shows; of how many.
+
+        Nobody may be writing there: it would be taken for such a one.
+        """
+
     def stream(self, name: str) -> AbstractContextManager[Sink]:
         """A file to write piece by piece, that appears whole when the block ends, and not at all if it raises."""
 
@@ -153,6 +159,14 @@ class LocalFiles:
         with _told(self.where(folder), OSError), suppress(FileNotFoundError):
             shutil.rmtree(self.path(folder))
 
+    def drop_unfinished(self, folder: str) -> int:
+        found = 0
+        with _told(self.where(folder), OSError):
+            for path in self.path(folder).rglob(f".*{TEMPORARY}*"):
+                path.unlink(missing_ok=True)
+                found += 1
+        return found
+
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         with _told(self.where(folder), OSError):
             try:
@@ -166,7 +180,8 @@ class LocalFiles:
         with ExitStack() as stack:
             with told():
                 temporary = stack.enter_context(self._temporary(name))
-                file = stack.enter_context(temporary.open("wb"))
+                file = temporary.open("wb")
+                stack.callback(_close, file)
             yield _Told(file, told)
             with told():
                 file.flush()
@@ -257,9 +272,27 @@ class ObjectFiles:
         return sorted(self._entries(folder, "directory"))
 
     def remove_folder(self, folder: str) -> None:
+        self.drop_unfinished(folder)
         with self._told(folder), suppress(FileNotFoundError):
             self.fs.invalidate_cache(self._full(folder))
             self.fs.rm(self._full(folder), recursive=True)
+
+    def drop_unfinished(self, folder: str) -> int:
+        # Other object stores drop an upload by themselves when it is not gone on with; on S3 its parts stay, and cost.
+        if "s3" not in self.fs.protocol:
+            return 0
+        found = 0
+        with self._told(folder):
+            bucket, prefix, _ = self.fs.split_path(f"{self._full(folder)}/")
+            page: dict[str, Any] = {"IsTruncated": True}
+            while page.get("IsTruncated"):
+                at = {f"{k}Marker": page[f"Next{k}Marker"] for k in ("Key", "UploadId") if f"Next{k}Marker" in page}
+                page = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **at)
+                for upload in page.get("Uploads", []):
+                    with suppress(FileNotFoundError):  # just finished or dropped
+                        self.fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+                    found += 1
+        return found
 
     def _entries(self, folder: str, kind: str) -> dict[str, int]:
         """Name and size of each entry of that kind."""
@@ -327,6 +360,12 @@ def _creates_atomically(fs: AbstractFileSystem) -> bool:
     if isinstance(fs, AsyncFileSystem):
         return type(fs)._pipe_file is not AsyncFileSystem._pipe_file
     return type(fs).pipe_file is not AbstractFileSystem.pipe_file
+
+
+def _close(file: BinaryIO) -> None:
+    """What it still holds was either flushed, or could not be written, which is told by then."""
+    with suppress(OSError):
+        file.close()
 
 
 def _write_durably(path: Path, data: bytes) -> None:

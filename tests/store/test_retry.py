@@ -1,0 +1,215 @@
+"""What passes is waited for, no longer than stated and not deaf to a stop; what does not is raised at once."""
+
+import errno
+import random
+import threading
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import explain, hide, secrets_in, transient
+from evenkeel.store.options import merged
+from evenkeel.store.retry import Patience, Trouble, retrying
+
+
+def caused(cause: BaseException, text: str = "s3://b/x: down") -> StoreError:
+    error = StoreError(text)
+    error.__cause__ = cause
+    return error
+
+
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+class Clock:
+    """Time that passes only while something waits, or a call takes so long."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        self.pauses.append(seconds)
+        return False
+
+    def failing(self, errors: Iterable[BaseException], takes_s: float = 0.0) -> Callable[[], str]:
+        rest = iter(errors)
+
+        def call() -> str:
+            self.now += takes_s
+            for error in rest:
+                raise error
+            return "done"
+
+        return call
+
+
+def test_a_passing_error_is_waited_out_and_each_attempt_reported() -> None:
+    clock, told = Clock(), list[Trouble]()
+    call = clock.failing([caused(REFUSED), caused(TimeoutError("slow")), caused(REFUSED)], takes_s=1.0)
+    assert retrying(call, told.append, clock.wait, Patience(60, 1, 3), clock) == "done"
+    assert [(t.attempt, t.pause_s) for t in told] == list(enumerate(clock.pauses, start=1))
+    assert all(low <= pause <= 2 * low for low, pause in zip((0.5, 1, 1.5), clock.pauses, strict=True))
+    assert told[2].since_s == pytest.approx(3 + sum(clock.pauses[:2]))
+    assert "slow" in str(told[1].error.__cause__)
+
+
+def test_a_lasting_error_is_raised_at_once_as_it_was() -> None:
+    clock, error = Clock(), caused(PermissionError("Access Denied"))
+    with pytest.raises(StoreError) as caught:
+        retrying(clock.failing([error]), pytest.fail, clock.wait, clock=clock)
+    assert caught.value is error
+
+
+def test_errors_that_are_not_the_stores_pass_through() -> None:
+    clock = Clock()
+    with pytest.raises(KeyError):
+        retrying(clock.failing([KeyError("x")]), pytest.fail, clock.wait, clock=clock)
+
+
+def test_patience_ends_with_what_was_wrong_and_how_long_it_was_tried() -> None:
+    clock, told = Clock(), list[Trouble]()
+    with pytest.raises(StoreError, match=r"s3://b/x: down \(given up after \d+ attempts in \d+ s\)") as caught:
+        retrying(clock.failing([caused(REFUSED)] * 99), told.append, clock.wait, Patience(30, 1, 8), clock)
+    assert clock.now <= 30
+    assert clock.now > 30 - 8, "the last pause that did not fit"
+    assert transient(caught.value), "who asks later still sees the cause"
+    assert f"after {len(told) + 1} attempts" in str(caught.value)
+
+
+def test_a_stop_ends_the_wait_at_once() -> None:
+    stop, waiting = threading.Event(), threading.Event()
+    ended: list[BaseException] = []
+    error = caused(REFUSED)
+
+    def fail() -> None:
+        raise error
+
+    def upload() -> None:
+        try:
+            retrying(fail, lambda trouble: waiting.set(), stop.wait, Patience(3600, 3600, 3600))
+        except StoreError as e:
+            ended.append(e)
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    assert waiting.wait(60)
+    stop.set()
+    thread.join(60)
+    assert ended == [error]
+
+
+times = st.floats(0.01, 1000)
+
+
+@given(first=times, most=times, seed=st.integers(0, 2**32))
+def test_pauses_double_up_to_a_bound(first: float, most: float, seed: int) -> None:
+    pauses = list(islice(Patience(1, first, most).pauses(random.Random(seed)), 20))
+    for n, pause in enumerate(pauses):
+        longest = min(first * 2**n, most)
+        assert longest / 2 <= pause <= longest * (1 + 1e-12)
+
+
+@given(total=st.floats(0, 500), first=times, most=times, takes=st.floats(0, 50), failures=st.integers(0, 60))
+def test_no_attempt_begins_after_the_stated_time(
+    total: float, first: float, most: float, takes: float, failures: int
+) -> None:
+    clock, begun = Clock(), list[float]()
+    call = clock.failing([caused(REFUSED)] * failures, takes)
+
+    def attempt() -> str:
+        begun.append(clock.now)
+        return call()
+
+    try:
+        assert retrying(attempt, lambda trouble: None, clock.wait, Patience(total, first, most), clock) == "done"
+    except StoreError:
+        assert len(begun) <= failures
+    assert all(at <= total * (1 + 1e-9) for at in begun)
+
+
+class Answer(Exception):  # noqa: N818
+    """As botocore's ClientError keeps what the server said."""
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(f"An error occurred ({code})")
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+@pytest.mark.parametrize(
+    ("cause", "passes"),
+    [
+        (REFUSED, True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (OSError(errno.EHOSTUNREACH, ""), True),
+        (OSError(errno.ESTALE, ""), True),
+        (Answer(500, "InternalError"), True),
+        (Answer(503, "SlowDown"), True),
+        (Answer(409, "ConditionalRequestConflict"), True),
+        (Answer(400, "RequestTimeout"), True),
+        (Answer(429, ""), True),
+        (Answer(403, "SignatureDoesNotMatch"), False),
+        (Answer(404, "NoSuchBucket"), False),
+        (Answer(409, "BucketAlreadyExists"), False),
+        (Answer(412, "PreconditionFailed"), False),
+        (Answer(501, "NotImplemented"), False),
+        (OSError(errno.ENOSPC, ""), False),
+        (OSError(errno.EIO, ""), False),
+        (PermissionError(errno.EACCES, ""), False),
+        (FileNotFoundError(), False),
+        (ValueError(), False),
+    ],
+)
+def test_what_passes_by_waiting(cause: Exception, passes: bool) -> None:
+    assert transient(caused(cause)) is passes
+    between = OSError(errno.EREMOTEIO, "as s3fs wraps it")
+    between.__cause__ = cause
+    assert transient(caused(between)) is passes
+
+
+def test_clients_are_known_by_name() -> None:
+    errors = pytest.importorskip("botocore.exceptions")
+    url = {"endpoint_url": "http://x"}
+    assert transient(caused(errors.EndpointConnectionError(**url, error="")))
+    assert transient(caused(errors.ReadTimeoutError(**url, error="")))
+    assert not transient(caused(errors.SSLError(**url, error=""))), "a wrong certificate stays wrong"
+    assert not transient(caused(errors.NoCredentialsError()))
+    assert "set AWS_ACCESS_KEY_ID" in explain(errors.NoCredentialsError())
+
+
+def test_explanations_are_one_line() -> None:
+    assert explain(OSError(errno.ENOSPC, "x")).startswith("No space left on device; free some")
+    assert explain(ValueError("a\n  b")) == "a b"
+    assert explain(ValueError()) == "ValueError"
+
+
+def test_secrets_are_found_in_options_and_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "from the environment")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    options = {
+        "secret": "hush-hush",
+        "client_kwargs": {"deep": ["down below"]},
+        "endpoint_url": "http://there",
+        "anon": False,
+        "key": "abc",
+    }
+    secrets = secrets_in(options)
+    assert secrets == {"hush-hush", "down below", "from the environment"}
+    assert hide("down belowhush-hush at http://there", secrets) == "****** at http://there"
+
+
+def test_options_given_go_before_ours_and_deep_ones_are_merged() -> None:
+    ours = {"a": 1, "config": {"retries": {"n": 3}, "t": 5}}
+    assert merged(ours, {"a": 2, "config": {"t": 6}, "b": 0}) == {
+        "a": 2, "b": 0, "config": {"retries": {"n": 3}, "t": 6},
+    }  # fmt: skip
+    assert ours == {"a": 1, "config": {"retries": {"n": 3}, "t": 5}}

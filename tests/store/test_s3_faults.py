@@ -1,0 +1,266 @@
+"""S3 servers that are killed, cut off, slow, failing or closed to us: a retry that succeeds, or one clear line."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from proxy import Proxy
+from servers import BUCKET, KEY, S3, SECRET, Ceph
+
+from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import transient
+from evenkeel.store.files import Files, open_files
+from evenkeel.store.journal import Journal
+from evenkeel.store.retry import Patience, Trouble, retrying
+
+PART = 5 << 20  # the least that S3 takes as a part of an upload that is not the last
+PIECE = 1 << 20
+PATIENT = Patience(total_s=120, first_s=0.2, most_s=1)
+DATA = bytes(range(256)) * ((2 * PART + PIECE) // 256)  # two whole parts and a rest
+HUSH = "hush-9f3c57e1a2"
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest) -> str:
+    return f"s3://{BUCKET}/{abs(hash(request.node.nodeid)):x}"
+
+
+def options(server: S3 | Proxy, **changed: Any) -> dict[str, Any]:
+    base = {"endpoint_url": f"http://127.0.0.1:{server.port}", "key": KEY, "secret": SECRET}
+    return {**base, "default_block_size": PART, "skip_instance_cache": True, **changed}
+
+
+@pytest.fixture
+def link(moto: S3) -> Iterator[Proxy]:
+    proxy = Proxy(moto.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def linked(link: Proxy, root: str) -> Files:
+    """Files of moto, which forgets nothing while it is cut off."""
+    return open_files(root, options(link))
+
+
+def retried(call: Callable[[], Any], told: list[Trouble]) -> Any:
+    return retrying(call, told.append, threading.Event().wait, PATIENT)
+
+
+def upload(files: Files, name: str, pause_at: int = -1, pause: Callable[[], None] = lambda: None) -> None:
+    """Writes DATA; before the piece `pause_at`, or the end, something happens."""
+    with files.stream(name) as sink:
+        for i in range(0, len(DATA), PIECE):
+            if i // PIECE == pause_at:
+                pause()
+            sink.write(memoryview(DATA)[i : i + PIECE])
+        if pause_at * PIECE >= len(DATA):
+            pause()
+
+
+def unfinished(server: S3) -> int:
+    return len(server.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []))
+
+
+# ------------------------------------------------------------ errors and cuts
+
+
+@pytest.mark.parametrize(("status", "code"), [("503 Slow Down", "SlowDown"), ("500 Oops", "InternalError")])
+def test_a_hiccup_is_bridged_without_a_word(linked: Files, link: Proxy, status: str, code: str) -> None:
+    linked.replace("a", b"1")
+    link.fail(2, status, code)
+    linked.replace("a", b"2")
+    assert link.errors_left == 0
+    assert linked.read("a") == b"2"
+
+
+def test_errors_that_last_are_reported_and_waited_out(linked: Files, link: Proxy) -> None:
+    told: list[Trouble] = []
+    link.fail(5, "503 Service Unavailable", "ServiceUnavailable")
+    assert retried(lambda: linked.create("a", b"mine"), told) is True
+    assert told and all("s3://tests/" in str(t.error) and len(str(t.error).splitlines()) == 1 for t in told)
+    assert linked.read("a") == b"mine"
+
+
+def test_a_cut_of_some_seconds_is_waited_out(linked: Files, link: Proxy) -> None:
+    linked.replace("a", b"1")
+    link.cut()
+    threading.Timer(3, link.mend).start()
+    told: list[Trouble] = []
+    journal = Journal(linked)
+    retried(lambda: journal.append(1, [{"n": 1}]), told)
+    assert told and f"http://127.0.0.1:{link.port}" in str(told[0].error)
+    assert Journal(linked).read_all() == [{"n": 1}]
+
+
+@pytest.mark.parametrize("upload_bytes", [PART // 2, PART + PART // 2, 2 * PART + PIECE // 2])
+def test_a_cut_upload_is_invisible_and_repeated_whole(linked: Files, link: Proxy, moto: S3, upload_bytes: int) -> None:
+    linked.names("")  # connects
+    link.cut_after(upload_bytes)
+    with pytest.raises(StoreError) as caught:
+        upload(linked, "c/part")
+    assert transient(caught.value)
+    link.mend()
+    assert linked.names("c") == [] and linked.read("c/part") is None
+    told: list[Trouble] = []
+    retried(lambda: upload(linked, "c/part"), told)
+    assert linked.read("c/part") == DATA
+    assert linked.drop_unfinished("c") <= 1
+    assert unfinished(moto) == 0
+
+
+def test_an_answer_that_is_late_is_awaited(linked: Files, link: Proxy) -> None:
+    linked.names("")
+    link.stall()
+    threading.Timer(1, link.flow).start()
+    assert linked.create("a", b"1")
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(root: str, link: Proxy) -> None:
+    files = open_files(root, options(link, config_kwargs={"read_timeout": 0.5}))
+    files.replace("a", b"1")
+    link.stall()
+    told: list[Trouble] = []
+
+    def report(trouble: Trouble) -> None:
+        told.append(trouble)
+        link.flow()
+
+    assert retrying(lambda: files.read("a"), report, threading.Event().wait, PATIENT) == b"1"
+    assert "Read timeout" in str(told[0].error)
+
+
+def test_a_lost_reply_to_a_conditional_put_is_ones_own_success(linked: Files, link: Proxy) -> None:
+    linked.names("")
+    link.lose_reply()
+    assert linked.create("entry", b"mine"), "the client repeated it, and was refused by what it had written itself"
+    link.lose_reply()
+    assert not linked.create("entry", b"yours")
+    assert linked.read("entry") == b"mine"
+
+
+# ------------------------------------------------------------ a real server
+
+
+@pytest.mark.rgw
+@pytest.mark.parametrize("pause_at", [8, 99], ids=["within", "before the end"])
+def test_a_server_that_is_killed_during_an_upload(ceph: Ceph, root: str, pause_at: int) -> None:
+    files = open_files(root, options(ceph.s3))
+    attempts = 0
+
+    def attempt() -> None:
+        nonlocal attempts
+        attempts += 1
+        upload(files, "c/part", pause_at, ceph.kill_gateway if attempts == 1 else lambda: None)
+
+    def report(trouble: Trouble) -> None:
+        told.append(trouble)
+        if attempts == 1:
+            ceph.start_gateway()
+            assert files.names("c") == [] and files.read("c/part") is None
+
+    told: list[Trouble] = []
+    retrying(attempt, report, threading.Event().wait, PATIENT)
+    assert attempts >= 2 and told
+    assert files.read("c/part") == DATA
+    files.drop_unfinished("c")
+    assert unfinished(ceph.s3) == 0
+
+
+def _upload_and_die(root: str, server: S3) -> None:
+    upload(open_files(root, options(server)), "c/part", 8, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+@pytest.mark.rgw
+def test_a_writer_that_is_killed_leaves_nothing_that_is_seen(ceph: Ceph, root: str) -> None:
+    writer = multiprocessing.get_context("spawn").Process(target=_upload_and_die, args=(root, ceph.s3))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    files = open_files(root, options(ceph.s3))
+    assert files.names("c") == [] and files.folders("") == []
+    assert unfinished(ceph.s3) == 1
+    assert files.drop_unfinished("") == 1
+    assert unfinished(ceph.s3) == 0
+
+
+CALLS: dict[str, Callable[[Files], Any]] = {
+    "read": lambda f: f.read("a"),
+    "read_into": lambda f: f.read_into("a", 0, memoryview(bytearray(4))),
+    "names": lambda f: f.names("c"),
+    "replace": lambda f: f.replace("a", b"1"),
+    "create": lambda f: f.create("a", b"1"),
+    "remove": lambda f: f.remove("a"),
+    "upload": lambda f: upload(f, "c/part"),
+    "drop_unfinished": lambda f: f.drop_unfinished("c"),
+}
+
+
+@pytest.mark.rgw
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"secret": HUSH}, "the server refuses the secret; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ({"key": "nobody", "secret": HUSH}, "the server does not know the access key; check AWS_ACCESS_KEY_ID"),
+    ],
+    ids=["secret", "key"],
+)
+def test_who_is_refused_is_told_at_once(
+    ceph: Ceph, root: str, changed: dict[str, str], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = Proxy(ceph.s3.port)
+    files = open_files(root, options(proxy, **changed))
+    for call in CALLS.values():
+        before = proxy.requests
+        with caplog.at_level(logging.DEBUG), pytest.raises(StoreError) as caught:
+            call(files)
+        assert proxy.requests - before <= 2, "nothing is tried again; `create` reads back"
+        assert str(caught.value).startswith(f"{root}/") and said in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+        assert not transient(caught.value)
+        assert HUSH not in "".join(traceback.format_exception(caught.value)) + caplog.text + repr(files)
+        caplog.clear()
+    proxy.close()
+
+
+@pytest.mark.rgw
+def test_a_missing_bucket_is_told_at_once(ceph: Ceph) -> None:
+    files = open_files("s3://nosuch/run", options(ceph.s3))
+    for call in (c for name, c in CALLS.items() if name != "remove"):
+        said = r"^s3://nosuch/run/\S+: no such bucket; create it, or correct run\.storage_path$"
+        with pytest.raises(StoreError, match=said) as caught:
+            call(files)
+        assert not transient(caught.value)
+
+
+def test_no_credentials_are_told(moto: S3, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    files = open_files(root, {"endpoint_url": moto.endpoint, "skip_instance_cache": True})
+    with pytest.raises(StoreError, match=r"/a: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        files.read("a")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"token": f"{HUSH}\n"},
+        {"key": f"{HUSH}\n"},
+        {"client_kwargs": {"aws_session_token": {"x": HUSH}}},
+        {"config_kwargs": {"retries": HUSH}},
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_told_without_their_values(moto: S3, root: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(StoreError) as caught:
+        open_files(root, options(moto, **wrong)).replace("a", b"1")
+    assert str(caught.value).startswith(root)
+    assert HUSH not in "".join(traceback.format_exception(caught.value))
