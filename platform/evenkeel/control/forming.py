@@ -20,6 +20,8 @@ def try_form(s: State, now: float) -> None:
     if s.resume is not None:
         base, s.resume = s.resume, None
         saving.go_back(s, base, f"asked to go on from step {base.step}")
+    elif s.generation == 0 and s.saved and not s.restores:
+        saving.go_back(s, s.saved[0], f"a checkpoint of step {s.saved[0].step} was put here to begin from")
     sources = _sources(s)
     lost = _lost_slices(s, sources)
     if s.pending & Flags.STOP and _stopped(s):
@@ -48,7 +50,8 @@ def try_form(s: State, now: float) -> None:
         if lost and s.committed not in (INITIAL, *s.saved):
             _wait_for(s, "workers: the layout for those that are here has no place for the only holders of some state")
             return
-        _form(s, now, planned, () if lost else usable, saved=bool(lost) and s.committed != INITIAL)
+        from_store = s.committed in s.saved and (bool(lost) or s.committed == INITIAL)
+        _form(s, now, planned, () if lost else usable, from_store)
 
 
 def _stopped(s: State) -> bool:

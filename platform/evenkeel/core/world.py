@@ -21,7 +21,7 @@ class World:
 
     Attributes:
         base: the version that everybody starts from; its step + 1 is the first step of this generation.
-            At INITIAL nothing is moved: everybody initialises its shard.
+            At INITIAL nothing is moved: everybody initialises its shard, unless `saved`.
         members: by rank; rank 0 hosts the rendezvous store and is the leader, who reports.
         sources: holders of `base`, from whom missing slices come. Every member derives the same transfers from them.
         nodes: of members and sources.

@@ -62,12 +62,12 @@ class Holdings:
         sources = [state for state in self._states() if state.shard in true]
         same = self._current is not None and self._current.state.shard == shard and shard in true
         memory = self._current if same and self._current is not None else self._build(shard)
-        if world.base == INITIAL:
-            if not same:
-                memory.state.initialise(self._job.settings.seed)
-        elif world.saved:
+        if world.saved:
             if not same:
                 load(self._job, world.base, memory.state, progress)
+        elif world.base == INITIAL:
+            if not same:
+                memory.state.initialise(self._job.settings.seed)
         else:
             holders = [(source.worker_id, source.shard) for source in world.sources]
             plan = transfers(self._job.shape, holders, world.layout, dict(world.nodes))

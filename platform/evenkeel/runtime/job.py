@@ -72,7 +72,7 @@ class JobMaker:
         wants = [Want(p.tensor, p.box, _bytes(p.data)) for p in pieces]
         try:
             saving.read(RunDirectory.at(self.folder), version, wants, moved)
-        except CheckpointDamaged as error:
+        except (CheckpointDamaged, ValueError) as error:  # or of another model
             raise CheckpointError(str(error)) from error
 
     def _write_final(self, final: FinalTensors) -> None:

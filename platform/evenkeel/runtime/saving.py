@@ -39,8 +39,8 @@ def complete(run: RunDirectory, spec: "RunSpec", command: m.CommitCheckpoint) ->
     )
     parts = [load(json.loads(part), Part) for part in command.parts]
     made = checkpoints.commit(command.version, content, parts, shapes(spec.policy.model), epoch=command.epoch)
-    checkpoints.prune(spec.keep)
-    return m.CheckpointCommitted(command.version, sum(file.size for file in made.manifest.files))
+    removed = checkpoints.prune(spec.keep)
+    return m.CheckpointCommitted(command.version, sum(file.size for file in made.manifest.files), tuple(removed))
 
 
 def find(run: RunDirectory) -> tuple[tuple[Version, ...], tuple[str, ...]]:
