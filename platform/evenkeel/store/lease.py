@@ -1,0 +1,302 @@
+"""Who runs a run, and whether another may: lease.json.
+
+The journal is the fence: of two controllers that both think that they hold the lease, only one can write the next
+entry, so no harm comes of a lease that is wrong. It is there to tell a second submission who is first before it starts
+anything, and to let it go on at once, or after LEASE_S, where the first is dead.
+
+**Tenures.** Who holds the lease is settled by files lease/000001.json, lease/000002.json, …, each created only if
+absent and then never changed or removed, like the journal's: the highest is the holder's. Two takers that found tenure
+n dead both try to create n + 1; one does, the other finds a lease that is new to it. So nothing but Files.create has to
+be atomic, which on S3 is one small conditional PUT: overwriting on a condition (If-Match) is not to be had everywhere.
+
+**lease.json** is what the holder shows: its tenure with the time of its last renewal, replaced whole, so that a reader
+never sees half of one. A holder that was stopped (SIGSTOP, a slow link) between looking and writing may put its own
+over its successor's, once. Therefore lease.json counts only if it is of the highest tenure; before that holder has
+shown anything, or when it was overwritten so, the tenure's own file stands in, until the next renewal. A holder has
+lost as soon as the next tenure exists, which it looks for whenever it renews.
+
+**Time.** Clocks of two hosts are not compared: an observer waits for the lease to change, by its own monotonic clock.
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from evenkeel.core.codec import CodecError, dump, load
+from evenkeel.store.errors import StoreError
+from evenkeel.store.files import Files
+from evenkeel.store.journal import check_format
+
+LEASE_S = 15.0
+"""A lease that did not change for so long is nobody's."""
+
+RENEW_S = 3.0
+"""Several to a lease, so that a slow store does not cost it; a second submission is refused within one."""
+
+LOOK_S = 0.5
+FORMAT = 1
+SHOWN = "lease.json"
+FOLDER = "lease"
+
+
+class LeaseHeld(StoreError):  # noqa: N818 - it says how things are
+    """Another cluster runs this run; names host, process and start."""
+
+
+class LeaseLost(StoreError):  # noqa: N818 - it says who one is now
+    """Another process has taken the lease in place of this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that runs, or would run, a run.
+
+    Attributes:
+        cluster: identity of its Ray cluster.
+        boot_id: of the kernel.
+        pid_namespace: in which `pid` counts: containers of one host share the boot, and maybe the name, but not this.
+        process_start: in clock ticks since boot; with the pid it means one process and never another.
+    """
+
+    cluster: str
+    host: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    process_start: int
+
+    @classmethod
+    def this(cls, cluster: str) -> "Holder":
+        """The calling process."""
+        pid = os.getpid()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return cls(cluster, socket.gethostname(), boot_id, os.readlink("/proc/self/ns/pid"), pid, _stat(pid)[1])
+
+    def is_dead(self, observer: "Holder") -> bool:
+        """Whether this process is gone for certain; False also if the observer has no way to know."""
+        if (self.host, self.boot_id, self.pid_namespace) != (observer.host, observer.boot_id, observer.pid_namespace):
+            return False
+        try:
+            state, start = _stat(self.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return not _answers(self.pid)
+        return state in "ZX" or start != self.process_start
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """lease.json. `start` (of the tenure) and `renewed` are unix seconds, by the holder's clock.
+
+    Attributes:
+        epoch: of the holder's controller; 0 while there is none yet.
+        released: the holder has ended and waits for nobody.
+        nonce: no two takers write the same (Files.create).
+    """
+
+    tenure: int
+    holder: Holder
+    epoch: int
+    start: float
+    renewed: float
+    released: bool
+    nonce: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < 1e11:
+            raise ValueError(f"start is {self.start}, which is no time of this age")
+
+    @property
+    def who(self) -> str:
+        start = datetime.fromtimestamp(self.start, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"process {self.holder.pid} on host {self.holder.host}, started {start}"
+
+    def to_json(self) -> bytes:
+        values = dump(self, Lease)
+        return json.dumps({"format": FORMAT, **values.pop("holder"), **values}, indent=2).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> "Lease":
+        """Raises StoreError, naming the file, if it is none or of a newer format."""
+        try:
+            values: dict[str, Any] = dict(check_format(json.loads(data), FORMAT, where))
+            del values["format"]
+            holder = {name: values.pop(name, None) for name in Holder.__slots__}
+            lease: Lease = load({**values, "holder": holder}, Lease)
+        except (CodecError, ValueError) as error:
+            raise StoreError(f"{where}: damaged ({error}); remove it if nobody runs this run") from None
+        return lease
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    action: Literal["take", "keep", "attach", "wait", "refuse"]
+    reason: str
+
+
+def decide(lease: Lease | None, me: Holder, dead: bool, changed: bool, unchanged_s: float) -> Decision:
+    """What one who wants to run this run is to do.
+
+    Args:
+        dead: the holder's process is gone for certain.
+        changed: the lease has changed since the asker looked first.
+        unchanged_s: how long the asker has seen it as it is.
+    """
+    if lease is None:
+        return Decision("take", "nobody runs it")
+    if lease.released:
+        return Decision("take", f"{lease.who}, has ended")
+    if lease.holder == me:
+        return Decision("keep", "an earlier attempt of this process has taken it, though the store failed then")
+    if dead:
+        return Decision("take", f"{lease.who}, is dead")
+    if lease.holder.cluster == me.cluster:
+        return Decision("attach", f"{lease.who}, runs it in this cluster")
+    if changed:
+        return Decision("refuse", f"{lease.who}, runs it in another cluster")
+    if unchanged_s >= LEASE_S:
+        return Decision("take", f"{lease.who}, has not been heard of for {LEASE_S:g} s")
+    return Decision("wait", f"{lease.who}, may be alive")
+
+
+def read_lease(files: Files) -> Lease | None:
+    """The newest lease, whether its holder lives or not; None if the run never had one."""
+    numbers = [int(n[:-5]) for n in files.names(FOLDER) if n.endswith(".json") and n[:-5].isdecimal()]
+    newest = max(numbers, default=0)
+    shown = _read(files, SHOWN)
+    return shown if shown is not None and shown.tenure >= newest else _read(files, _file(newest))
+
+
+class Tenure:
+    """A lease that is held by this process.
+
+    `renew` and `release` take as long as the store does: for a loop that must go on, call them in a thread.
+    """
+
+    def __init__(self, files: Files, lease: Lease, reason: str) -> None:
+        self.lease = lease
+        self.reason = reason
+        """Why it could be taken."""
+        self._files = files
+        self._renewed = float("-inf")
+
+    def due(self, now: float) -> bool:
+        """Whether to renew; `now` by time.monotonic()."""
+        return now - self._renewed >= RENEW_S
+
+    def renew(self) -> None:
+        """Shows that the holder lives.
+
+        Raises:
+            LeaseLost: somebody else holds it.
+            StoreError: the store failed. The lease may expire by that; the next renewal tells, until then go on.
+        """
+        self._renewed = time.monotonic()
+        self._show(replace(self.lease, renewed=time.time()))
+
+    def release(self) -> None:
+        """Lets the next one take it at once. Raises as `renew` does."""
+        self._show(replace(self.lease, renewed=time.time(), released=True))
+
+    def _show(self, lease: Lease) -> None:
+        successor = _read(self._files, _file(lease.tenure + 1))
+        if successor is not None:
+            raise LeaseLost(f"{self._files.where(SHOWN)}: {successor.who}, has taken it over")
+        self._files.replace(SHOWN, lease.to_json())
+        self.lease = lease
+
+
+def acquire(files: Files, me: Holder, wait: Callable[[float], bool], epoch: int = 0) -> Tenure | None:
+    """The lease, or None if it is held within this very cluster, whose controller is to be attached to.
+
+    Takes up to LEASE_S where the holder is not known to be dead.
+
+    Args:
+        wait: returns after so many seconds, or earlier and True to give up: the `wait` of a threading.Event.
+
+    Raises:
+        LeaseHeld: by a process of another cluster that is alive.
+        StoreError: if the store fails, or lease.json is damaged or of a newer format.
+    """
+    return _acquire(files, me, wait, epoch, attach=True)
+
+
+def succeed(files: Files, me: Holder, wait: Callable[[float], bool], epoch: int) -> Tenure:
+    """As `acquire`, for one who knows that in this cluster nobody else runs it: its Ray says so by the actor's name.
+
+    A controller takes over so from the driver that started it, or from its own life before.
+    """
+    tenure = _acquire(files, me, wait, epoch, attach=False)
+    assert tenure is not None
+    return tenure
+
+
+def _acquire(files: Files, me: Holder, wait: Callable[[float], bool], epoch: int, attach: bool) -> Tenure | None:
+    first = seen = read_lease(files)
+    since = time.monotonic()
+    while True:
+        dead = seen is not None and seen.holder.is_dead(me)
+        decision = decide(seen, me, dead, seen != first, time.monotonic() - since)
+        match decision.action:
+            case "attach" if attach:
+                return None
+            case "keep" if seen:
+                return _shown(files, seen, decision.reason)
+            case "take" | "attach":
+                if lease := _take(files, me, epoch, seen):
+                    return _shown(files, lease, decision.reason)
+            case "refuse":
+                raise LeaseHeld(_refusal(files, decision.reason))
+        if wait(LOOK_S):
+            raise LeaseHeld(_refusal(files, decision.reason))
+        seen = read_lease(files)
+
+
+def _take(files: Files, me: Holder, epoch: int, old: Lease | None) -> Lease | None:
+    """The tenure after the old one; None if somebody else was faster."""
+    now = time.time()
+    lease = Lease(1 + (old.tenure if old else 0), me, epoch, now, now, False, uuid.uuid4().hex)
+    return lease if files.create(_file(lease.tenure), lease.to_json()) else None
+
+
+def _shown(files: Files, lease: Lease, reason: str) -> Tenure:
+    tenure = Tenure(files, lease, reason)
+    tenure.renew()
+    return tenure
+
+
+def _refusal(files: Files, reason: str) -> str:
+    return f"{files.where()}: {reason}; stop that one first, or choose another run.name"
+
+
+def _read(files: Files, name: str) -> Lease | None:
+    data = files.read(name)
+    return None if data is None else Lease.from_json(data, files.where(name))
+
+
+def _file(tenure: int) -> str:
+    return f"{FOLDER}/{tenure:06d}.json"
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """State and start of a process. Raises FileNotFoundError or ProcessLookupError if there is none to be seen."""
+    # The second field is the name in parentheses, in which anything may stand.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[19])
+
+
+def _answers(pid: int) -> bool:
+    """Whether there is such a process; /proc may hide those of other users."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

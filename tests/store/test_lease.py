@@ -1,0 +1,359 @@
+"""The lease: one taker of many, the dead give way, the living are named."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import BUCKET
+
+from evenkeel.store import lease as lease_module
+from evenkeel.store.errors import StoreError
+from evenkeel.store.files import Files, LocalFiles, open_files
+from evenkeel.store.lease import (
+    FOLDER,
+    LEASE_S,
+    RENEW_S,
+    SHOWN,
+    Holder,
+    Lease,
+    LeaseHeld,
+    LeaseLost,
+    acquire,
+    decide,
+    read_lease,
+    succeed,
+)
+
+pytestmark = pytest.mark.stores("moto", "rgw")
+_context = multiprocessing.get_context("spawn")
+PATIENCE_S = 60.0
+
+HERE = Holder.this("cluster-b")
+AWAY = replace(HERE, host="elsewhere")
+
+
+def lease_of(holder: Holder, tenure: int = 1) -> Lease:
+    return Lease(tenure, holder, 3, 1.75e9, 1.75e9, False, "x")
+
+
+def at_once(seconds: float) -> bool:
+    raise AssertionError("waited")
+
+
+def briefly(seconds: float) -> bool:
+    """In place of the pause between two looks, so that the test looks more often."""
+    return threading.Event().wait(seconds / 50)
+
+
+# ------------------------------------------------------------ the decision
+
+
+OTHER = replace(HERE, cluster="cluster-a", pid=4242, host="host-a")
+WHO = "process 4242 on host host-a, started 2025-06-15 15:06:40 UTC"
+
+
+@pytest.mark.parametrize(
+    ("lease", "dead", "changed", "unchanged_s", "action", "reason"),
+    [
+        (None, False, False, 0.0, "take", "nobody runs it"),
+        (lease_of(OTHER), True, False, 0.0, "take", f"{WHO}, is dead"),
+        (lease_of(OTHER), False, False, LEASE_S - 0.1, "wait", f"{WHO}, may be alive"),
+        (lease_of(OTHER), False, False, LEASE_S, "take", f"{WHO}, has not been heard of for 15 s"),
+        (lease_of(OTHER), False, True, 1.0, "refuse", f"{WHO}, runs it in another cluster"),
+        (lease_of(OTHER), True, True, 1.0, "take", f"{WHO}, is dead"),
+        (replace(lease_of(OTHER), released=True), False, True, 0.0, "take", f"{WHO}, has ended"),
+        (lease_of(replace(OTHER, cluster="cluster-b")), False, True, 1.0, "attach", f"{WHO}, runs it in this cluster"),
+        (lease_of(replace(OTHER, cluster="cluster-b")), True, True, 1.0, "take", f"{WHO}, is dead"),
+        (lease_of(HERE), False, False, 0.0, "keep", "an earlier attempt of this process"),
+    ],
+)
+def test_what_to_do(
+    lease: Lease | None, dead: bool, changed: bool, unchanged_s: float, action: str, reason: str
+) -> None:
+    decision = decide(lease, HERE, dead, changed, unchanged_s)
+    assert (decision.action, decision.reason[: len(reason)]) == (action, reason)
+
+
+def test_only_what_can_be_seen_is_dead() -> None:
+    child = subprocess.Popen(["sleep", "1000"])
+    alive = replace(HERE, pid=child.pid, process_start=_process_start(child.pid))
+    try:
+        assert not alive.is_dead(HERE)
+        assert replace(alive, process_start=alive.process_start + 1).is_dead(HERE), "the pid was given to another"
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert alive.is_dead(HERE), "a zombie"
+    finally:
+        child.kill()
+        child.wait()
+    assert alive.is_dead(HERE)
+    for unlike in ({"host": "other"}, {"boot_id": "other"}, {"pid_namespace": "pid:[1]"}):
+        assert not replace(alive, **unlike).is_dead(HERE)
+
+
+def _process_start(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+# ------------------------------------------------------------ one holder
+
+
+def test_the_file_says_who_runs_it(files: Files) -> None:
+    tenure = acquire(files, HERE, at_once, epoch=7)
+    assert tenure is not None and tenure.reason == "nobody runs it"
+    said = json.loads(files.read(SHOWN) or b"")
+    assert (said["format"], said["cluster"], said["pid"], said["epoch"]) == (1, "cluster-b", os.getpid(), 7)
+    assert {"host", "boot_id", "start", "renewed"} <= said.keys()
+    assert read_lease(files) == tenure.lease
+
+
+def test_it_is_due_some_times_in_a_lease(files: Files) -> None:
+    tenure = acquire(files, HERE, at_once)
+    assert tenure is not None
+    now = time.monotonic()
+    assert not tenure.due(now) and tenure.due(now + RENEW_S)
+    before = tenure.lease
+    tenure.renew()
+    assert read_lease(files) == tenure.lease != before
+    assert 3 * RENEW_S < LEASE_S
+
+
+def test_within_a_cluster_one_attaches_and_the_controller_succeeds(files: Files) -> None:
+    driver = acquire(files, HERE, at_once)
+    assert driver is not None
+    later = replace(HERE, pid=os.getppid(), process_start=_process_start(os.getppid()))
+    assert acquire(files, later, at_once) is None
+    controller = succeed(files, later, at_once, epoch=1)
+    assert (controller.lease.tenure, controller.lease.epoch) == (2, 1)
+    with pytest.raises(LeaseLost, match=rf"lease\.json: process {later.pid} on host .* has taken it over"):
+        driver.renew()
+    with pytest.raises(LeaseLost):
+        driver.release()
+    assert read_lease(files) == controller.lease
+
+
+def test_what_was_released_is_taken_at_once_from_anywhere(files: Files) -> None:
+    first = acquire(files, AWAY, at_once)
+    assert first is not None
+    first.release()
+    second = acquire(files, replace(HERE, cluster="cluster-c"), at_once)
+    assert second is not None and second.reason.endswith("has ended")
+
+
+def test_a_late_write_of_the_one_before_does_no_harm(files: Files) -> None:
+    first = acquire(files, HERE, at_once)
+    assert first is not None
+    second = succeed(files, replace(HERE, pid=os.getppid()), at_once, epoch=2)
+    files.replace(SHOWN, first.lease.to_json())
+    assert read_lease(files) == replace(second.lease, renewed=second.lease.start)
+    second.renew()
+    assert json.loads(files.read(SHOWN) or b"")["tenure"] == 2
+
+
+class _FailingOnce(LocalFiles):
+    """The store fails after the lease was taken and before it is shown."""
+
+    failed = False
+
+    def replace(self, name: str, data: bytes) -> None:
+        if not self.failed:
+            self.failed = True
+            raise StoreError("down")
+        super().replace(name, data)
+
+
+def test_one_who_asks_again_after_the_store_failed_has_it(tmp_path: Path) -> None:
+    files = _FailingOnce(tmp_path)
+    with pytest.raises(StoreError, match="down"):
+        acquire(files, HERE, at_once)
+    tenure = acquire(files, HERE, at_once)
+    assert tenure is not None and tenure.lease.tenure == 1
+    assert read_lease(files) == tenure.lease
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 2}, "has format 2; this evenkeel reads up to 1"),
+        ({"pid": "7"}, "int expected, not '7'"),
+        ({"pid": None}, "int expected, not None"),
+        ({"start": 1e300}, "no time of this age"),
+        ({"start": "nan"}, "no time of this age"),
+        ({"more": 1}, "no field 'more'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    files = LocalFiles(tmp_path)
+    assert acquire(files, HERE, at_once)
+    files.replace(SHOWN, json.dumps({**json.loads(files.read(SHOWN) or b""), **change}).encode())
+    with pytest.raises(StoreError, match=re.escape(said)) as caught:
+        acquire(files, HERE, at_once)
+    assert str(caught.value).startswith(files.where(SHOWN))
+
+
+def test_half_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    LocalFiles(tmp_path).replace(SHOWN, b'{"format": 1, "pi')
+    with pytest.raises(StoreError, match=r"lease\.json: damaged .* remove it if nobody runs this run"):
+        acquire(LocalFiles(tmp_path), HERE, at_once)
+
+
+# ------------------------------------------------------------ processes
+
+
+@pytest.fixture(params=["local", "moto"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A root that processes share."""
+    if request.param == "local":
+        return str(tmp_path)
+    request.getfixturevalue("moto_in_environment")
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+def _hold(root: str, pipe: "Connection[Any, Any]") -> None:
+    """Holds the lease until it is lost or the other end of the pipe is closed."""
+    tenure = acquire(open_files(root), Holder.this("cluster-a"), at_once)
+    assert tenure is not None
+    pipe.send(tenure.lease)
+    try:
+        while not pipe.poll(0.02):
+            tenure.renew()
+            pipe.send("renewed")
+    except LeaseLost as error:
+        pipe.send(str(error))
+
+
+@contextmanager
+def holding(root: str) -> Iterator[tuple[Lease, "Connection[Any, Any]"]]:
+    ours, theirs = _context.Pipe()
+    process = _context.Process(target=_hold, args=(root, theirs))
+    process.start()
+    theirs.close()
+    try:
+        yield ours.recv(), ours
+    finally:
+        process.kill()
+        process.join()
+
+
+def renewed_again(pipe: "Connection[Any, Any]") -> None:
+    """Returns after a renewal that began after this call."""
+    while pipe.poll():
+        pipe.recv()
+    for _ in range(2):
+        assert pipe.poll(PATIENCE_S) and pipe.recv() == "renewed"
+
+
+def test_the_living_are_named(shared: str) -> None:
+    with holding(shared) as (lease, pipe):
+        renewed_again(pipe)
+        with pytest.raises(LeaseHeld) as caught:
+            acquire(open_files(shared), HERE, briefly)
+    pid, host = lease.holder.pid, lease.holder.host
+    said = f"{shared}: process {pid} on host {host}, started {lease.who[-23:]}, runs it in another cluster; stop that"
+    assert str(caught.value).startswith(said)
+
+
+def test_the_dead_of_this_host_give_way_at_once(shared: str) -> None:
+    with holding(shared) as (lease, _):
+        os.kill(lease.holder.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, lease.holder.pid, os.WEXITED | os.WNOWAIT)
+        tenure = acquire(open_files(shared), HERE, at_once)
+    assert tenure is not None and tenure.reason == f"{lease.who}, is dead"
+
+
+def test_the_dead_of_another_host_are_waited_for(shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_S", 1.0)
+    with holding(shared) as (lease, _):
+        os.kill(lease.holder.pid, signal.SIGKILL)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return briefly(seconds)
+
+    begun = time.monotonic()
+    tenure = acquire(open_files(shared), AWAY, wait)
+    assert tenure is not None and tenure.reason == f"{lease.who}, has not been heard of for 1 s"
+    assert waits and time.monotonic() - begun >= 1.0
+
+
+def test_one_that_was_stopped_finds_that_it_has_lost(shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_S", 1.0)
+    with holding(shared) as (lease, pipe):
+        os.kill(lease.holder.pid, signal.SIGSTOP)
+        tenure = acquire(open_files(shared), HERE, briefly)
+        assert tenure is not None
+        os.kill(lease.holder.pid, signal.SIGCONT)
+        while (said := pipe.recv()) == "renewed":
+            pass
+        assert said.endswith(f"{tenure.lease.who}, has taken it over")
+        tenure.renew()
+        assert read_lease(open_files(shared)) == tenure.lease
+
+
+def test_waiting_can_be_stopped(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    assert acquire(files, AWAY, at_once)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(LeaseHeld, match="may be alive; stop that one first"):
+        acquire(files, replace(HERE, cluster="cluster-c"), stop.wait)
+
+
+ROUNDS = 20
+
+
+def _race(root: str, cluster: str, start: Any, end: Any, pipe: "Connection[Any, Any]") -> None:
+    """In each round: takes the lease of a run, or is told who was faster."""
+    me = Holder.this(cluster)
+    for i in range(ROUNDS):
+        files = open_files(f"{root}/{i}")
+        start.wait(PATIENCE_S)
+        try:
+            tenure = acquire(files, me, briefly)
+            assert tenure is not None
+            while not end.n_waiting:
+                tenure.renew()
+            pipe.send(tenure.lease)
+        except LeaseHeld as error:
+            pipe.send(str(error))
+        end.wait(PATIENCE_S)
+
+
+def test_of_two_takers_at_once_one_has_it(shared: str) -> None:
+    dead = lease_of(replace(HERE, cluster="cluster-0", pid=HERE.pid, process_start=HERE.process_start + 1))
+    for i in range(0, ROUNDS, 2):  # in the others there is none to be taken over
+        open_files(f"{shared}/{i}").create(f"{FOLDER}/000001.json", dead.to_json())
+    barriers = _context.Barrier(2), _context.Barrier(2)
+    pipes, processes = [], []
+    for cluster in ("cluster-a", "cluster-b"):
+        ours, theirs = _context.Pipe()
+        processes.append(_context.Process(target=_race, args=(shared, cluster, *barriers, theirs)))
+        processes[-1].start()
+        theirs.close()
+        pipes.append(ours)
+    try:
+        rounds = [[pipe.recv() for pipe in pipes] for _ in range(ROUNDS)]
+    finally:
+        for process in processes:
+            process.join(PATIENCE_S)
+            process.kill()
+    for i, results in enumerate(rounds):
+        (winner,) = (r for r in results if isinstance(r, Lease))
+        (loser,) = (r for r in results if isinstance(r, str))
+        assert f"process {winner.holder.pid} on host" in loser
+        assert winner.tenure == (1 if i % 2 else 2)
+        assert read_lease(open_files(f"{shared}/{i}")) == winner
