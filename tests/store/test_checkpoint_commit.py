@@ -16,6 +16,8 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.manifest import FileRecord, TensorRecord
 
+pytestmark = pytest.mark.stores("moto", "rgw")
+
 AT = Version(5, 3)
 STATE, OTHER = make_state(0), make_state(1)
 Lie = Callable[[list[Part]], list[Part]]
@@ -136,7 +138,7 @@ def at_once(calls: list[Callable[[], Checkpoint]]) -> list[Checkpoint | StoreErr
 
 
 def test_of_two_who_commit_one_version_at_once_one_wins_and_both_succeed(files: Files) -> None:
-    for step in range(1, 21):
+    for step in range(1, 9):
         at = Version(step, 1)
         parts = write_parts(files, at, STATE)
         store = checkpoints(files)
@@ -151,7 +153,7 @@ def test_of_two_who_commit_one_version_at_once_one_wins_and_both_succeed(files: 
 
 
 def test_of_two_generations_at_once_the_newer_one_stays(files: Files) -> None:
-    for step in range(1, 21):
+    for step in range(1, 9):
         calls = [
             lambda: save(files, OTHER, step, generation=1),  # noqa: B023
             lambda: save(files, STATE, step, generation=2),  # noqa: B023

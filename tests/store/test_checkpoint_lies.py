@@ -184,7 +184,7 @@ def tell(values: Any, data: st.DataObject) -> None:
         container["more"] = 1
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_a_lie_anywhere_in_the_manifest(victim: Victim, data: st.DataObject) -> None:
     values = deepcopy(victim.values)
@@ -194,7 +194,7 @@ def test_a_lie_anywhere_in_the_manifest(victim: Victim, data: st.DataObject) -> 
     victim.told(encoded(values))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     data=st.data(),
     cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20)), max_size=3),

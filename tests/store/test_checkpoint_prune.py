@@ -12,6 +12,8 @@ from evenkeel.core.ids import Version
 from evenkeel.store.files import Files, LocalFiles
 from evenkeel.store.manifest import part_generation
 
+pytestmark = pytest.mark.stores("moto", "rgw")
+
 STATE = make_state(0)
 SMALL = {"param/bias": STATE["param/bias"]}
 
@@ -121,7 +123,7 @@ histories = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(history=histories, keep=st.integers(1, 3))
 def test_any_history_against_what_must_hold(history: list[tuple[int, int, str]], keep: int) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:

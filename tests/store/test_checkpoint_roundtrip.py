@@ -26,6 +26,7 @@ from evenkeel.store.files import Files, LocalFiles
 from evenkeel.store.manifest import CHUNK_BYTES
 
 
+@pytest.mark.stores("moto", "rgw")
 def test_what_is_written_is_read(files: Files) -> None:
     state = make_state(0)
     save(files, state, 10, generation=3)

@@ -176,8 +176,8 @@ class Checkpoints:
         names = self._files.names(folder(step))
         old = [name for name in names if name not in own and _is_older(part_generation(name), step, newest)]
         if old == names and step < newest.step:
-            # With what killed writers left in it. Only if the run went back since `newest` can a newer part be
-            # unfinished and unlisted in here; its writer is told, and writes it again.
+            # With what killed writers left in it. A newer part can be in here, unfinished and so unlisted, only if the
+            # run went back since `newest` and this call is of before; then its writer fails, and that one checkpoint.
             self._files.remove_folder(folder(step))
             return
         for name in old:
