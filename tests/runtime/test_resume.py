@@ -12,7 +12,7 @@ CONFIG: dict[str, Any] = {
     "train": {"steps": 16},
     "checkpoint": {"every_steps": EVERY},
 }
-SAME = ("loss", "grad_norm", "lr", "tokens", "samples", "vote")
+SAME = ("loss", "grad_norm", "lr", "tokens", "samples")
 
 
 @pytest.fixture(scope="module")

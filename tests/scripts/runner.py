@@ -113,7 +113,7 @@ class Script:
         self.life += 1
         without = line.settings.get("without", "").split(",")
         witness = self.metrics[-1] if self.metrics else None
-        self.controller = Controller(self.policy, self.life, tuple(self.journal), witness)
+        self.controller = Controller(self.policy, self.life, tuple(self.journal), witness, "again" in line)
         alive = tuple(i for w, i in sorted(self.known.items()) if w not in without)
         saved = tuple(version(text, 0) for text in line.settings.get("saved", "").split(",") if text)
         resume = line.settings.get("resume")

@@ -33,15 +33,21 @@ class Controller:
         entries: the journal so far, replayed without any command (rule 15): what is unfinished is repaired by abort
             and settle, once Started comes.
         witness: the last vote in metrics.jsonl (rule 4).
+        again: the run was submitted again: an end in the journal is not the end of it.
     """
 
     def __init__(
-        self, policy: Policy, epoch: int = 1, entries: Sequence[m.Entry] = (), witness: Vote | None = None
+        self,
+        policy: Policy,
+        epoch: int = 1,
+        entries: Sequence[m.Entry] = (),
+        witness: Vote | None = None,
+        again: bool = False,
     ) -> None:
         roster = Roster(policy.wish.max_workers + policy.spares)
         trouble = Trouble(policy.max_bad_steps)
         self._state = State(policy, epoch, roster, trouble, epoch * ASKS_PER_EPOCH, Gathering(0.0))
-        _replay(self._state, entries, witness)
+        _replay(self._state, entries, witness, again)
 
     @property
     def mode(self) -> Mode:
@@ -142,7 +148,7 @@ def _advance(s: State, now: float) -> None:
 # ---------------------------------------------------------------- the controller's own start
 
 
-def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None) -> None:
+def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None, again: bool) -> None:
     """What the journal says, without any command."""
     world: World | None = None
     ended: m.RunEnded | None = None
@@ -162,7 +168,7 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None) -> None:
                 ended = entry
             case _:
                 assert_never(entry)
-    if ended is not None:
+    if ended is not None and not again:
         s.mode = Ended(ended.status, ended.error)
         return
     if witness is not None and not any(witness.generation <= at for _, at in s.restores):

@@ -31,8 +31,8 @@ class Incident:
 
     @property
     def planned(self) -> bool:
-        """Asked for rather than suffered: a pause or a stop."""
-        return self.cause in ("pause", "stop")
+        """Asked for rather than suffered: a pause, a stop, or a run that is submitted again."""
+        return self.cause in ("pause", "stop", "resumed")
 
     def describe(self) -> str:
         """One line for an error message."""

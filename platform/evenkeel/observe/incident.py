@@ -8,7 +8,7 @@ PHASES = ("detect", "abort", "settle", "plan", "regroup", "reshard", "first_step
 becomes of the open step. plan: layout, journal, telling. regroup: process groups. reshard: missing slices.
 first_step: to the next commit."""
 
-PLANNED = ("pause", "stop")
+PLANNED = ("pause", "stop", "resumed")
 
 
 def phase_times(incident: Mapping[str, Any]) -> dict[str, float]:

@@ -85,8 +85,9 @@ class ControllerActor:
             self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
             past = self._record.begin(spec.policy)
             self._epoch = past.epoch + 1
-            controller = Controller(self._spec.policy, self._epoch, past.entries, past.witness)
-            self._fleet = Fleet(self._spec.name, self._spec.worker, self._myself, self._hear, past.workers)
+            again = len(past.entries) <= spec.begun
+            controller = Controller(spec.policy, self._epoch, past.entries, past.witness, again)
+            self._fleet = Fleet(spec.name, spec.worker, self._myself, self._hear, past.workers)
             alive = await self._fleet.find() if past.entries else ()
             self._shell = Shell(controller, self._record, self, time.monotonic, self._ended)
             started = self._started(alive, past)
@@ -94,7 +95,7 @@ class ControllerActor:
             traceback.print_exc()
             self._ended(m.End("failed", _internal(error)))
             return
-        if past.ended is not None and len(past.entries) > spec.begun:
+        if past.ended is not None and not again:
             self._ended(past.ended)
         else:
             self._feed(started)
