@@ -301,6 +301,7 @@ TOLD: dict[str, tuple[Callable[[Any], None], str]] = {
         "pipeline 0 stage 0 has layers 1 to 2",
     ),
     "no position in the data": (lambda v: v["content"].update(samples=-1), "samples -1 is not 0 to"),
+    "an epoch before the first": (lambda v: v.update(epoch=-1), "epoch -1 is not 0 to"),
     "a step before the first": (lambda v: v["version"].update(step=-1), "step -1 is not 0 to"),
     "a field that is not there": (lambda v: v["version"].pop("step"), "field 'step' of Version is missing"),
     "a field too many": (lambda v: v["version"].update(more=1), "Version has no field 'more'"),

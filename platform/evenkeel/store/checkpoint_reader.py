@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import groupby, product
+from math import prod
 
 from xxhash import xxh3_64_hexdigest
 
-from evenkeel.core.boxes import Box
+from evenkeel.core.boxes import Box, full
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.final import ITEM_BYTES
@@ -78,7 +79,7 @@ class Checkpoint:
         except KeyError:
             raise StoreError(f"{self.url}: has no tensor {want.tensor!r}") from None
         item = ITEM_BYTES[tensor.dtype]
-        if not Box((0,) * len(tensor.shape), tensor.shape).contains(want.box):
+        if not full(tensor.shape).contains(want.box):
             raise ValueError(f"{want.tensor}: {want.box} is not within {tensor.shape}")
         if want.buffer.nbytes != want.box.size * item:
             raise ValueError(f"{want.tensor}: a buffer of {want.buffer.nbytes} bytes for {want.box} of {tensor.dtype}")
@@ -106,9 +107,7 @@ class _Copy:
             outer -= 1
         source = _strides(held, self.item)
         target = _strides(wanted, self.item)
-        size = self.item
-        for side in shape[outer:]:
-            size *= side
+        size = self.item * prod(shape[outer:])
         first = self.piece.start + _offset(self.common, self.piece.box, source)
         begin = _offset(self.common, self.want.box, target)
         for index in product(*map(range, shape[:outer])):
