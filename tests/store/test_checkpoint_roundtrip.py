@@ -9,7 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_state import CONTENT, as_bytes, checkpoints, commit, load, make_state, pieces_of, random_box, same, save
+from checkpoint_state import (
+    CHUNK,
+    CONTENT,
+    as_bytes,
+    checkpoints,
+    commit,
+    load,
+    make_state,
+    pieces_of,
+    random_box,
+    same,
+    save,
+)
 from safetensors.numpy import load_file
 
 from evenkeel.core.boxes import Box, full
@@ -24,6 +36,8 @@ from evenkeel.store.checkpoints import Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles
 from evenkeel.store.manifest import CHUNK_BYTES
+
+WEIGHTS = ("param/weight", "exp_avg/weight", "exp_avg_sq/weight")
 
 
 @pytest.mark.stores("moto", "rgw")
@@ -157,3 +171,27 @@ def peak() -> Iterator[list[int]]:
         found.append(tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()
+
+
+class Counted(LocalFiles):
+    """Notes where each byte range begins that is read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.starts: list[tuple[str, int]] = []
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
+        self.starts.append((name, offset))
+        return super().read_into(name, offset, buffer)
+
+
+def test_each_chunk_is_read_once_and_only_what_is_needed(tmp_path: Path) -> None:
+    """Also if wants lie across each other in a file, as the halves of a matrix that is cut by columns."""
+    files, state = Counted(tmp_path), make_state(6)
+    found = save(files, state, 1)
+    halves = [Box((0, 0), (7, 3)), Box((0, 3), (7, 6))]
+    wants = [Want(name, box, memoryview(bytearray(21 * state[name].itemsize))) for box in halves for name in WEIGHTS]
+    found.read(wants)
+    slices = [piece for name in WEIGHTS for piece in found.manifest.tensor(name).slices]
+    needed = {(f"{found.folder}/{p.file}", at // CHUNK * CHUNK) for p in slices for at in range(p.start, p.stop)}
+    assert sorted(files.starts) == sorted(needed)
