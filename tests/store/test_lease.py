@@ -325,7 +325,9 @@ def _race(root: str, cluster: str, start: Any, end: Any, pipe: "Connection[Any, 
         try:
             tenure = acquire(files, me, briefly)
             assert tenure is not None
+            limit = time.monotonic() + PATIENCE_S
             while not end.n_waiting:
+                assert time.monotonic() < limit, "the other one holds it, too"
                 tenure.renew()
             pipe.send(tenure.lease)
         except LeaseHeld as error:
