@@ -74,7 +74,8 @@ def test_on_other_workers_and_from_an_earlier_step(site: Site, truth: Finished) 
     """One worker, then two again: another layout moves the last digits of the losses, and nothing else."""
     first = site.run(CONFIG)
     check_same(first, truth)
-    again = site.run({**CONFIG, "scaling": {"workers": [1, 1], "spares": 0}}, "--resume", "12")
+    alone = {**CONFIG, "scaling": {"workers": [1, 1]}, "parallel": {"data": 1}}
+    again = site.run(alone, "--resume", "12")
     assert (again.status, again.err) == (0, "")
     assert again.steps == [*range(1, 17), *range(13, 17)]
     assert [line["samples"] for line in again.directory.metrics()] == [x["samples"] for x in truth.directory.metrics()]
@@ -120,3 +121,28 @@ def test_a_full_disk_is_told_and_training_goes_on(site: Site, truth: Finished) -
     done = run.finish()
     check_same(done, truth)
     assert "checkpoints" in done.events("checkpoint_failed")[0]["error"]
+
+
+def test_a_run_that_runs_in_another_cluster_is_refused(alone: Site) -> None:
+    """Each of these has a Ray of its own."""
+    forever = {**CONFIG, "train": {**CONFIG["train"], "steps": 100_000}}
+    first = alone.start(forever)
+    first.after_step(2)
+    second = alone.run(forever)
+    assert second.status == 2
+    assert "runs it in another cluster; stop that one first" in second.err and second.err.count("\n") == 1
+    assert f"process {controller(first).pid} on host" in second.err
+    first.process.terminate()
+    assert first.finish().status == 143
+
+
+def controller(run: Started) -> psutil.Process:
+    (found,) = [process for process in marked(run.mark) if "ControllerActor" in " ".join(process.cmdline())]
+    return found
+
+
+def test_the_second_of_two_submissions_attaches(site: Site, truth: Finished) -> None:
+    both = [site.start(CONFIG), site.start(CONFIG)]
+    for done in [run.finish() for run in both]:
+        check_same(done, truth)
+    assert len(done.worlds()) == 1

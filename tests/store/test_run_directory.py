@@ -54,13 +54,10 @@ def test_a_damaged_or_newer_record_is_refused_by_name(run: RunDirectory, text: s
         run.read_run()
 
 
-def test_config_and_lease(run: RunDirectory) -> None:
+def test_config(run: RunDirectory) -> None:
     assert run.read_config() is None
-    assert run.read_lease() is None
     run.write_config("train: {}\n")
-    run.write_lease({"pid": 7, "epoch": 1})
     assert run.read_config() == "train: {}\n"
-    assert run.read_lease() == {"pid": 7, "epoch": 1}
 
 
 def test_readers_take_the_last_line_of_a_step(run: RunDirectory) -> None:

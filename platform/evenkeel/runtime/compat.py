@@ -63,6 +63,17 @@ def autoscaler_maximum() -> dict[str, float] | None:
     return None if most is None else {name: float(value) for name, value in most.items()}
 
 
+def cluster_id() -> str:
+    """What tells this Ray cluster from every other. Only in a process of Ray.
+
+    Ray 2.60: made by its GCS at its first start; with GCS fault tolerance it stays through restarts.
+    """
+    from ray._private.worker import _global_node
+
+    assert _global_node is not None
+    return str(_global_node.cluster_id.hex())
+
+
 def log_folder() -> Path:
     """Where this node's Ray keeps its log files. Only in a process of Ray."""
     from ray._private.worker import _global_node

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 import time
 import traceback
 from collections import deque
@@ -25,6 +26,7 @@ from evenkeel.runtime.record import Past, RunRecord
 from evenkeel.runtime.shell import Shell, ToWorker
 from evenkeel.runtime.spec import RunSpec
 from evenkeel.store.errors import JournalFenced, StoreError
+from evenkeel.store.lease import RENEW_S, Holder, LeaseLost, Tenure, succeed
 from evenkeel.store.run_directory import RunDirectory
 
 LATE_S = 0.05
@@ -85,6 +87,9 @@ class ControllerActor:
             self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
             past = self._record.begin(spec.policy)
             self._epoch = past.epoch + 1
+            holder = Holder.this(spec.cluster)
+            wait = threading.Event().wait
+            self._tenure = await asyncio.to_thread(succeed, self._run.files, holder, wait, self._epoch)
             again = len(past.entries) <= spec.begun
             controller = Controller(spec.policy, self._epoch, past.entries, past.witness, again)
             self._fleet = Fleet(spec.name, spec.worker, self._myself, self._hear, past.workers)
@@ -101,6 +106,7 @@ class ControllerActor:
             self._feed(started)
         self._begun.set()
         self._spawn(self._watch_followers())
+        self._spawn(self._keep_lease(self._tenure))
 
     # ------------------------------------------------------------ called by workers and drivers
 
@@ -196,11 +202,8 @@ class ControllerActor:
             return 0
         try:
             return self._shell.feed(event)
-        except JournalFenced:
-            # Rule 10: somebody else runs this run now. Not one more word to anybody, and no other life.
-            logging.error("another controller has taken the run over; this one ends")
-            self._end = m.End("failed", "another controller has taken the run over")
-            ray.kill(self._myself)
+        except JournalFenced as error:
+            self._yield_to_another(error)
             return 0
         except Exception as error:  # the border of the process: a defect ends the run and is told, it does not hang it
             traceback.print_exc()
@@ -209,6 +212,23 @@ class ControllerActor:
                 self._record.status(end)
             self._ended(end)
             return 0
+
+    def _yield_to_another(self, error: StoreError) -> None:
+        """Rule 10: somebody else runs this run now. Not one more word to anybody, and no other life."""
+        logging.error("another controller has taken the run over, this one ends: %s", error)
+        self._end = m.End("failed", "another controller has taken the run over")
+        ray.kill(self._myself)
+
+    async def _keep_lease(self, tenure: Tenure) -> None:
+        """Shows that this controller lives, as long as it does. While the store fails, others may come to doubt it."""
+        while self._end is None:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await asyncio.to_thread(tenure.renew)
+            except LeaseLost as error:
+                self._yield_to_another(error)
+            except StoreError as error:
+                logging.warning("the lease could not be renewed: %s", error)
 
     def _ended(self, end: m.End) -> None:
         self._end = end
@@ -220,6 +240,9 @@ class ControllerActor:
     async def _wind_up(self) -> None:
         if hasattr(self, "_fleet"):
             await self._fleet.close()
+        if hasattr(self, "_tenure"):
+            with suppress(StoreError):
+                await asyncio.to_thread(self._tenure.release)
         self._log.publish()
         self._over = True
         self._publish("", {})

@@ -1,8 +1,7 @@
 """The life of a run, seen from the process that the user started: checked, begun or found, followed, summed up."""
 
-import os
-import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,8 @@ from evenkeel.observe.console import Console, summary_text
 from evenkeel.runtime import saving
 from evenkeel.runtime.cluster import NotEnoughError, ray_for
 from evenkeel.runtime.prepare import Prepared, environment
+from evenkeel.store.errors import StoreError
+from evenkeel.store.lease import LEASE_S, LOOK_S, Holder, Tenure, acquire, succeed
 from evenkeel.store.run_directory import RunDirectory, RunRecord
 
 FINISHED, BAD_INPUT, FAILED, INTERRUPTED, STOPPED = 0, 2, 3, 130, 143
@@ -84,20 +85,28 @@ def _run_on_ray(
     from ray import cloudpickle  # not before its environment is set
 
     from evenkeel.runtime import driver
+    from evenkeel.runtime.compat import cluster_id
 
     config, directory = prepared.config, prepared.directory
-    controller = driver.find_controller(config.run.name)
-    if controller is not None:
+    cluster = cluster_id()
+    found = find_or_take(config.run.name, directory, cluster)
+    if not isinstance(found, Tenure):
+        controller = found
         driver.check_folder(controller, directory.url)
         if resume != "auto":
             raise ConfigError(f"the run is running in {directory.url}; stop it before you go back", RESUME)
     else:
-        base = version_to_resume(directory, resume)
-        begin()
+        try:
+            base = version_to_resume(directory, resume)
+            begin()
+        except (ConfigError, StoreError):
+            found.release()
+            raise
         make = cloudpickle.dumps(prepared.maker)  # type: ignore[no-untyped-call]
         worker = replace(prepared.spec.worker, env_vars=env_vars, make=make)
         begun = len(directory.journal().read_all())
-        controller = driver.start_controller(replace(prepared.spec, worker=worker, begun=begun, resume=base))
+        spec = replace(prepared.spec, worker=worker, cluster=cluster, begun=begun, resume=base)
+        controller = driver.start_controller(spec)
     try:
         with Console(config.train.steps, out) as console:
             console.say(f"run {config.run.name} in {directory.url}")
@@ -107,6 +116,29 @@ def _run_on_ray(
     end = settle_status(directory, end)
     _say_summary(prepared, out)
     return _outcome(end, directory)
+
+
+def find_or_take(run: str, directory: RunDirectory, cluster: str) -> Any | Tenure:
+    """The controller that runs the run in this cluster; or the lease, with which this process may start one.
+
+    Raises:
+        LeaseHeld: it is running in another cluster.
+    """
+    from evenkeel.runtime import driver
+
+    deadline = time.monotonic() + LEASE_S
+    wait = threading.Event().wait
+    while True:
+        controller = driver.find_controller(run)
+        if controller is not None:
+            return controller
+        tenure = acquire(directory.files, Holder.this(cluster), wait)
+        if tenure is None and time.monotonic() > deadline:
+            # Whoever took it in this cluster has started no controller, and Ray knows of none.
+            tenure = succeed(directory.files, Holder.this(cluster), wait, 0)
+        if tenure is not None:
+            return tenure
+        wait(LOOK_S)
 
 
 def version_to_resume(directory: RunDirectory, resume: str) -> Version | None:
@@ -155,7 +187,6 @@ def write_beginning(prepared: Prepared, versions: dict[str, str], before: RunRec
     """
     now = time.time()
     prepared.directory.write_config(to_yaml(prepared.config, prepared.fingerprint))
-    prepared.directory.write_lease({"host": socket.gethostname(), "pid": os.getpid(), "start": now, "epoch": 1})
     started = now if before is None else before.started
     prepared.directory.write_run(RunRecord(prepared.config.run.name, "starting", started, now, versions=versions))
 

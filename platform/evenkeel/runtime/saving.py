@@ -1,6 +1,7 @@
 """What the processes of a run do in the store for its checkpoints: write a part, complete one, find one, read one."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from evenkeel.plan.state import KINDS
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Want
 from evenkeel.store.checkpoints import Checkpoints
+from evenkeel.store.errors import StoreError
 from evenkeel.store.manifest import CheckpointDamaged, Content
 from evenkeel.store.run_directory import RunDirectory
 
@@ -39,7 +41,11 @@ def complete(run: RunDirectory, spec: "RunSpec", command: m.CommitCheckpoint) ->
     )
     parts = [load(json.loads(part), Part) for part in command.parts]
     made = checkpoints.commit(command.version, content, parts, shapes(spec.policy.model), epoch=command.epoch)
-    removed = checkpoints.prune(spec.keep)
+    removed: list[int] = []
+    try:
+        removed = checkpoints.prune(spec.keep)
+    except StoreError as error:  # the checkpoint is complete all the same, and the next one cleans up
+        logging.warning("older checkpoints could not be removed: %s", error)
     return m.CheckpointCommitted(command.version, sum(file.size for file in made.manifest.files), tuple(removed))
 
 

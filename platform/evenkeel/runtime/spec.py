@@ -61,6 +61,7 @@ class RunSpec:
         folder: of the run, a path or URL.
         lr: the learning rate of a step, for the metrics.
         orphan_s: without a follower for so long the run is stopped.
+        cluster: the Ray cluster that it runs in, for the lease.
         seed: run.seed, for the manifests of checkpoints.
         keep: how many complete checkpoints stay.
         begun: how many journal entries there were when the run was submitted; what they end is not the end of this.
@@ -75,6 +76,7 @@ class RunSpec:
     lr: Callable[[int], float]
     orphan_s: float
     faults: tuple[ControllerFault, ...] = ()
+    cluster: str = ""
     seed: int = 0
     keep: int = 2
     begun: int = 0

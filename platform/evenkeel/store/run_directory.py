@@ -96,13 +96,6 @@ class RunDirectory:
         data = self.files.read("config.yaml")
         return None if data is None else data.decode()
 
-    def write_lease(self, lease: Mapping[str, Any]) -> None:
-        """Who runs it: cluster, host, pid, start, controller epoch."""
-        self._write_json("lease.json", lease)
-
-    def read_lease(self) -> Record | None:
-        return self._read_json("lease.json")
-
     def write_world(self, record: Mapping[str, Any]) -> None:
         """worlds/NNNNNN.json, from `world_record`; whole before the generation's first metrics line."""
         self._write_json(f"worlds/{record['generation']:06d}.json", record)
