@@ -72,6 +72,14 @@ class Proxy:
     def errors_left(self) -> int:
         return len(self._errors)
 
+    def heal(self) -> None:
+        """Whatever was wrong is so no longer."""
+        self.flow()
+        self._errors.clear()
+        self._cut_after, self._replies_to_lose = None, 0
+        if self._listener.fileno() < 0:
+            self.mend()
+
     def close(self) -> None:
         self.flow()
         self.cut()

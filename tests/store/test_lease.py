@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import PATIENCE_S, ROUNDS, at_once, briefly, hold, race
 from servers import BUCKET
 
 from evenkeel.store import lease as lease_module
@@ -39,7 +40,6 @@ from evenkeel.store.lease import (
 
 pytestmark = pytest.mark.stores("moto", "rgw")
 _context = multiprocessing.get_context("spawn")
-PATIENCE_S = 60.0
 
 HERE = Holder.this("cluster-b")
 AWAY = replace(HERE, host="elsewhere")
@@ -47,15 +47,6 @@ AWAY = replace(HERE, host="elsewhere")
 
 def lease_of(holder: Holder, tenure: int = 1) -> Lease:
     return Lease(tenure, holder, 3, 1.75e9, 1.75e9, False, "x")
-
-
-def at_once(seconds: float) -> bool:
-    raise AssertionError("waited")
-
-
-def briefly(seconds: float) -> bool:
-    """In place of the pause between two looks, so that the test looks more often."""
-    return threading.Event().wait(seconds / 50)
 
 
 # ------------------------------------------------------------ the decision
@@ -222,23 +213,10 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
-def _hold(root: str, pipe: "Connection[Any, Any]") -> None:
-    """Holds the lease until it is lost or the other end of the pipe is closed."""
-    tenure = acquire(open_files(root), Holder.this("cluster-a"), at_once)
-    assert tenure is not None
-    pipe.send(tenure.lease)
-    try:
-        while not pipe.poll(0.02):
-            tenure.renew()
-            pipe.send("renewed")
-    except LeaseLost as error:
-        pipe.send(str(error))
-
-
 @contextmanager
 def holding(root: str) -> Iterator[tuple[Lease, "Connection[Any, Any]"]]:
     ours, theirs = _context.Pipe()
-    process = _context.Process(target=_hold, args=(root, theirs))
+    process = _context.Process(target=hold, args=(root, theirs))
     process.start()
     theirs.close()
     try:
@@ -313,28 +291,6 @@ def test_waiting_can_be_stopped(tmp_path: Path) -> None:
         acquire(files, replace(HERE, cluster="cluster-c"), stop.wait)
 
 
-ROUNDS = 20
-
-
-def _race(root: str, cluster: str, start: Any, end: Any, pipe: "Connection[Any, Any]") -> None:
-    """In each round: takes the lease of a run, or is told who was faster."""
-    me = Holder.this(cluster)
-    for i in range(ROUNDS):
-        files = open_files(f"{root}/{i}")
-        start.wait(PATIENCE_S)
-        try:
-            tenure = acquire(files, me, briefly)
-            assert tenure is not None
-            limit = time.monotonic() + PATIENCE_S
-            while not end.n_waiting:
-                assert time.monotonic() < limit, "the other one holds it, too"
-                tenure.renew()
-            pipe.send(tenure.lease)
-        except LeaseHeld as error:
-            pipe.send(str(error))
-        end.wait(PATIENCE_S)
-
-
 def test_of_two_takers_at_once_one_has_it(shared: str) -> None:
     dead = lease_of(replace(HERE, cluster="cluster-0", pid=HERE.pid, process_start=HERE.process_start + 1))
     for i in range(0, ROUNDS, 2):  # in the others there is none to be taken over
@@ -343,7 +299,7 @@ def test_of_two_takers_at_once_one_has_it(shared: str) -> None:
     pipes, processes = [], []
     for cluster in ("cluster-a", "cluster-b"):
         ours, theirs = _context.Pipe()
-        processes.append(_context.Process(target=_race, args=(shared, cluster, *barriers, theirs)))
+        processes.append(_context.Process(target=race, args=(shared, cluster, *barriers, theirs)))
         processes[-1].start()
         theirs.close()
         pipes.append(ours)

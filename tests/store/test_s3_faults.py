@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import os
 import signal
 import threading
 import traceback
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from children import DATA, PART, PIECE, upload, upload_and_die
 from proxy import Proxy
 from servers import BUCKET, KEY, S3, SECRET, Ceph
 
@@ -19,10 +19,7 @@ from evenkeel.store.files import Files, open_files
 from evenkeel.store.journal import Journal
 from evenkeel.store.retry import Patience, Trouble, retrying
 
-PART = 5 << 20  # the least that S3 takes as a part of an upload that is not the last
-PIECE = 1 << 20
 PATIENT = Patience(total_s=120, first_s=0.2, most_s=1)
-DATA = bytes(range(256)) * ((2 * PART + PIECE) // 256)  # two whole parts and a rest
 HUSH = "hush-9f3c57e1a2"
 
 
@@ -33,14 +30,21 @@ def root(request: pytest.FixtureRequest) -> str:
 
 def options(server: S3 | Proxy, **changed: Any) -> dict[str, Any]:
     base = {"endpoint_url": f"http://127.0.0.1:{server.port}", "key": KEY, "secret": SECRET}
-    return {**base, "default_block_size": PART, "skip_instance_cache": True, **changed}
+    return {**base, "default_block_size": PART, **changed}
 
 
-@pytest.fixture
-def link(moto: S3) -> Iterator[Proxy]:
+@pytest.fixture(scope="module")
+def proxy(moto: S3) -> Iterator[Proxy]:
+    """One for all tests, for then they share a client, which is slow to build."""
     proxy = Proxy(moto.port)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture
+def link(proxy: Proxy) -> Iterator[Proxy]:
+    yield proxy
+    proxy.heal()
 
 
 @pytest.fixture
@@ -51,17 +55,6 @@ def linked(link: Proxy, root: str) -> Files:
 
 def retried(call: Callable[[], Any], told: list[Trouble]) -> Any:
     return retrying(call, told.append, threading.Event().wait, PATIENT)
-
-
-def upload(files: Files, name: str, pause_at: int = -1, pause: Callable[[], None] = lambda: None) -> None:
-    """Writes DATA; before the piece `pause_at`, or the end, something happens."""
-    with files.stream(name) as sink:
-        for i in range(0, len(DATA), PIECE):
-            if i // PIECE == pause_at:
-                pause()
-            sink.write(memoryview(DATA)[i : i + PIECE])
-        if pause_at * PIECE >= len(DATA):
-            pause()
 
 
 def unfinished(server: S3) -> int:
@@ -173,13 +166,9 @@ def test_a_server_that_is_killed_during_an_upload(ceph: Ceph, root: str, pause_a
     assert unfinished(ceph.s3) == 0
 
 
-def _upload_and_die(root: str, server: S3) -> None:
-    upload(open_files(root, options(server)), "c/part", 8, lambda: os.kill(os.getpid(), signal.SIGKILL))
-
-
 @pytest.mark.rgw
 def test_a_writer_that_is_killed_leaves_nothing_that_is_seen(ceph: Ceph, root: str) -> None:
-    writer = multiprocessing.get_context("spawn").Process(target=_upload_and_die, args=(root, ceph.s3))
+    writer = multiprocessing.get_context("spawn").Process(target=upload_and_die, args=(root, options(ceph.s3)))
     writer.start()
     writer.join()
     assert writer.exitcode == -signal.SIGKILL
