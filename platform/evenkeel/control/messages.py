@@ -227,6 +227,14 @@ class PartFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageTrouble:
+    """The store failed; the worker waits and tries again."""
+
+    worker_id: WorkerId
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointCommitted:
     """A CommitCheckpoint is done: the manifest is there. `bytes` is the size of its files.
 
@@ -280,6 +288,7 @@ Event = (
     | Finished
     | PartWritten
     | PartFailed
+    | StorageTrouble
     | CheckpointCommitted
     | CheckpointFailed
     | CheckpointUnreadable

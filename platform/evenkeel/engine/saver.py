@@ -90,7 +90,7 @@ class Saver:
     def _write(self, version: Version, part: "_Part") -> None:
         assert self._job.save is not None
         try:
-            written = self._job.save(version, self._id, part.pieces)
+            written = self._job.save(version, self._id, part.pieces, self._troubled)
         except Exception as error:  # the border to the store and to threads: a checkpoint that fails is an event
             text = str(error).splitlines()[0] if str(error) else ""
             event: m.Event = m.PartFailed(self._id, version, text or type(error).__name__)
@@ -98,6 +98,10 @@ class Saver:
             event = m.PartWritten(self._id, version, written)
         self.busy = False
         self._send(event)
+
+
+    def _troubled(self, error: str) -> None:
+        self._send(m.StorageTrouble(self._id, error))
 
 
 def load(job: Job, version: Version, state: ShardState, progress: Progress) -> None:

@@ -24,6 +24,7 @@ _STYLES = {
     "start_failed": "bold red",
     "incident_unfinished": "bold red",
     "checkpoint_failed": "yellow",
+    "storage_trouble": "yellow",
     "checkpoint_damaged": "bold red",
     "restored": "bold yellow",
     "step_rolled_back": "yellow",
@@ -163,9 +164,12 @@ def event_text(event: Line) -> str | None:
             return None
         case "checkpoint_committed":
             took = f" in {own['seconds']:.1f} s" if "seconds" in own else ""
-            return f"checkpoint of step {own.get('checkpoint')} is complete: {own.get('bytes', 0) / 2**20:.0f} MiB{took}"
+            size = own.get("bytes", 0) / 2**20
+            return f"checkpoint of step {own.get('checkpoint')} is complete: {size:.0f} MiB{took}"
         case "checkpoint_failed":
             return f"checkpoint of step {own.get('checkpoint')} failed: {own.get('error')}"
+        case "storage_trouble":
+            return f"storage fails, {own.get('worker_id')} tries again: {own.get('error')}"
         case "checkpoint_damaged":
             return f"a checkpoint is damaged: {own.get('error')}"
         case "restored":

@@ -27,6 +27,7 @@ from evenkeel.runtime.shell import Shell, ToWorker
 from evenkeel.runtime.spec import RunSpec
 from evenkeel.store.errors import JournalFenced, StoreError
 from evenkeel.store.lease import RENEW_S, Holder, LeaseLost, Tenure, succeed
+from evenkeel.store.retry import Trouble
 from evenkeel.store.run_directory import RunDirectory
 
 LATE_S = 0.05
@@ -64,7 +65,7 @@ class ControllerActor:
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._log = ProcessLog(spec.folder, "controller")
-        self._run = RunDirectory.at(spec.folder)
+        self._run = RunDirectory.at(spec.folder).patient(_storage_trouble, threading.Event().wait)
         self._begun = asyncio.Event()
         self._news = asyncio.Event()
         self._released = asyncio.Event()
@@ -273,6 +274,10 @@ class ControllerActor:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _storage_trouble(trouble: Trouble) -> None:
+    logging.warning("the store fails, attempt %d: %s", trouble.attempt, trouble.error)
 
 
 def _internal(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """From a configuration to what a worker trains. Runs in the driver, to check it, and again in every worker."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from evenkeel.store.checkpoint_reader import Want
 from evenkeel.store.final import TensorSpec
 from evenkeel.store.manifest import CheckpointDamaged
 from evenkeel.store.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 CONTROLLER = "controller"
 ModelSource = Model | Callable[[Mapping[str, Any]], Model]
@@ -59,19 +63,25 @@ class JobMaker:
         _ = job.shape, job.boundaries
         return job
 
-    def _fault_once(self, index: int) -> bool:
-        return RunDirectory.at(self.folder).claim_fault(self.config.fault_keys()[index])
+    def _patient(self) -> RunDirectory:
+        return RunDirectory.at(self.folder).patient(lambda trouble: log.warning("%s", trouble.error), Event().wait)
 
-    def _save(self, version: Version, worker_id: WorkerId, pieces: Sequence[Piece]) -> str:
+    def _fault_once(self, index: int) -> bool:
+        return self._patient().claim_fault(self.config.fault_keys()[index])
+
+    def _save(
+        self, version: Version, worker_id: WorkerId, pieces: Sequence[Piece], report: Callable[[str], None]
+    ) -> str:
         stored = [
             checkpoint_part.Piece(p.tensor, _DTYPES[p.data.dtype], p.shape, p.box, _bytes(p.data)) for p in pieces
         ]
-        return saving.write(RunDirectory.at(self.folder), version, worker_id, stored)
+        run = RunDirectory.at(self.folder)
+        return saving.write(run, version, worker_id, stored, lambda trouble: report(str(trouble.error)))
 
     def _load(self, version: Version, pieces: Sequence[Piece], moved: Callable[[], None]) -> None:
         wants = [Want(p.tensor, p.box, _bytes(p.data)) for p in pieces]
         try:
-            saving.read(RunDirectory.at(self.folder), version, wants, moved)
+            saving.read(self._patient(), version, wants, moved)
         except (CheckpointDamaged, ValueError) as error:  # or of another model
             raise CheckpointError(str(error)) from error
 

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
@@ -15,6 +17,7 @@ from evenkeel.store.checkpoint_reader import Want
 from evenkeel.store.checkpoints import Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.manifest import CheckpointDamaged, Content
+from evenkeel.store.retry import Trouble, retrying
 from evenkeel.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -24,9 +27,20 @@ BATCH_BYTES = 64 << 20
 """Read in one go: so much that neighbours in a file are read together, so little that progress shows."""
 
 
-def write(run: RunDirectory, version: Version, worker_id: WorkerId, pieces: Sequence[Piece]) -> str:
-    """A worker's part. Returns what `complete` needs to know of it. Raises StoreError."""
-    part = Checkpoints(run.files).write(version, worker_id, pieces)
+def write(
+    run: RunDirectory,
+    version: Version,
+    worker_id: WorkerId,
+    pieces: Sequence[Piece],
+    report: Callable[[Trouble], None],
+) -> str:
+    """A worker's part, tried again while that may help. Returns what `complete` needs to know of it.
+
+    Raises:
+        StoreError: an error that does not pass, or not soon enough.
+    """
+    attempt = partial(Checkpoints(run.files).write, version, worker_id, pieces)
+    part = retrying(attempt, report, threading.Event().wait)
     return json.dumps(dump(part, Part), separators=(",", ":"))
 
 

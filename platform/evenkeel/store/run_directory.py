@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from evenkeel.store.files import Files, LocalFiles, open_files
 from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
 from evenkeel.store.journal import Journal, check_format
 from evenkeel.store.lines import LineReader, LineWriter, Record, line_writer
+from evenkeel.store.patient import PatientFiles
+from evenkeel.store.retry import Trouble
 
 FORMAT = 1
 STATUSES = ("starting", "running", "paused", "finished", "stopped", "failed")
@@ -57,6 +59,12 @@ class RunDirectory:
     @classmethod
     def at(cls, url: str, options: dict[str, Any] | None = None) -> "RunDirectory":
         return cls(open_files(url, options))
+
+    def patient(self, report: Callable[[Trouble], None], wait: Callable[[float], bool]) -> "RunDirectory":
+        """The same directory, with calls that are repeated while an object store is out of reach; see PatientFiles."""
+        if isinstance(self.files, LocalFiles):
+            return self
+        return RunDirectory(PatientFiles(self.files, report, wait))
 
     @property
     def url(self) -> str:

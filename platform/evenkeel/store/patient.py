@@ -1,0 +1,69 @@
+"""Files on a store that is waited for when it fails in a way that passes; see retry.py."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TypeVar
+
+from evenkeel.store.files import Files, Sink
+from evenkeel.store.retry import Trouble, retrying
+
+T = TypeVar("T")
+
+
+class PatientFiles:
+    """The same files; each call is repeated while that may help.
+
+    A `stream` is not: what was streamed cannot be had again from here. Repeat what writes it.
+
+    Args:
+        report: told before each pause, by the thread that waits.
+        wait: returns after so many seconds, or earlier and True to give up.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        report: Callable[[Trouble], None],
+        wait: Callable[[float], bool],
+    ) -> None:
+        self._files, self._report, self._wait = files, report, wait
+
+    def _do(self, call: Callable[[], T]) -> T:
+        return retrying(call, self._report, self._wait)
+
+    def where(self, name: str = "") -> str:
+        return self._files.where(name)
+
+    def read(self, name: str, offset: int = 0) -> bytes | None:
+        return self._do(partial(self._files.read, name, offset))
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
+        return self._do(partial(self._files.read_into, name, offset, buffer))
+
+    def replace(self, name: str, data: bytes) -> None:
+        self._do(partial(self._files.replace, name, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        return self._do(partial(self._files.create, name, data))
+
+    def remove(self, name: str) -> None:
+        self._do(partial(self._files.remove, name))
+
+    def names(self, folder: str) -> list[str]:
+        return self._do(partial(self._files.names, folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        return self._do(partial(self._files.sizes, folder))
+
+    def folders(self, folder: str) -> list[str]:
+        return self._do(partial(self._files.folders, folder))
+
+    def remove_folder(self, folder: str) -> None:
+        self._do(partial(self._files.remove_folder, folder))
+
+    def drop_unfinished(self, folder: str) -> int:
+        return self._do(partial(self._files.drop_unfinished, folder))
+
+    def stream(self, name: str) -> AbstractContextManager[Sink]:
+        return self._files.stream(name)
