@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.process import running
 from bench.work import Steps, Work, check_complete
+from evenkeel.runtime.cluster import QUIET
 
 JOBS = Path(__file__).resolve().parent.parent
 PEERS = JOBS / "peers"
@@ -69,8 +70,10 @@ def raytrain(work: Work, name: str = "Ray Train") -> Side:
 
     def run(folder: Path) -> Steps:
         command = [sys.executable, str(PEERS / "train_raytrain.py"), str(work.write(folder)), str(folder)]
-        # Otherwise Ray leaves a token in the home folder, which then bars other clusters.
-        return _run(command, folder, work, name, {"RAY_AUTH_MODE": "disabled"}, lambda: _ranks(folder))
+        # Without a token, which Ray would leave in the home folder, where it bars other clusters; and with the settings
+        # with which ours starts a local Ray, by which the workers get normal priority and more of the cores.
+        variables = {**QUIET, "RAY_AUTH_MODE": "disabled"}
+        return _run(command, folder, work, name, variables, lambda: _ranks(folder))
 
     return Side(name, 35, run)
 
