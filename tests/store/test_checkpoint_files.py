@@ -17,6 +17,9 @@ def test_a_byte_range_fills_the_callers_buffer(files: Files) -> None:
     assert buffer == bytes([3, 4, 5, 6])
     assert files.read_into("c/a", 8, memoryview(buffer)) == 2, "the file ends"
     assert buffer == bytes([8, 9, 5, 6])
+    assert files.read_into("c/a", 10, memoryview(buffer)) == 0
+    assert files.read_into("c/a", 99, memoryview(buffer)) == 0
+    assert buffer == bytes([8, 9, 5, 6])
 
 
 def test_sizes_and_folders(files: Files) -> None:

@@ -83,10 +83,11 @@ def test_errors_that_last_are_reported_and_waited_out(linked: Files, link: Proxy
     assert linked.read("a") == b"mine"
 
 
-def test_a_cut_of_some_seconds_is_waited_out(linked: Files, link: Proxy) -> None:
+@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.soak)])
+def test_a_cut_of_some_seconds_is_waited_out(linked: Files, link: Proxy, seconds: float) -> None:
     linked.replace("a", b"1")
     link.cut()
-    threading.Timer(3, link.mend).start()
+    threading.Timer(seconds, link.mend).start()
     told: list[Trouble] = []
     journal = Journal(linked)
     retried(lambda: journal.append(1, [{"n": 1}]), told)
@@ -110,11 +111,14 @@ def test_a_cut_upload_is_invisible_and_repeated_whole(linked: Files, link: Proxy
     assert unfinished(moto) == 0
 
 
-def test_an_answer_that_is_late_is_awaited(linked: Files, link: Proxy) -> None:
+@pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.soak)])
+def test_an_answer_that_is_late_is_awaited(linked: Files, link: Proxy, seconds: float) -> None:
     linked.names("")
     link.stall()
-    threading.Timer(1, link.flow).start()
-    assert linked.create("a", b"1")
+    threading.Timer(seconds, link.flow).start()
+    told: list[Trouble] = []
+    assert retried(lambda: linked.create("a", b"1"), told)
+    assert linked.read("a") == b"1"
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(root: str, link: Proxy) -> None:
