@@ -15,6 +15,7 @@ from processes import Child, Line, children
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.engine import tcp
+from evenkeel.engine.collective import Share
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet, GroupSpec, Op, communicator_for
 from evenkeel.engine.nccl import GroupStore, NcclGroup
 from evenkeel.engine.rendezvous import StoreServer
@@ -114,17 +115,30 @@ def check_collectives(peer: Peer, count: int, dtype: torch.dtype) -> None:
         tensor = values(rank, count, dtype)
         group.broadcast(tensor, src)
         assert torch.equal(tensor, everybody[src])
-    gathered = torch.empty(size * count, dtype=dtype)
-    group.all_gather(gathered, everybody[rank])
-    assert torch.equal(gathered, torch.cat(everybody))
-    wide = [values(100 + r, size * count, dtype).view(size, count) for r in range(size)]
-    part = torch.empty(count, dtype=dtype)
-    group.reduce_scatter(part, wide[rank].clone().view(-1))
-    expected = wide[0][rank]
-    for other in wide[1:]:
-        expected = expected + other[rank]
-    assert torch.equal(part, expected)
+    expected = everybody[0]
+    for other in everybody[1:]:
+        expected = expected + other
+    for shares in share_outs(count, size):
+        tensor = values(rank, count, dtype)
+        group.reduce_shares(tensor, shares)
+        for share in shares:
+            if rank in share.owners:
+                assert torch.equal(tensor[share.start : share.stop], expected[share.start : share.stop]), share
+            else:
+                tensor[share.start : share.stop] = 0
+        group.gather_shares(tensor, shares)
+        assert torch.equal(tensor, expected), shares
     group.barrier()
+
+
+def share_outs(count: int, size: int) -> list[list[Share]]:
+    """Unequal shares, with one to all owners each, first owners in any order; and fewer shares than ranks."""
+    cuts = [count * i * i // (size * size) for i in range(size + 1)]
+    found = [
+        [Share(cuts[i], cuts[i + 1], tuple((size - 1 - i + k) % size for k in range(r))) for i in range(size)]
+        for r in range(1, size + 1)
+    ]
+    return [*found, [Share(0, count, (size - 1,))]]
 
 
 def set_piece(_: Peer, count: int) -> None:
@@ -192,13 +206,12 @@ def test_a_group_of_one_copies() -> None:
     server = StoreServer()
     groups = GroupSet(1, name(0), [WorkerInfo(name(0), NodeId("n0"), 1)], [GroupSpec("tp", (name(0),))], server)
     groups.connect()
-    tensor, output = torch.arange(3.0), torch.zeros(3)
+    tensor = torch.arange(3.0)
     groups.world.all_reduce(tensor, async_op=True).wait()
     groups.world.broadcast(tensor, 0).wait()
-    groups["tp"].reduce_scatter(output, tensor)
-    assert torch.equal(output, torch.arange(3.0))
-    groups["tp"].all_gather(output, tensor + 1)
-    assert torch.equal(output, torch.arange(3.0) + 1)
+    groups["tp"].reduce_shares(tensor, [Share(0, 3, (0,))])
+    groups["tp"].gather_shares(tensor, [Share(0, 3, (0,))])
+    assert torch.equal(tensor, torch.arange(3.0))
     groups.world.barrier()
     with pytest.raises(ValueError, match="nobody to send to"):
         groups.world.isend(tensor, 0)

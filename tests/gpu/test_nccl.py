@@ -7,7 +7,7 @@ import torch
 
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.engine.collective import Op
+from evenkeel.engine.collective import Op, Share
 from evenkeel.engine.mesh import Mesh
 from evenkeel.engine.nccl import NcclGroup
 from evenkeel.engine.rendezvous import GroupAborted, StoreServer
@@ -23,13 +23,13 @@ def test_reduces_aborts_and_is_built_again() -> None:
         mesh = Mesh(generation, server)
         group = NcclGroup("world", 0, [ME], mesh)
         group.connect()
-        tensor, output = torch.arange(1000.0, device="cuda"), torch.empty(1000, device="cuda")
+        tensor = torch.arange(1000.0, device="cuda")
         group.all_reduce(tensor, Op.MAX)
         group.all_reduce(tensor, async_op=True).wait()
         group.broadcast(tensor, 0)
-        group.all_gather(output, tensor)
-        group.reduce_scatter(output, tensor)
-        assert torch.equal(output.cpu(), torch.arange(1000.0))
+        group.reduce_shares(tensor, [Share(0, 1000, (0,))])
+        group.gather_shares(tensor, [Share(0, 1000, (0,))])
+        assert torch.equal(tensor.cpu(), torch.arange(1000.0))
         mesh.abort()
         group.abort()
         with pytest.raises(GroupAborted):

@@ -1,5 +1,7 @@
 """What a process group does: the interface, and the group of one."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -14,6 +16,15 @@ class Op(Enum):
     SUM = "sum"
     MAX = "max"
     MIN = "min"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Elements start to stop of a flat tensor, and the ranks that own them; the first one passes them on."""
+
+    start: int
+    stop: int
+    owners: tuple[int, ...]
 
 
 class Pending(Protocol):
@@ -54,11 +65,16 @@ class Group(Protocol):
     def all_reduce(self, tensor: Tensor, op: Op = Op.SUM, async_op: bool = False) -> Pending:
         """Combines `tensor` over the ranks, in place and with the same bits on every rank."""
 
-    def reduce_scatter(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending:
-        """output (n) = the sum over the ranks of tensor[rank * n : (rank + 1) * n] (size * n), both taken as flat."""
+    def reduce_shares(self, tensor: Tensor, shares: Sequence[Share], async_op: bool = False) -> Pending:
+        """Each share of the flat tensor becomes the sum over the ranks at its owners, with the same bits; made once, by
+        the first of them. What is nobody's share, or not this rank's, is undefined after it.
 
-    def all_gather(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending:
-        """output[p * n : (p + 1) * n] (flat) = rank p's tensor (n)."""
+        Args:
+            shares: the same everywhere; no rank is the first owner of two.
+        """
+
+    def gather_shares(self, tensor: Tensor, shares: Sequence[Share], async_op: bool = False) -> Pending:
+        """Everybody gets each share of the flat tensor from its first owner; its other owners have it already."""
 
     def broadcast(self, tensor: Tensor, src: int, async_op: bool = False) -> Pending: ...
 
@@ -86,7 +102,7 @@ DONE = Done()
 
 
 class SoloGroup:
-    """A group of one: collectives are copies."""
+    """A group of one: every collective is done before it begins."""
 
     rank = 0
     size = 1
@@ -98,12 +114,10 @@ class SoloGroup:
     def all_reduce(self, tensor: Tensor, op: Op = Op.SUM, async_op: bool = False) -> Pending:
         return DONE
 
-    def reduce_scatter(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending:
-        output.view(-1).copy_(tensor.view(-1))
+    def reduce_shares(self, tensor: Tensor, shares: Sequence[Share], async_op: bool = False) -> Pending:
         return DONE
 
-    def all_gather(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending:
-        output.view(-1).copy_(tensor.view(-1))
+    def gather_shares(self, tensor: Tensor, shares: Sequence[Share], async_op: bool = False) -> Pending:
         return DONE
 
     def broadcast(self, tensor: Tensor, src: int, async_op: bool = False) -> Pending:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.engine.collective import DONE, Op, Pending
+from evenkeel.engine.collective import DONE, Op, Pending, Share
 from evenkeel.engine.compat import nccl_backend, reduce_options
 from evenkeel.engine.mesh import Mesh
 from evenkeel.engine.rendezvous import GroupAborted
@@ -98,15 +98,24 @@ class NcclGroup(TcpGroup):
             return super().all_reduce(tensor, op, async_op)
         return self._queue(partial(self._backend.allreduce, [tensor], reduce_options(op.value)), async_op)
 
-    def reduce_scatter(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending:
+    def reduce_shares(self, tensor: Tensor, shares: Sequence[Share], async_op: bool = False) -> Pending:
+        """With several owners all ranks get the sum: NCCL has no quicker way to the same bits at some of them."""
         if tensor.device.type == "cpu":
-            return super().reduce_scatter(output, tensor, async_op)
-        return self._queue(partial(self._backend._reduce_scatter_base, output, tensor), async_op)
+            return super().reduce_shares(tensor, shares, async_op)
+        if any(len(share.owners) > 1 for share in shares):
+            return self.all_reduce(tensor, Op.SUM, async_op)
+        x = tensor.view(-1)
+        return self._queue_all(
+            [partial(self._backend.reduce, x[s.start : s.stop], s.owners[0]) for s in shares], async_op
+        )
 
-    def all_gather(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending:
+    def gather_shares(self, tensor: Tensor, shares: Sequence[Share], async_op: bool = False) -> Pending:
         if tensor.device.type == "cpu":
-            return super().all_gather(output, tensor, async_op)
-        return self._queue(partial(self._backend._allgather_base, output, tensor), async_op)
+            return super().gather_shares(tensor, shares, async_op)
+        x = tensor.view(-1)
+        return self._queue_all(
+            [partial(self._backend.broadcast, x[s.start : s.stop], s.owners[0]) for s in shares], async_op
+        )
 
     def broadcast(self, tensor: Tensor, src: int, async_op: bool = False) -> Pending:
         if tensor.device.type == "cpu":
@@ -114,9 +123,12 @@ class NcclGroup(TcpGroup):
         return self._queue(partial(self._backend.broadcast, tensor, src), async_op)
 
     def _queue(self, issue: Callable[[], Any], async_op: bool) -> Pending:
+        return self._queue_all([issue], async_op)
+
+    def _queue_all(self, issues: Sequence[Callable[[], Any]], async_op: bool) -> Pending:
         if self._mesh.aborted:
             raise GroupAborted(f"group {self.name} was aborted")
-        pending = _StreamWork(issue(), self)
+        pending = _StreamWork([issue() for issue in issues], self)
         if async_op:
             return pending
         pending.wait()
@@ -128,15 +140,16 @@ class NcclGroup(TcpGroup):
 
 
 class _StreamWork:
-    def __init__(self, work: Any, group: NcclGroup) -> None:
-        self._work, self._group = work, group
+    def __init__(self, works: Sequence[Any], group: NcclGroup) -> None:
+        self._works, self._group = works, group
 
     def wait(self) -> None:
         """The current stream waits for it. Raises GroupAborted."""
-        if not self._group.aborted:
-            self._work.wait()
+        for work in self._works:
+            if not self._group.aborted:
+                work.wait()
         if self._group.aborted:
             raise GroupAborted(f"group {self._group.name} was aborted")
 
     def done(self) -> bool:
-        return bool(self._work.is_completed())
+        return all(work.is_completed() for work in self._works)

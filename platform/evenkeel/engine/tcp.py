@@ -5,7 +5,7 @@ the order of ranks: all ranks get the same bits, whatever the timing and however
 is what small messages cost; large ones move as many bytes as in a ring, 2 (n - 1) / n of the tensor each way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.engine.collective import DONE, Op, Pending
+from evenkeel.engine.collective import DONE, Op, Pending, Share
 from evenkeel.engine.lane import Lane, Work
 from evenkeel.engine.mesh import Mesh
 from evenkeel.engine.rendezvous import GroupAborted, GroupBroken
@@ -68,15 +68,11 @@ class TcpGroup:
     def all_reduce(self, tensor: Tensor, op: Op = Op.SUM, async_op: bool = False) -> Pending:
         return self._collective(partial(self._all_reduce, op=op), [tensor], [tensor], async_op)
 
-    def reduce_scatter(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending:
-        if tensor.numel() != output.numel() * self.size or tensor.dtype != output.dtype:
-            raise ValueError(f"reduce_scatter of {tuple(tensor.shape)} over {self.size} into {tuple(output.shape)}")
-        return self._collective(self._reduce_scatter, [output, tensor], [output], async_op)
+    def reduce_shares(self, tensor: Tensor, shares: Sequence[Share], async_op: bool = False) -> Pending:
+        return self._collective(partial(self._reduce_shares, shares=shares), [tensor], [tensor], async_op)
 
-    def all_gather(self, output: Tensor, tensor: Tensor, async_op: bool = False) -> Pending:
-        if output.numel() != tensor.numel() * self.size or tensor.dtype != output.dtype:
-            raise ValueError(f"all_gather of {tuple(tensor.shape)} over {self.size} into {tuple(output.shape)}")
-        return self._collective(self._all_gather, [output, tensor], [output], async_op)
+    def gather_shares(self, tensor: Tensor, shares: Sequence[Share], async_op: bool = False) -> Pending:
+        return self._collective(partial(self._gather_shares, shares=shares), [tensor], [tensor], async_op)
 
     def broadcast(self, tensor: Tensor, src: int, async_op: bool = False) -> Pending:
         if not 0 <= src < self.size:
@@ -172,17 +168,33 @@ class TcpGroup:
         exchange(dict.fromkeys(self._peers.values(), mine), {c: _bytes(rows[p]) for p, c in self._peers.items()})
         self._combine(rows, x, x, op)
 
-    def _reduce_scatter(self, output: Tensor, x: Tensor) -> None:
-        each, piece = output.numel(), max(1, PIECE_BYTES // (self.size * x.element_size()))
-        table = x.view(self.size, each)
-        for start in range(0, each, piece):
-            chunks = [row[start : start + piece] for row in table]
-            self._reduce_chunks(chunks, output[start : start + piece], Op.SUM)
+    def _reduce_shares(self, x: Tensor, shares: Sequence[Share]) -> None:
+        held = self._held(x, shares)
+        piece = max(1, PIECE_BYTES // (self.size * x.element_size()))
+        for start in range(0, max(chunk.numel() for chunk in held), piece):
+            chunks = [chunk[start : start + piece] for chunk in held]
+            self._reduce_chunks(chunks, chunks[self.rank], Op.SUM)
+        self._pass_on(held, {share.owners[0]: share.owners[1:] for share in shares})
 
-    def _all_gather(self, output: Tensor, x: Tensor) -> None:
-        chunks = list(output.view(self.size, -1))
-        chunks[self.rank].copy_(x)
-        self._spread(chunks)
+    def _gather_shares(self, x: Tensor, shares: Sequence[Share]) -> None:
+        everybody = range(self.size)
+        others = {share.owners[0]: tuple(p for p in everybody if p not in share.owners) for share in shares}
+        self._pass_on(self._held(x, shares), others)
+
+    def _held(self, x: Tensor, shares: Sequence[Share]) -> list[Tensor]:
+        """By rank the share that it is the first owner of; empty where it is of none."""
+        held = [x[:0]] * self.size
+        for share in shares:
+            held[share.owners[0]] = x[share.start : share.stop]
+        return held
+
+    def _pass_on(self, chunks: Sequence[Tensor], to: Mapping[int, Sequence[int]]) -> None:
+        """Each rank sends its chunk to those that `to` says."""
+        mine = _bytes(chunks[self.rank])
+        exchange(
+            {self._peers[p]: mine for p in to.get(self.rank, ())},
+            {self._peers[p]: _bytes(chunks[p]) for p, others in to.items() if self.rank in others},
+        )
 
     def _broadcast(self, x: Tensor, src: int) -> None:
         if self.rank == src:
