@@ -26,6 +26,8 @@ STATE = "control/state.py"
 REPAIR = "control/repair.py"
 FORMING = "control/forming.py"
 CONTROLLER = "control/controller.py"
+PROGRESS = "control/progress.py"
+SAVING = "control/saving.py"
 WORKER = "sim/worker.py"
 
 BUGS = (
@@ -162,13 +164,9 @@ BUGS = (
     bug(
         "request-forgotten-when-not-carried",
         16,
-        (MEMBER, "        self.pending &= ~vote.flags\n", "        self.pending = Flags.NONE\n"),
-        (
-            "control/progress.py",
-            "    elif s.pending and vote.step < s.policy.last_step:\n        forming.send_flags(s, world)\n",
-            "",
-        ),
-        (WORKER, "float(bool(self.member.pending & Flags.STOP))", "0.0"),
+        (MEMBER, "(self.pending | self.flags(vote.step)) & ~vote.flags", "Flags.NONE"),
+        (PROGRESS, "        if s.pending:\n            forming.send_flags(s, world)\n", ""),
+        (WORKER, "float(flag in flags)", "float(flag in flags and flag is not Flags.STOP)"),
     ),
     bug(
         "unreported-votes-dropped",
@@ -250,7 +248,7 @@ BUGS = (
         "step-skipped-when-a-report-is-lost",
         0,
         (
-            "control/progress.py",
+            PROGRESS,
             "        if report.vote.step > s.visible + 1:",
             "        if False:",
         ),
@@ -293,8 +291,8 @@ BUGS = (
         0,
         (
             "control/watch.py",
-            "    times = [] if s.roster.retry_at is None else [s.roster.retry_at]\n",
-            "    times: list[float] = []\n",
+            "for at in (s.roster.retry_at, saved_at) if at",
+            "for at in (saved_at,) if at",
         ),
     ),
     bug(
@@ -319,7 +317,7 @@ BUGS = (
     bug(
         "end-before-the-last-step-is-shown",
         4,
-        ("control/progress.py", "        s.over = True\n", '        s.end("finished")\n'),
+        (PROGRESS, "not s.over or shown or ", "not s.over or "),
     ),
     bug(
         "steps-shown-after-other-commands",
@@ -329,5 +327,105 @@ BUGS = (
             "m.Output(tuple(s.journal), tuple(s.commands))",
             "m.Output(tuple(s.journal), tuple(sorted(s.commands, key=lambda c: isinstance(c, m.Metrics))))",
         ),
+    ),
+    bug(
+        "manifest-with-a-part-missing",
+        11,
+        (SAVING, "if not u.missing and", "if len(u.missing) < 2 and"),
+    ),
+    bug(
+        "part-of-another-version-accepted",
+        11,
+        (
+            SAVING,
+            "    if not _is_known(s, event.version):\n        return\n    upload = _upload(s, now, event.version)\n",
+            "    if not s.uploads:\n        return\n    upload = s.uploads[newest_first(list(s.uploads))[0]]\n",
+        ),
+    ),
+    bug(
+        "copied-while-the-last-is-written",
+        11,
+        ("core/vote.py", " if self.values[Slot.BUSY] > 0 else flags", " if False else flags"),
+    ),
+    bug(
+        "dead-writer-waited-for",
+        0,
+        (REPAIR, "    saving.lost(s, worker_id)\n", ""),
+    ),
+    bug(
+        "lost-word-waited-for",
+        0,
+        ("control/watch.py", "    saving.tick(s, now)\n", ""),
+    ),
+    bug(
+        "stop-before-its-checkpoint-is-complete",
+        0,
+        (FORMING, "is None or saving.is_saved(s):", "is None or saving.is_saved(s) or s.uploads:"),
+    ),
+    bug(
+        "end-before-its-checkpoint-is-complete",
+        0,
+        (PROGRESS, "shown or s.uploads or", "shown or"),
+        (PROGRESS, "is None or saving.is_saved(s):", "is None or saving.is_saved(s) or s.uploads:"),
+    ),
+    bug(
+        "last-step-not-saved-while-busy",
+        0,
+        (MEMBER, "return writing and step < self.world.last_step", "return writing"),
+        (PROGRESS, "is None or saving.is_saved(s):", "is None or True:"),
+    ),
+    bug(
+        "going-back-not-journalled",
+        6,
+        (SAVING, "    s.journal.append(m.Restored(base, s.generation, reason))\n", ""),
+    ),
+    bug(
+        "visible-step-not-taken-back",
+        6,
+        (SAVING, "    s.visible = s.saved_at_step = base.step\n", "    s.saved_at_step = base.step\n"),
+    ),
+    bug(
+        "committed-version-not-taken-back",
+        6,
+        (SAVING, "    s.committed = base\n", ""),
+    ),
+    bug(
+        "witness-of-before-going-back-counts",
+        6,
+        (
+            CONTROLLER,
+            "if witness is not None and not any(witness.generation <= at for _, at in s.restores):",
+            "if witness is not None:",
+        ),
+    ),
+    bug(
+        "steps-of-before-going-back-shown-again",
+        6,
+        (CONTROLLER, " and saving.in_line(s, Version(vote.step, vote.generation)):", ":"),
+    ),
+    bug(
+        "checkpoint-of-a-line-given-up",
+        7,
+        (SAVING, "    return not any(\n", "    return True or any(\n"),
+    ),
+    bug(
+        "checkpoint-of-a-step-that-was-dropped",
+        7,
+        (REPAIR, "    saving.settled(s, s.decision)\n", ""),
+    ),
+    bug(
+        "damaged-checkpoint-taken-again",
+        0,
+        (SAVING, "        s.saved.remove(event.version)\n", ""),
+    ),
+    bug(
+        "removed-checkpoint-taken",
+        0,
+        (SAVING, "    s.saved = [v for v in s.saved if v.step not in event.removed]\n", ""),
+    ),
+    bug(
+        "back-although-peers-hold-everything",
+        0,
+        (FORMING, "if lost and s.committed not in s.saved:", "if (lost or s.saved) and s.committed not in s.saved:"),
     ),
 )

@@ -81,7 +81,8 @@ def end_if_over(s: State) -> None:
     The end is journalled before commands are carried out: with a metrics line among them it waits for the next tick, or
     with a crash in between that line would never be written.
     """
-    if not s.over or isinstance(s.mode, Ended) or s.uploads or any(isinstance(command, m.Metrics) for command in s.commands):
+    shown = any(isinstance(command, m.Metrics) for command in s.commands)
+    if not s.over or shown or s.uploads or isinstance(s.mode, Ended):
         return
     if s.policy.checkpoint_every is None or saving.is_saved(s):
         s.end("finished")

@@ -11,6 +11,8 @@ from evenkeel.core.world import World
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.state import slices
 from evenkeel.sim.memory import TORN, History
+from evenkeel.sim.saved import SavedChecks
+from evenkeel.sim.violation import require
 from evenkeel.sim.worker import TOKENS
 
 if TYPE_CHECKING:
@@ -23,13 +25,7 @@ STEPS_TO_STOP = 2
 """That may become visible after a stop is asked for: one is under way, for another the request may be too late."""
 
 
-class ViolationError(AssertionError):
-    """An invariant does not hold."""
-
-
-def require(holds: bool, what: str) -> None:
-    if not holds:
-        raise ViolationError(what)
+BREAKING = ("crash", "node", "all", "hang", "cut", "suspect", "slow", "exception")
 
 
 class Checks:
@@ -37,8 +33,8 @@ class Checks:
 
     Attributes:
         histories: what is known of each version: the committed steps that made it.
-        shown: the versions that became visible, one for each step.
-        bases: what each settled generation was settled at.
+        shown: the versions that are visible, one for each step; ever_shown: also those of before the run went back.
+        bases: what each settled generation was settled at; base: what the next world must begin from.
         lost: workers that the controller of this life, or a journalled decision, declared lost.
         worlds: those that are journalled, by generation.
     """
@@ -47,11 +43,14 @@ class Checks:
         self.fleet = fleet
         self.histories: dict[Version, History] = {INITIAL: ()}
         self.shown: list[Version] = []
+        self.ever_shown: set[Version] = set()
         self.bases: dict[int, Version] = {}
+        self.base = INITIAL
+        self.after_stop = 0
         self.lost: set[WorkerId] = set()
         self.worlds: dict[int, World] = {}
         self.entries = 0
-        self.fullest = 0.0
+        self.saved = SavedChecks(self)
 
     def forget(self) -> None:
         """A new controller knows of a loss only if a decision that rests on it was written down."""
@@ -62,9 +61,25 @@ class Checks:
     def _last(self) -> Version:
         return self.shown[-1] if self.shown else INITIAL
 
-    def _counts(self) -> list["SimWorker"]:
+    def counts(self) -> list["SimWorker"]:
         """Workers that are alive and were not declared lost."""
         return [w for i, w in self.fleet.workers.items() if w.alive and i not in self.lost]
+
+    def is_gone(self, version: Version) -> bool:
+        return self.saved.is_gone(version)
+
+    def is_lost(self, step: int) -> bool:
+        """Whether no copy of some piece of the state of this step is alive."""
+        shards = [
+            h.shard
+            for w in self.counts()
+            for h in w.member.holdings
+            if h.version is not None
+            and h.version.step >= step
+            and not self.is_gone(h.version)
+            and w.memory.history(h.shard) != TORN
+        ]
+        return bool(lost_slices(self.fleet.scenario.policy.model, shards))
 
     # ------------------------------------------------------------ what the controller shows
 
@@ -76,6 +91,7 @@ class Checks:
         base = self.bases.get(vote.generation)
         require(base is None or version <= base, f"{version} became visible, but its generation was settled at {base}")
         self.shown.append(version)
+        self.ever_shown.add(version)
         self._in_line(version, "what became visible")
         world = self.worlds[vote.generation]
         true = self.fleet.meetings.votes.get((vote.generation, vote.step))
@@ -88,12 +104,15 @@ class Checks:
         struck = any(w.struck - {"crash"} for w in self.fleet.workers.values())
         prompt = self.fleet.scenario.calm and not self.fleet.scenario.late_reports
         undisturbed = prompt and self.fleet.life == 1 and not self.bases and not struck
-        late = asked is not None and len(self.shown) > asked + STEPS_TO_STOP
+        # It waits while a checkpoint is being written.
+        self.after_stop += asked is not None and not vote.values[Slot.BUSY]
+        late = self.after_stop > STEPS_TO_STOP
         require(not (late and undisturbed), f"step {vote.step} became visible, a stop was asked for at {asked}")
 
     def _in_line(self, version: Version, what: str) -> None:
         """Whether a version goes on from all that is visible."""
         last = self._last
+        require(not self.is_gone(version), f"{what}, {version}, is of a line that was given up")
         require(version.step > last.step or version == last, f"{what}, {version}, takes back {last}")
         history = self.histories.get(version)
         shown = tuple(self.shown)
@@ -116,6 +135,11 @@ class Checks:
                 require(decision in decisions, f"{decision} is told before it is journalled")
             case m.Log("worker_lost", fields=fields):
                 self.lost.add(fields["worker_id"])
+            case m.Log("restored"):
+                self.written()
+                self.saved.logged(command)
+            case m.Log():
+                self.saved.logged(command)
             case m.Kill(worker_id, reason):
                 self._justified(worker_id, reason)
             case m.Start(count):
@@ -145,16 +169,25 @@ class Checks:
     # ------------------------------------------------------------ what the controller writes down
 
     def after_event(self) -> None:
-        journal = self.fleet.journal
-        for entry in journal[self.entries :]:
+        self.written()
+        self.saved.bounded()
+        most = QUEUE_PER_WORKER * (1 + len(self.fleet.workers))
+        require(self.fleet.clock.pending <= most, f"{self.fleet.clock.pending} messages and timers are under way")
+
+    def written(self) -> None:
+        """Looks at the new entries. A line that says that the run goes back stands where that was written down, among
+        the other commands of one event; so what becomes visible before it is of before."""
+        for entry in self.fleet.journal[self.entries :]:
+            before = self.fleet.journal[self.entries - 1] if self.entries else None
+            over = isinstance(before, m.RunEnded) and not isinstance(entry, m.EpochBegun)
+            require(not over, f"{entry} is written down after the end")
+            self.entries += 1
             if isinstance(entry, m.WorldOpened):
                 self._opened(entry.world)
             elif isinstance(entry, m.StepSettled):
                 self._settled(entry)
-        self.entries = len(journal)
-        most = QUEUE_PER_WORKER * (1 + len(self.fleet.workers))
-        self.fullest = max(self.fullest, self.fleet.clock.pending / (1 + len(self.fleet.workers)))
-        require(self.fleet.clock.pending <= most, f"{self.fleet.clock.pending} messages and timers are under way")
+            elif isinstance(entry, m.Restored):
+                self.saved.restored(entry)
 
     def _opened(self, world: World) -> None:
         policy, generation = self.fleet.scenario.policy, world.generation
@@ -164,8 +197,10 @@ class Checks:
         wish = policy.wish
         require(wish.min_workers <= world.size <= wish.max_workers, f"world of {world.size} workers")
         self._in_line(world.base, f"the base of generation {generation}")
+        require(self.base == world.base, f"generation {generation} begins from {world.base}, not {self.base}")
+        self.saved.opened(world)
         if newest:
-            require(self.bases.get(newest) == world.base, f"generation {generation} begins from {world.base}")
+            require(newest in self.bases, f"generation {generation} is opened before {newest} is settled")
             change = world.size - self.worlds[newest].size
             self.fleet.seen["grow" if change > 0 else "shrink" if change < 0 else "same size"] += 1
             scenario = self.fleet.scenario
@@ -177,7 +212,7 @@ class Checks:
         decision = entry.decision
         generation = decision.generation
         require(generation not in self.bases, f"generation {generation} is settled twice")
-        self.bases[generation] = decision.base
+        self.bases[generation] = self.base = decision.base
         self._in_line(decision.base, f"the decision for generation {generation}")
         for worker_id in entry.evidence:
             worker = self.fleet.workers[WorkerId(worker_id)]
@@ -228,7 +263,9 @@ class Checks:
 
     def _one_lineage(self, version: Version, name: str) -> None:
         """Of each step at most one generation's commit is in a member that counts, or visible."""
-        held = {h.version for w in self._counts() for h in w.member.holdings if h.version is not None}
+        require(not self.is_gone(version), f"{name}, of a line that was given up")
+        held = {h.version for w in self.counts() for h in w.member.holdings if h.version is not None}
+        held = {v for v in held if not self.is_gone(v)}
         others = [v for v in (*held, *self.shown) if v.step == version.step and v != version]
         require(not others, f"{name}, but {others} of the same step is alive or visible")
 
@@ -253,39 +290,31 @@ class Checks:
         elif status == "stopped":
             require(self.fleet.stop_asked_at is not None, f"stopped, but nobody asked: {error}")
         elif "is lost" in error:
-            self._really_lost()
+            step = len(self.shown)
+            require(self.is_lost(step), f"step {step} was given up although all of it is alive")
+            self.saved.nothing_usable()
         else:
             self._deserved(status, error)
+        self.saved.ended(status, error)
 
     def _all_hold_what_is_visible(self) -> None:
         """The run's result: in every member, one history, the visible one."""
         world = self.worlds[max(self.worlds)]
-        for worker in self._counts():
+        for worker in self.counts():
             held = worker.member.held
             if worker.info in world.members and worker.member.world == world:
                 assert held is not None
                 history = worker.memory.history(held.shard)
                 require(history == tuple(self.shown), f"{worker.info.worker_id} ends with {history}, not {self.shown}")
 
-    def _really_lost(self) -> None:
-        """No committed step is lost while a copy of each piece of its state is alive."""
-        step = len(self.shown)
-        shards = [
-            h.shard
-            for w in self._counts()
-            for h in w.member.holdings
-            if h.version is not None and h.version.step >= step and w.memory.history(h.shard) != TORN
-        ]
-        missing = lost_slices(self.fleet.scenario.policy.model, shards)
-        require(bool(missing), f"step {step} was given up although all of it is alive")
-
     def _deserved(self, status: str, error: str) -> None:
         kinds = [f.kind for f in self.fleet.scenario.faults]
-        breaking = sum(kinds.count(k) for k in ("crash", "node", "hang", "cut", "suspect", "slow", "exception"))
+        breaking = sum(kinds.count(k) for k in BREAKING)
         deserved = (
             ("failed again" in error and kinds.count("exception") >= 2)
             or ("took workers down" in error and breaking >= 3)
             or ("cannot be started" in error and self.fleet.scenario.start_fails > 0)
             or ("not finite" in error and self.fleet.scenario.nonfinite > 0)
+            or self.saved.deserves(error)
         )
         require(deserved, f"the run ended as {status}: {error}")

@@ -7,13 +7,14 @@ from random import Random
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
-from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.vote import Vote
 from evenkeel.sim.checks import Checks
 from evenkeel.sim.clock import Clock
 from evenkeel.sim.meetings import Meetings
-from evenkeel.sim.scenario import Fault, Scenario
+from evenkeel.sim.scenario import MODES, SAVING_MOMENTS, Fault, Scenario
+from evenkeel.sim.store import Store
 from evenkeel.sim.worker import SimWorker
 
 Command = m.Abort | m.Settle | m.Form | m.Request | m.Probe
@@ -36,6 +37,8 @@ class Fleet:
         self.clock = Clock()
         self.mischief = Random(f"{scenario.seed} mischief")
         self.meetings = Meetings(self.rng, self.mischief, scenario.lying, scenario.skew)
+        storage = scenario.storage
+        self.store = Store(self, Random(f"{scenario.seed} storage"), storage) if storage is not None else None
         self.checks = Checks(self)
         self.workers: dict[WorkerId, SimWorker] = {}
         self.journal: list[m.Entry] = []
@@ -45,6 +48,8 @@ class Fleet:
         self.controller: Controller | None = None
         self.seen: Counter[str] = Counter()
         self.life = 0
+        self.watched: set[WorkerId] = set()
+        """Whose death this life of the controller would hear of: those that it found or started."""
         self.timer = 0
         self.failing = 0
         self.stop_asked_at: int | None = None
@@ -71,11 +76,21 @@ class Fleet:
             # As the Ray shell does: whoever was still starting is ended, the new life starts its own.
             worker.alive = False
         alive = tuple(w.info for w in self.workers.values() if w.alive)
+        self.watched = {info.worker_id for info in alive}
         self.seen[f"controller begins in {type(self.controller.mode).__name__}"] += self.life > 1
-        self.hear(m.Started(alive))
+        saved = self.store.listed() if self.store is not None else ()
+        resume = self._asked_back(saved) if not alive else None
+        self.checks.saved.begins(saved, resume)
+        self.hear(m.Started(alive, saved, resume=resume))
         if self.stop_asked_at is not None:
             # Requests are not journalled: who asked for a stop goes on asking until the run has ended.
             self.hear(m.StopRequested("asked"))
+
+    def _asked_back(self, saved: tuple[Version, ...]) -> Version | None:
+        """What who submits the run again wants to begin from; mostly the newest there is."""
+        if self.store is None or not self.metrics or self.store.rng.random() >= self.store.storage.asked_back:
+            return None
+        return self.store.rng.choice((INITIAL, *(v for v in saved if not self.checks.is_gone(v))))
 
     def hear(self, event: m.Event) -> None:
         """The controller takes an event: journal first, then the commands, in order."""
@@ -84,12 +99,13 @@ class Fleet:
             return
         mode = type(controller.mode).__name__
         self.lines.append(f"{self.clock.now:.6f} {event}")
+        self.checks.saved.hears(event)
         output = controller.step(self.clock.now, event)
-        self.journal.extend(output.journal)
         entered = type(controller.mode).__name__
-        stop_after = self._controller_dies(entered) if entered != mode else None
-        if stop_after is None and any(isinstance(c, m.Metrics) for c in output.commands):
-            stop_after = self._controller_dies("shown")
+        moments = [entered] if entered != mode else []
+        moments += _moments(event, output.commands)
+        stop_after = next((x for x in map(self._controller_dies, moments) if x is not None), None)
+        self.journal.extend(output.journal[: self._durable(output, stop_after)])
         for i, command in enumerate(output.commands):
             if stop_after is not None and i >= stop_after * len(output.commands):
                 break
@@ -99,18 +115,27 @@ class Fleet:
             self.crash_controller()
         self.checks.after_event()
 
+    def _durable(self, output: m.Output, stop_after: float | None) -> int:
+        """How many journal entries are written: a controller that dies before its first command may die before that."""
+        if stop_after != 0.0 or self.store is None or self.store.rng.random() < 0.5:
+            return len(output.journal)
+        return self.store.rng.randint(0, len(output.journal))
+
     def _controller_dies(self, mode: str) -> float | None:
         """Whether a fault lets the controller die on entering this mode, and after which part of its commands."""
         for armed in self.armed:
             if armed.fault.kind == "controller" and armed.fault.moment == mode and armed.count > 0:
                 armed.count -= 5
                 if armed.count <= 0:
+                    self.seen[f"controller dies at {mode}"] += mode not in MODES
                     return self.rng.choice((0.0, 0.5, 1.0))
         return None
 
     def crash_controller(self) -> None:
         self.seen[f"controller dies in {self.mode}"] += 1
         self.controller = None
+        if self.store is not None:
+            self.store.controller_died()
         self.clock.after(self.rng.uniform(0.05, 1.0), self._restart)
 
     @property
@@ -131,6 +156,9 @@ class Fleet:
             case m.Start(count):
                 for _ in range(count):
                     self._start_worker()
+            case m.CommitCheckpoint():
+                assert self.store is not None
+                self.store.commit(command)
             case m.SetTimer(at):
                 self.timer += 1
                 timer = self.timer
@@ -159,6 +187,23 @@ class Fleet:
             self.clock.after(self.mischief.random(), lambda: self.hear(event))
             return
         self._transmit(worker, lambda: self.hear(event))
+
+    def tell_of_part(self, worker: SimWorker, event: m.Event) -> None:
+        """A worker's word about its part of a checkpoint: may come twice, or much too late; waits for a controller."""
+        assert self.store is not None
+        rng, storage, network = self.store.rng, self.store.storage, self.scenario.network
+        if self.clock.now < worker.cut_until or rng.random() < max(network.lose, storage.told_never):
+            return
+
+        def arrive() -> None:
+            if self.controller is None and self.ended is None:
+                self.clock.after(0.1, arrive)
+            else:
+                self.hear(event)
+
+        for _ in range(1 + (rng.random() < storage.told_twice)):
+            late = rng.uniform(0.0, 3.0) if rng.random() < storage.told_late else 0.0
+            self.clock.after(late + network.delay_s + rng.random() * network.jitter_s, arrive)
 
     def _to_worker(self, command: Command) -> None:
         worker = self.workers.get(command.worker_id)
@@ -200,6 +245,7 @@ class Fleet:
         info = WorkerInfo(WorkerId(f"w{number:04d}"), self._place(), 1000 + number)
         worker = SimWorker(self, info)
         self.workers[info.worker_id] = worker
+        self.watched.add(info.worker_id)
         delay = self.scenario.start_s * self.rng.uniform(0.8, 1.5)
         if self.scenario.straggle_s and self.mischief.random() < 0.5:
             delay += self.mischief.uniform(0.0, self.scenario.straggle_s)
@@ -235,16 +281,14 @@ class Fleet:
         worker = self.workers[worker_id]
         if worker.alive:
             self.seen[f"{'member' if worker.member.world else 'worker'} dies in {self.mode}"] += 1
-            worker.alive = False
-            worker.task += 1
-            self.meetings.died(worker_id)
+            worker.die()
         self._push_death(worker_id, cause)
 
     def _push_death(self, worker_id: WorkerId, cause: str) -> None:
         def push() -> None:
             if self.controller is None and self.ended is None:
                 self.clock.after(0.1, push)
-            else:
+            elif worker_id in self.watched:
                 self.hear(m.WorkerLost(worker_id, cause))
 
         self.clock.after(self.rng.uniform(0.003, 0.02), push)
@@ -256,10 +300,18 @@ class Fleet:
         for armed in self.armed:
             if armed.fault.moment == moment and armed.fault.kind != "controller" and armed.count > 0:
                 armed.count -= 1
+                if armed.count == 0 and moment in SAVING_MOMENTS:
+                    self.seen[f"{armed.fault.kind} at {moment}"] += 1
                 if armed.count == 0 and armed.fault.at_once:
                     self.strike(worker, armed.fault)
                 elif armed.count == 0:
                     self.clock.after(self.rng.uniform(0.0, 0.02), self._strike(worker, armed.fault))
+
+    def moment_of_anybody(self, moment: str) -> None:
+        assert self.store is not None
+        alive = [w for w in self.workers.values() if w.alive]
+        if alive:
+            self.moment(self.store.rng.choice(alive), moment)
 
     def _strike(self, worker: SimWorker, fault: Fault) -> Callable[[], None]:
         return lambda: self.strike(worker, fault)
@@ -297,6 +349,8 @@ class Fleet:
             case "node":
                 for other in [w for w in self.workers.values() if w.alive and w.info.node_id == worker.info.node_id]:
                     self.kill(other.info.worker_id, "node lost")
+            case "all":
+                self._everybody_dies()
             case "hang":
                 worker.hung_until = until
             case "cut":
@@ -311,3 +365,30 @@ class Fleet:
                 worker.raises = True
             case _:
                 raise AssertionError(fault.kind)
+
+    def _everybody_dies(self) -> None:
+        """Mostly with the controller: who comes next has submitted the run again, and hears of no death."""
+        assert self.store is not None
+        alone = self.controller is not None and self.store.rng.random() < 0.5
+        self.seen["everybody dies but the controller" if alone else "everybody dies"] += 1
+        for worker_id, worker in self.workers.items():
+            if not worker.alive:
+                continue
+            if alone:
+                self.kill(worker_id, "all lost")
+            else:
+                worker.die()
+        if not alone and self.controller is not None:
+            self.crash_controller()
+
+
+def _moments(event: m.Event, commands: tuple[m.Command, ...]) -> list[str]:
+    """What of note the controller has just heard or said."""
+    found = {
+        "shown": any(isinstance(c, m.Metrics) for c in commands),
+        "saving": any(isinstance(c, m.Log) and c.event == "checkpoint_started" for c in commands),
+        "part written": isinstance(event, m.PartWritten),
+        "manifest written": isinstance(event, m.CheckpointCommitted),
+        "loading": any(isinstance(c, m.Form) and c.world.saved for c in commands),
+    }
+    return [moment for moment, happens in found.items() if happens]

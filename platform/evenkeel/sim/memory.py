@@ -15,6 +15,14 @@ TORN: History = (Version(-1, -1),)
 """Bytes that are nothing: half-written, freed, or never received."""
 
 
+def join(want: Slice, parts: Iterable[tuple[Box, History]]) -> History:
+    """The history of a slice that is put together from parts: torn unless they agree and cover it, each piece once."""
+    inside = [(box.intersect(want.box), history) for box, history in parts]
+    got = sum(box.size for box, _ in inside if box is not None)
+    histories = {history for box, history in inside if box is not None}
+    return histories.pop() if got == want.box.size and len(histories) == 1 else TORN
+
+
 @dataclass
 class Memory:
     """Shards in a worker's memory, each slice with its history."""

@@ -12,6 +12,7 @@ WORKER_FAULTS = ("crash", "hang", "suspect", "exception", "slow", "cut")
 MOMENTS = ("regroup", "reshard", "forward", "reduce", "vote", "commit", "settle")
 REPAIR_MOMENTS = ("abort", "decision", "settle", "regroup", "reshard", "joined", "finish")
 MODES = ("Forming", "Running", "Aborting", "Settling")
+SAVING_MOMENTS = ("saving", "part written", "manifest written", "loading")
 
 SLACK_S = 5.0
 """For repairs; far below the shortest limit after which a world that does nothing is noticed."""
@@ -22,10 +23,11 @@ class Fault:
     """What goes wrong, and when.
 
     Attributes:
-        kind: of WORKER_FAULTS, or "node" (all its workers crash), "controller", or "stop" (a request to stop the run).
+        kind: of WORKER_FAULTS, or "node" (all its workers crash), "all" (everybody dies), "controller", or "stop" (a
+            request to stop the run).
         at: virtual seconds, or None to strike at a moment.
-        moment: what the victim is doing when it strikes, of the three lists above; for the controller the mode that it
-            enters (or "Ended"), or "shown": it has made a step visible.
+        moment: what the victim is doing when it strikes, of the lists above; for the controller the mode that it enters
+            (or "Ended"), "shown": it has made a step visible, or what it has just heard or said of a checkpoint.
         countdown: it strikes the so-manieth time that somebody is at that moment.
         at_once: before the victim does anything at that moment, instead of up to 20 ms later.
     """
@@ -51,6 +53,31 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Storage:
+    """How the store of checkpoints does; seconds and probabilities.
+
+    Attributes:
+        write_s, commit_s: what a part and a manifest usually take.
+        slow: how often one of them takes seconds, or longer than anybody waits.
+        damaged: how often a checkpoint is listed, but cannot be read.
+        told_twice, told_late, told_never: how often a worker's word about its part comes twice, up to seconds later, or
+            not at all.
+        asked_back: how often who submits a run again, when nobody is alive, asks for an earlier version.
+    """
+
+    write_s: float
+    commit_s: float
+    part_fails: float = 0.0
+    commit_fails: float = 0.0
+    slow: float = 0.0
+    damaged: float = 0.0
+    told_twice: float = 0.0
+    told_late: float = 0.0
+    told_never: float = 0.0
+    asked_back: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """One run.
 
@@ -62,6 +89,7 @@ class Scenario:
             complete; from 100 on its first member learns at once.
         late_reports: how often a leader's report takes up to a second longer.
         lying: how often a collective that a death breaks looks complete to a member, with a part of the sums (rule 2).
+        storage: None for a run without checkpoints.
     """
 
     seed: int
@@ -78,6 +106,7 @@ class Scenario:
     late_reports: float = 0.0
     lying: float = 0.0
     skew: float = 1.0
+    storage: Storage | None = None
 
     @property
     def calm(self) -> bool:
@@ -90,8 +119,16 @@ class Scenario:
         slowly = self.start_fails or self.late_reports or self.skew > 30 or not self.calm
         if slowly or {f.kind for f in self.faults} & {"hang", "cut", "slow", "suspect"}:
             return inf
-        starts_s = self.policy.gather_s + (1 + len(self.faults)) * (1.5 * self.start_s + self.straggle_s)
-        return self.quiet_after + starts_s + 2 * self.policy.last_step * (1.5 * self.step_s + 0.3) + SLACK_S
+        lives = 1 + len(self.faults)
+        starts_s = self.policy.gather_s + lives * (1.5 * self.start_s + self.straggle_s)
+        trains_s = 2 * self.policy.last_step * (1.5 * self.step_s + 0.3)
+        if self.storage is not None:
+            if self.storage.slow or self.storage.told_never:
+                return inf
+            # Each fault may take the run back to its beginning, and nobody is known to anybody then.
+            starts_s += lives * self.policy.gather_s
+            trains_s *= lives
+        return self.quiet_after + starts_s + trains_s + SLACK_S
 
     @property
     def quiet_after(self) -> float:
@@ -101,8 +138,12 @@ class Scenario:
 
 def random_scenario(seed: int) -> Scenario:
     """The scenario of a seed; the same for ever, whatever the hash seed."""
+    # A source of its own for what is added, so that it leaves the seeds found earlier as they were.
+    return _with_store(_without_store(seed), Random(f"{seed} store"))
+
+
+def _without_store(seed: int) -> Scenario:
     scenario = _basic(seed)
-    # A source of its own, so that what is added here leaves the seeds found earlier as they were.
     rng = Random(f"{seed} more")
     kind = rng.random()
     if kind < 0.4:
@@ -229,6 +270,85 @@ AMBUSHES = (
     _reports_come_in_heaps,
     _reports_come_in_heaps,
 )
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def _with_store(scenario: Scenario, rng: Random) -> Scenario:
+    """For a half of the runs a store, and for most of these faults that need it."""
+    kind = rng.random()
+    if kind < 0.5 or scenario.late_reports:
+        return scenario
+    if kind < 0.65:
+        return _goes_back_twice(scenario, rng)
+    if kind < 0.73:
+        return _ends_slowly(scenario, rng)
+    every, failures = rng.choice((0, 1, 1, 1, 2, 2, 3)), rng.choice((None, None, 1, 2))
+    policy = replace(scenario.policy, checkpoint_every=every, max_checkpoint_failures=failures)
+    storage = Storage(
+        write_s=rng.choice((0.01, 0.05, 0.5)),
+        commit_s=rng.choice((0.01, 0.01, 0.3)),
+        part_fails=rng.choice((0.0, 0.0, 0.05)),
+        commit_fails=rng.choice((0.0, 0.0, 0.2)),
+        slow=rng.choice((0.0, 0.0, 0.1)),
+        damaged=rng.choice((0.0, 0.0, 0.4, 0.9)),
+        told_twice=rng.choice((0.0, 0.2)),
+        told_late=rng.choice((0.0, 0.0, 0.2)),
+        asked_back=rng.choice((0.0, 0.4)),
+    )
+    if rng.random() < 0.5:
+        faults = tuple(_saving_fault(rng) for _ in range(rng.randint(0, 3)))
+        return replace(scenario, policy=policy, storage=storage, faults=scenario.faults + faults)
+    faults = tuple(_loss(rng) for _ in range(rng.randint(1, 3)))
+    if rng.random() < 0.3:
+        # Just when the life before has written down that the run goes back.
+        faults += (Fault("controller", moment="loading", countdown=rng.choice((1, 6))),)
+    late = rng.choice((scenario.late_reports, scenario.late_reports, 1.0))
+    return replace(scenario, policy=policy, storage=storage, faults=scenario.faults + faults, late_reports=late)
+
+
+def _goes_back_twice(scenario: Scenario, rng: Random) -> Scenario:
+    """Everybody dies, and again when the run has gone back; or the controller does before it has a step to show."""
+    faults = tuple(
+        Fault("all", moment=moment, countdown=rng.randint(3, last))
+        for moment, last in rng.sample((("manifest written", 6), ("manifest written", 6), ("commit", 20)), 2)
+    )
+    if rng.random() < 0.6:
+        faults += (Fault("controller", moment="loading", countdown=1),)
+    storage = Storage(0.01, 0.01, damaged=rng.choice((0.0, 0.5, 1.0, 1.0)), asked_back=rng.choice((0.0, 0.6)))
+    policy = replace(scenario.policy, checkpoint_every=rng.choice((1, 1, 2)), last_step=9, gather_s=0.2)
+    return replace(scenario, policy=policy, storage=storage, faults=faults, start_fails=0.0, nonfinite=0.0)
+
+
+def _ends_slowly(scenario: Scenario, rng: Random) -> Scenario:
+    """A writer dies, or its word is lost, when nothing is left to do but to wait for it."""
+    faults: tuple[Fault, ...] = ()
+    never = rng.choice((0.0, 0.0, 0.5))
+    if not never:
+        faults += (Fault("crash", moment="saving", countdown=rng.randint(1, 4)),)
+    if rng.random() < 0.5:
+        at = 1.5 * scenario.start_s + rng.uniform(0.2, 0.8) * scenario.step_s * scenario.policy.last_step
+        faults += (Fault("stop", at=at),)
+    policy = replace(scenario.policy, checkpoint_every=0)
+    return replace(scenario, policy=policy, storage=Storage(0.5, 0.1, told_never=never), faults=faults)
+
+
+def _loss(rng: Random) -> Fault:
+    """Everybody dies, mostly when there is a checkpoint, or when they have begun to read one."""
+    moments = (("manifest written", 3), ("manifest written", 4), ("part written", 12), ("loading", 6), ("commit", 25))
+    moment, last = rng.choice(moments)
+    return Fault("all", moment=moment, countdown=rng.randint(1, last), at_once=rng.random() < 0.3)
+
+
+def _saving_fault(rng: Random) -> Fault:
+    kind = rng.choice(("crash", "crash", "node", "controller"))
+    moment = rng.choice(SAVING_MOMENTS)
+    most = 3 if kind == "controller" or moment == "manifest written" else 12
+    countdown = rng.randint(1, most)
+    if kind == "controller":
+        countdown = 5 * countdown - 4
+    return Fault(kind, moment=moment, countdown=countdown, at_once=rng.random() < 0.5)
 
 
 # ---------------------------------------------------------------- what chance makes

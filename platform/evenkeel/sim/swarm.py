@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from multiprocessing import get_context
 
-from evenkeel.sim.checks import ViolationError
 from evenkeel.sim.fleet import Fleet
 from evenkeel.sim.scenario import random_scenario
+from evenkeel.sim.violation import ViolationError
 
 PATIENCE_S = 1800.0
 """Virtual seconds after the last fault in which a run must end."""

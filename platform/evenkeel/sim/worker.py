@@ -12,7 +12,8 @@ from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.reshard import transfers
 from evenkeel.plan.state import Slice, slices
-from evenkeel.sim.memory import TORN, History, Memory
+from evenkeel.sim.memory import History, Memory, join
+from evenkeel.sim.store import Writer
 
 if TYPE_CHECKING:
     from evenkeel.sim.fleet import Fleet
@@ -29,6 +30,7 @@ class SimWorker:
         self.info = info
         self.member = Member(info.worker_id)
         self.memory = Memory(fleet.scenario.policy.model)
+        self.writer = Writer(self)
         self.alive = True
         self.ready = False
         self.hung_until = 0.0
@@ -80,6 +82,11 @@ class SimWorker:
         self.collective += 1
         key = (self.member.generation, self.step, name)
         self.fleet.meetings.arrive(self, key, members, then, values)
+
+    def die(self) -> None:
+        self.alive = False
+        self.task += 1
+        self.fleet.meetings.died(self.info.worker_id)
 
     # ------------------------------------------------------------ control thread
 
@@ -146,7 +153,8 @@ class SimWorker:
             done = m.Settled(self.info.worker_id, decision.generation, ask, self.member.holdings)
             self.fleet.send(self, done)
 
-        if settlement.commit is None:
+        vote = settlement.commit
+        if vote is None:
             settled()
             return
 
@@ -155,8 +163,10 @@ class SimWorker:
                 return
             self._write()
             self.member.end_commit(self.fleet.clock.now)
-            self.park()
-            settled()
+            self._save(vote)
+            if self.alive:
+                self.park()
+                settled()
 
         self.member.begin_commit()
         self.enter("commit")
@@ -174,11 +184,20 @@ class SimWorker:
 
     def _reshard(self, world: World) -> None:
         self.work("reshard", 0.02, lambda: self._receive(world))
+        if world.saved:
+            self.fleet.moment(self, "loading")
 
     def _receive(self, world: World) -> None:
         shard = world.layout.shard(self.info.worker_id)
         if world.base.step == 0:
             self.memory.initialise(shard)
+        elif world.saved:
+            assert self.fleet.store is not None
+            loaded = self.fleet.store.read(world.base, slices(self.memory.model, shard))
+            if loaded is None:
+                self._unreadable(world)
+                return
+            self.memory.write(shard, loaded)
         else:
             contents = self._gather(world)
             if contents is None:
@@ -207,7 +226,7 @@ class SimWorker:
                 return None
             received.setdefault(tensor, []).append((box, holder.read(world.base, tensor, box)))
         wanted = slices(self.memory.model, world.layout.shard(me))
-        return {want: _join(want, received.get(want.tensor, [])) for want in wanted}
+        return {want: join(want, received.get(want.tensor, [])) for want in wanted}
 
     def read(self, version: Version, tensor: str, box: Box) -> History:
         """What it sends when it is asked for a box of this version."""
@@ -273,8 +292,10 @@ class SimWorker:
         values[Slot.TOKENS] = tokens
         values[Slot.LOSS] = 2.0 * tokens
         values[Slot.NONFINITE] = float(self.fleet.rng.random() < self.fleet.scenario.nonfinite)
-        values[Slot.PAUSE] = float(bool(self.member.pending & Flags.PAUSE))
-        values[Slot.STOP] = float(bool(self.member.pending & Flags.STOP))
+        flags = self.member.flags(self.step)
+        for flag, slot in ((Flags.PAUSE, Slot.PAUSE), (Flags.CHECKPOINT, Slot.CHECKPOINT), (Flags.STOP, Slot.STOP)):
+            values[slot] = float(flag in flags)
+        values[Slot.BUSY] = float(self.member.busy(self.step, self.writer.busy))
         return tuple(values)
 
     def voted(self, values: tuple[float, ...]) -> None:
@@ -296,10 +317,11 @@ class SimWorker:
             return
         self._write()
         report = self.member.end_commit(self.fleet.clock.now)
-        if report is not None:
+        self._save(vote)
+        if report is not None and self.alive:
             self.fleet.send(self, report)
             self.fleet.moment(self, "reported")
-        if vote.flags or not self.member.running(vote.generation):
+        if vote.flags & (Flags.PAUSE | Flags.STOP) or not self.member.running(vote.generation):
             self.park()
         else:
             self._begin_step()
@@ -309,6 +331,17 @@ class SimWorker:
         assert held is not None and prepared is not None and vote is not None
         self.memory.advance(held.shard, prepared, whole=not self.torn_sums)
         self.fleet.checks.committed(self, prepared, vote)
+
+    def _save(self, vote: Vote) -> None:
+        """After the commit, before anything else is committed: copies what it writes of a checkpoint."""
+        if not vote.saves:
+            return
+        self.fleet.moment(self, "saving")
+        if self.alive:
+            world = self.member.world
+            assert world is not None
+            version = Version(vote.step, vote.generation)
+            self.writer.take(version, world.layout, last=vote.step == world.last_step)
 
     def _commit_raises(self) -> bool:
         """Whoever fails in a commit has torn state, so it dies (rule 8)."""
@@ -338,6 +371,12 @@ class SimWorker:
     def _broken(self, error: str) -> None:
         self._fail(m.Fault(self.step, self.phase, 0, "", error, collective=True))
 
+    def _unreadable(self, world: World) -> None:
+        """The checkpoint of the world's base is damaged or missing."""
+        event = m.CheckpointUnreadable(self.info.worker_id, world.generation, world.base, "not what was written")
+        self.park()
+        self.fleet.send(self, event)
+
     def _raise(self, error: str) -> None:
         self._fail(m.Fault(self.step, self.phase, 0, "block0", error, collective=False))
 
@@ -345,11 +384,3 @@ class SimWorker:
         generation = self.member.generation
         self.park()
         self.fleet.send(self, m.Failed(self.info.worker_id, generation, fault))
-
-
-def _join(want: Slice, parts: list[tuple[Box, History]]) -> History:
-    """The history of a slice that is put together from parts: torn unless they agree and cover it."""
-    inside = [(box.intersect(want.box), history) for box, history in parts]
-    got = sum(box.size for box, _ in inside if box is not None)
-    histories = {history for box, history in inside if box is not None}
-    return histories.pop() if got == want.box.size and len(histories) == 1 else TORN

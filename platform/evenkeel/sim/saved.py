@@ -1,0 +1,173 @@
+"""What must hold of checkpoints, and of a run that goes back to one (design, sections 4, 7 and 9)."""
+
+from typing import TYPE_CHECKING
+
+from evenkeel.control import messages as m
+from evenkeel.core.ids import INITIAL, Version
+from evenkeel.core.world import World
+from evenkeel.plan.state import Slice, slices
+from evenkeel.sim.store import part_name
+from evenkeel.sim.violation import require
+
+if TYPE_CHECKING:
+    from evenkeel.sim.checks import Checks
+
+MOST_UPLOADS = 4
+"""At once in one life, where no word is lost or late: a manifest that is being written, parts that are all there and
+wait for that, parts that are being written, and those of the last step, which wait for these."""
+
+
+class SavedChecks:
+    """Watches the store, and each Restored.
+
+    Attributes:
+        known: checkpoints that this life of the controller was told of, and not told that they are damaged or removed;
+            unreadable: those that it was told are damaged.
+        asked: the version that the user asked this life to begin from, until that was done.
+        gone_back: each base that the run went back to: the versions that made it, with the generation up to which all
+            others are gone.
+        failed: steps of which a line of events says that their checkpoint was not written.
+    """
+
+    def __init__(self, checks: "Checks") -> None:
+        self.checks = checks
+        self.known: set[Version] = set()
+        self.unreadable: set[Version] = set()
+        self.asked: Version | None = None
+        self.gone_back: list[tuple[frozenset[Version], int]] = []
+        self.failed: set[int] = set()
+
+    # ------------------------------------------------------------ what the controller hears
+
+    def begins(self, saved: tuple[Version, ...], resume: Version | None) -> None:
+        self.known = set(saved)
+        self.unreadable = set()
+        self.asked = resume
+
+    def hears(self, event: m.Event) -> None:
+        match event:
+            case m.CheckpointCommitted(version, _, removed):
+                self.known = {v for v in self.known | {version} if v.step not in removed}
+            case m.CheckpointUnreadable(_, _, version):
+                self.unreadable |= self.known & {version}
+                self.known.discard(version)
+            case _:
+                pass
+
+    def is_gone(self, version: Version) -> bool:
+        """Whether the run went back to before this version. By what every version was made of, not by its number."""
+        return any(version.generation <= at and version not in line for line, at in self.gone_back)
+
+    # ------------------------------------------------------------ the store
+
+    def manifest(self, command: m.CommitCheckpoint) -> None:
+        """A manifest becomes visible: all of one visible version is there, each slice once."""
+        version, fleet = command.version, self.checks.fleet
+        assert fleet.store is not None
+        name = f"the checkpoint of {version}"
+        require(version in self.checks.ever_shown, f"{name} is complete, but that never became visible")
+        world = self.checks.worlds[version.generation]
+        require(command.layout == world.layout, f"{name} has the layout {command.layout}")
+        expected = sorted(part_name(version, w) for w in world.layout.members)
+        require(sorted(command.parts) == expected, f"{name} consists of {command.parts}, not {expected}")
+        contents: dict[Slice, int] = {}
+        for part in command.parts:
+            require(part in fleet.store.files, f"{name} is complete without {part}")
+            for piece, history in fleet.store.files[part].items():
+                contents[piece] = contents.get(piece, 0) + 1
+                known = self.checks.histories[version]
+                require(history == known, f"{name}, {part}: {piece} is {history}, not {known}")
+        model = fleet.scenario.policy.model
+        wanted = {s for w in world.layout.members for s in slices(model, world.layout.shard(w))}
+        require(contents.keys() == wanted, f"{name} lacks {wanted - contents.keys()}")
+        require(set(contents.values()) == {1}, f"{name} has a slice twice")
+
+    # ------------------------------------------------------------ what the controller writes down
+
+    def restored(self, entry: m.Restored) -> None:
+        """The run goes back no further than it must, or to where the user asked it to."""
+        base, checks = entry.base, self.checks
+        name = f"the run goes back to {base}"
+        require(not self.is_gone(base), f"{name}, which is of a line that was given up")
+        newest = max(checks.worlds, default=0)
+        require(entry.at == newest, f"{name}, from generation {entry.at}, not {newest}")
+        if self.asked is not None:
+            require(base == self.asked, f"{name}, {self.asked} was asked for")
+            checks.fleet.seen["asked back"] += 1
+            self.asked = None
+        else:
+            self._must(name, base)
+        step = base.step
+        before = checks.shown[step - 1] if step else INITIAL
+        require(before == base, f"{name}, of this step {before} was visible")
+        self.gone_back.append((frozenset((INITIAL, *checks.shown[:step])), entry.at))
+        del checks.shown[step:]
+        checks.base = base
+
+    def _must(self, name: str, base: Version) -> None:
+        """Nobody asked for it: so all newer states are lost."""
+        checks = self.checks
+        step = max(checks.base.step, len(checks.shown))
+        require(checks.is_lost(step), f"{name} although all of step {step} is alive")
+        assert checks.fleet.store is not None
+        usable = {v for v in self.known if not self.is_gone(v)}
+        newer = {v for v in usable if v.step > base.step}
+        require(not newer, f"{name} although the store has {newer}")
+        if base == INITIAL:
+            require(not self.unreadable, f"{name}: {self.unreadable} cannot be read, and is newer")
+            checks.fleet.seen["back to the beginning"] += 1
+            return
+        require(base in usable, f"{name}, of which it knows no checkpoint")
+        require(base in checks.fleet.store.listed(), f"{name}, which is not in the store")
+
+    def opened(self, world: World) -> None:
+        if world.saved:
+            require(world.base in self.known, f"generation {world.generation} begins from {world.base}: not saved")
+            require(not world.sources, f"generation {world.generation} is read from the store and from peers")
+            self.checks.fleet.seen["world from a checkpoint"] += 1
+
+    # ------------------------------------------------------------ after every event, and at the end
+
+    def bounded(self) -> None:
+        """No heap of checkpoints that are never complete."""
+        fleet = self.checks.fleet
+        storage = fleet.scenario.storage
+        if storage is None or fleet.controller is None:
+            return
+        uploads = len(fleet.controller._state.uploads)
+        fleet.seen["most checkpoints at once"] = max(uploads, fleet.seen["most checkpoints at once"])
+        told = (
+            fleet.life == 1
+            and fleet.scenario.calm
+            and not (storage.told_late or storage.told_never or fleet.scenario.late_reports)
+        )
+        cut = any("cut" in w.struck for w in fleet.workers.values())
+        require(uploads <= MOST_UPLOADS or cut or not told, f"{uploads} checkpoints are being written")
+
+    def logged(self, command: m.Log) -> None:
+        if command.event == "checkpoint_failed":
+            self.failed.add(command.fields["checkpoint"])
+
+    def ended(self, status: str, error: str) -> None:
+        """Whoever ends a run that has a store leaves its last step there, or says that it is not."""
+        store, shown = self.checks.fleet.store, self.checks.shown
+        if store is None or not shown or status not in ("finished", "stopped"):
+            return
+        last = shown[-1]
+        told = "not saved" in error or (status == "finished" and last.step in self.failed)
+        require(last in store.listed() or told, f"{status}, but {last} is not in the store, and nobody says so")
+
+    def nothing_usable(self) -> None:
+        store = self.checks.fleet.store
+        if store is not None:
+            usable = {v for v in self.known & set(store.listed()) if not self.is_gone(v)}
+            require(not usable, f"given up although {usable} could be gone back to")
+
+    def deserves(self, error: str) -> bool:
+        """Whether a run may end with this error because its store fails."""
+        fleet = self.checks.fleet
+        storage = fleet.scenario.storage
+        if storage is None or "checkpoints in a row could not be written" not in error:
+            return False
+        troubled = storage.part_fails or storage.commit_fails or storage.slow or storage.told_never
+        return bool(troubled) or not fleet.scenario.calm or any("cut" in w.struck for w in fleet.workers.values())
