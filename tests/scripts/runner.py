@@ -190,7 +190,8 @@ class Script:
                 error = " ".join(line.names[1:])
                 yield m.PartFailed(line.who, self._checkpoint(line, generation), error)
             case "saved":
-                yield m.CheckpointCommitted(self._checkpoint(line, generation), 1000)
+                removed = tuple(int(step) for step in line.settings.get("removed", "").split(",") if step)
+                yield m.CheckpointCommitted(self._checkpoint(line, generation), 1000, removed)
             case "not-saved":
                 yield m.CheckpointFailed(self._checkpoint(line, generation), " ".join(line.names))
             case "damaged":
