@@ -1,5 +1,15 @@
 """Models of the user's own: a function that returns layers; what cannot be trained is refused with its name."""
 
+import os
+import random
+import resource
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +24,7 @@ from evenkeel.engine.model import (
     boundary_shapes,
     build_stage,
     cast_inputs,
+    default_init,
     model_shape,
     whole_model,
 )
@@ -101,6 +112,10 @@ def linear() -> nn.Module:
     return nn.Linear(2, 2)
 
 
+def nested() -> nn.Module:
+    return nn.ModuleDict({"b": linear()})
+
+
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
@@ -113,6 +128,7 @@ def linear() -> nn.Module:
             r"shape=\(2, 2\).*not.*\(3, 2\)",
         ),
         ((LayerSpec("a", linear), LayerSpec("b", linear, ties={"scale": "a.bias"})), "has no such parameter"),
+        ((LayerSpec("a", nested), LayerSpec("a.b", linear)), "two parameters of the model are called 'a.b.weight'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(layers: tuple[LayerSpec, ...], words: str) -> None:
@@ -159,3 +175,102 @@ def test_what_a_users_function_raises_comes_through(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(own_model, "build", broken)
     with pytest.raises(ZeroDivisionError, match="of the user's own"):
         load_model("own_model:build", {})
+
+
+class Marked(nn.Module):
+    """Initial values of many kinds, as its author wants them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((4,), 1e-4))
+        self.shift = nn.Parameter(torch.zeros(4))
+        self.scale = nn.Parameter(torch.randn(4) * 0.5)
+        self.linear = nn.Linear(4, 4)
+        nn.init.eye_(self.linear.weight)
+        self.drawn = nn.Parameter(torch.tensor(np.random.rand(4) + random.random()))
+        self.register_buffer("table", torch.rand(4), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.gamma * self.linear(x) + self.shift + self.scale + self.drawn * self.table
+        return y
+
+
+def marked_model(**options: Any) -> Model:
+    return Model((LayerSpec("a", linear4), LayerSpec("b", Marked), LayerSpec("c", Marked)), **options)
+
+
+def linear4() -> nn.Module:
+    return nn.Linear(4, 4)
+
+
+def initialised(model: Model, start: int, stop: int, seed: int) -> ShardState:
+    state = ShardState(model, model_shape(model), Shard(start, stop, 0, 1))
+    state.initialise(seed)
+    return state
+
+
+def test_initial_values_are_the_modules_own_and_the_same_in_every_layout() -> None:
+    model = marked_model()
+    whole, end = initialised(model, 0, 3, 5), initialised(model, 2, 3, 5)
+    value = {name: whole.tensor(f"param/{name}") for name in whole.boxes}
+    assert torch.equal(value["b.gamma"], torch.full((4,), 1e-4)) and torch.equal(value["b.shift"], torch.zeros(4))
+    assert torch.equal(value["b.linear.weight"], torch.eye(4))
+    assert not torch.equal(value["b.scale"], value["c.scale"])
+    assert 0 < value["a.weight"].abs().max() <= 0.5  # as nn.Linear has it: uniform within 1 / sqrt(4)
+    assert all(torch.equal(end.tensor(f"param/{name}"), value[name]) for name in end.boxes)
+    assert torch.equal(end.stage.layers[0].table, whole.stage.layers[2].table)
+    plain = whole_model(model, 5)
+    assert all(torch.equal(parameter, value[name]) for name, parameter in plain.named())
+    other = initialised(model, 0, 3, 6)
+    assert not torch.equal(other.tensor("param/b.scale"), value["b.scale"])
+    assert not torch.equal(other.tensor("param/b.drawn"), value["b.drawn"])
+
+
+def test_an_explicit_init_has_the_last_word() -> None:
+    state = initialised(marked_model(init=default_init), 0, 3, 5)
+    assert torch.equal(state.tensor("param/b.gamma"), torch.ones(4))
+    assert not torch.equal(state.tensor("param/b.linear.weight"), torch.eye(4))
+
+
+def test_tied_parameters_begin_as_their_first_layer_has_them() -> None:
+    model = Model((LayerSpec("in", embedding), LayerSpec("out", linear_to_8, ties={"weight": "in.weight"})))
+    first, last = initialised(model, 0, 1, 5), initialised(model, 1, 2, 5)
+    assert torch.equal(first.tensor("param/in.weight"), last.tensor("param/in.weight"))
+    assert first.tensor("param/in.weight").std() > 0.5  # an nn.Embedding's, not an nn.Linear's
+
+
+def embedding() -> nn.Module:
+    return nn.Embedding(8, 4)
+
+
+def linear_to_8() -> nn.Module:
+    return nn.Linear(4, 8, bias=False)
+
+
+def test_making_layers_leaves_the_global_generators_alone() -> None:
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    expected = torch.rand(1), np.random.rand(), random.random()
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    initialised(marked_model(), 0, 3, 5)
+    assert (torch.rand(1), np.random.rand(), random.random()) == expected
+
+
+def test_torchs_compiler_stays_out_of_the_way_of_a_model_of_ones_own() -> None:
+    # Importing it takes each process 2 to 5 s.
+    code = """
+import sys, torch
+from test_model import initialised, marked_model
+from evenkeel.engine.model import boundary_shapes
+boundary_shapes(marked_model(), torch.zeros(2, 4), torch.float32)
+state = initialised(marked_model(), 0, 3, 0)
+state.stage(torch.ones(2, 4)).sum().backward()
+assert not {"torch._dynamo", "sympy"} & sys.modules.keys()
+"""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": paths})
+
+
+def test_layers_made_for_their_shapes_take_no_memory() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model_shape(Model((LayerSpec("large", partial(nn.Linear, 2**14, 2**14)),)))  # 1 GiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from evenkeel.engine.random import KeyedDropout, RandomKey, bind_random, random_bits
 
@@ -45,13 +46,31 @@ def test_the_same_micro_batch_has_the_same_mask_and_others_have_others() -> None
     x = torch.ones(64, 64)
     first = layer(x)
     torch.manual_seed(0)
+    layer.key.at(2, 3)
     assert torch.equal(layer(x), first)
     layer.key.at(2, 4)
     other = layer(x)
     layer.key.at(2, 3)
     assert torch.equal(layer(x), first) and not torch.equal(other, first)
+    layer.key.at(2, 3)
     layer.stream = "blocks.1.dropout"
     assert not torch.equal(layer(x), first)
+
+
+def test_used_twice_in_a_forward_pass_it_draws_two_masks() -> None:
+    layer, x = dropout(0.5), torch.ones(64, 64)
+    assert layer.key is not None
+    first, second = layer(x), layer(x)
+    assert not torch.equal(first, second)
+    layer.key.at(2, 3)  # as when a step is run again
+    assert torch.equal(layer(x), first) and torch.equal(layer(x), second)
+
+
+def test_a_mask_that_the_backward_pass_would_have_to_draw_again_is_refused() -> None:
+    x = torch.ones(4, 4, requires_grad=True)
+    y = checkpoint(dropout(0.5), x, use_reentrant=False)
+    with pytest.raises(RuntimeError, match="computed again in the backward pass"):
+        y.sum().backward()
 
 
 def test_large_draws_are_the_same_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +95,16 @@ def test_the_share_that_is_dropped_and_the_mean_that_is_kept(p: float) -> None:
 
 
 def test_gradients_pass_where_values_pass() -> None:
+    layer = dropout(0.3)
+
+    def again(x: torch.Tensor) -> torch.Tensor:
+        assert layer.key is not None
+        layer.key.at(2, 3)
+        y: torch.Tensor = layer(x)
+        return y
+
     x = torch.randn(8, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(dropout(0.3), (x,))
+    assert torch.autograd.gradcheck(again, (x,))
 
 
 def test_no_dropout_in_evaluation_or_at_probability_zero() -> None:

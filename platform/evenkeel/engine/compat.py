@@ -40,3 +40,11 @@ def reduce_options(op: str) -> Any:
     options = dist.AllreduceOptions()
     options.reduceOp = getattr(dist.ReduceOp, op.upper())
     return options
+
+
+# ---------------------------------------------------------------- autograd
+
+
+def in_backward() -> bool:
+    """Whether this thread is within a backward pass. `_current_graph_task_id` is private; checked on torch 2.13."""
+    return bool(torch._C._current_graph_task_id() != -1)

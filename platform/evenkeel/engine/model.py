@@ -7,22 +7,24 @@ last returns what the loss takes. A model of one's own is a function that return
         widths = [64, *config.get("widths", [32, 32]), 10]
         layers = [LayerSpec(f"layer{i}", partial(make_layer, a, b)) for i, (a, b) in enumerate(pairwise(widths))]
         return Model(layers=tuple(layers))
+
+Its parameters begin as its modules set them, but as a function of the run's seed and the layer's name, and so does what
+is random in a forward pass (engine/random.py): who holds a layer changes nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from math import gcd
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
+from evenkeel.engine.build import build_shapes, build_values, generator_seed
 from evenkeel.engine.loss import cross_entropy
 from evenkeel.engine.parallel import TensorContext, TensorGroup, matched, parallelize, splits
-from evenkeel.engine.random import KeyedDropout
+from evenkeel.engine.random import KeyedDropout, LayerSeed
 
 
 class Loss(Protocol):
@@ -57,7 +59,9 @@ class LayerSpec:
 
     Attributes:
         name: unique; parameters are called "<name>.<name within the module>".
-        build: makes the module; called on the meta device, and again for each worker that holds the layer.
+        build: makes the module, on the CPU; called several times by each worker. Its nn.Dropout are replaced by
+            KeyedDropout. Constants belong into buffers with persistent=False; what is random in those depends on the
+            layer's name alone.
         cost: forward and backward time relative to the other layers.
         ties: full name, in an earlier layer, of a parameter that this layer's parameter is, by the name here.
     """
@@ -79,16 +83,19 @@ class Model:
         tensor_divides: a number that every TP degree must divide, such as the number of heads; it need not account
             for the cut dimensions themselves.
         vocab_parallel: the last layer's output is a rank's slice of the last dimension.
+        init: sets the initial values of all parameters, in place of the modules themselves.
         data_options: keys of the configuration's section `data` that the model decides where the user did not.
+        vocab_size: how many token ids the model knows, if its inputs are token ids; None: not said.
     """
 
     layers: tuple[LayerSpec, ...]
     loss: Loss = cross_entropy
     tp_plan: Mapping[str, str] = field(default_factory=dict)
     tensor_divides: int = 0
-    init: Init = default_init
+    init: Init | None = None
     vocab_parallel: bool = False
     data_options: Mapping[str, object] = field(default_factory=dict)
+    vocab_size: int | None = None
 
 
 def loss_group(model: Model, group: TensorGroup | None) -> TensorGroup | None:
@@ -103,10 +110,13 @@ class Stage(nn.Module):
         owners: for each parameter's full name, the modules that use it and under which attribute.
     """
 
-    def __init__(self, start: int, layers: list[nn.Module], owners: Mapping[str, list[tuple[nn.Module, str]]]) -> None:
+    def __init__(
+        self, start: int, layers: Mapping[str, nn.Module], owners: Mapping[str, list[tuple[nn.Module, str]]]
+    ) -> None:
         super().__init__()
         self.start = start
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(layers.values())
+        self.seeds = nn.ModuleList(LayerSeed(layer, name) for name, layer in layers.items())
         self.owners = owners
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,49 +141,28 @@ def build_stage(
 ) -> Stage:
     """Layers start to stop for TP rank `part` of `parts`: parameters on the meta device, for `assign`; buffers real."""
     tensor = TensorContext(part, parts)
-    layers: list[nn.Module] = []
+    layers: dict[str, nn.Module] = {}
     owners: dict[str, list[tuple[nn.Module, str]]] = {}
     for spec in model.layers[start:stop]:
-        layer = parallelize(_build_on_meta(spec), spec.name, model.tp_plan, tensor)
+        layer = parallelize(build_shapes(spec.build), spec.name, model.tp_plan, tensor)
         _fill_buffers(layer, spec, torch.device(device))
         for path, module in layer.named_modules():
             if isinstance(module, KeyedDropout):
                 module.stream = f"{spec.name}.{path}"
         for name, users in _owners(layer, spec).items():
             owners.setdefault(name, []).extend(users)
-        layers.append(layer)
+        layers[spec.name] = layer
     return Stage(start, layers, owners)
 
 
-def _build_on_meta(spec: LayerSpec) -> nn.Module:
-    with torch.device("meta"), _WithoutInit():
-        return spec.build()
-
-
-class _WithoutInit(TorchFunctionMode):
-    """Leaves out torch.nn.init: tensors on the meta device have no values to set, and drawing from a normal
-    distribution there makes torch 2.13 import its compiler, which takes 3 s in every process."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        tensor = kwargs.get("tensor", args[0] if args else None)
-        if getattr(func, "__module__", "") == "torch.nn.init" and isinstance(tensor, Tensor) and tensor.is_meta:
-            return tensor
-        return func(*args, **kwargs)
-
-
 def _fill_buffers(layer: nn.Module, spec: LayerSpec, device: torch.device) -> None:
-    """Constant tables that a layer computes when it is made have no values on the meta device: make them for real."""
-    if not any(buffer.is_meta for buffer in layer.buffers()):
+    """Tables that a layer computes when it is made; they are in no checkpoint."""
+    if not any(True for _ in layer.buffers()):
         return
-    with torch.device(device):
-        made = spec.build()
+    made = build_values(spec.build, 0, spec.name)
     for path, module in layer.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
-                setattr(module, name, made.get_submodule(path).get_buffer(name))
+        for name, _ in list(module.named_buffers(recurse=False)):
+            setattr(module, name, made.get_submodule(path).get_buffer(name).to(device))
 
 
 def _owners(layer: nn.Module, spec: LayerSpec) -> dict[str, list[tuple[nn.Module, str]]]:
@@ -205,11 +194,14 @@ def model_shape(model: Model) -> ModelShape:
     used: set[str] = set()
     divides = model.tensor_divides
     for spec in model.layers:
-        layer = _build_on_meta(spec)
+        layer = build_shapes(spec.build)
         _check_state(layer, spec)
         used |= {pattern for *_, pattern in matched(layer, spec.name, model.tp_plan)}
         dims = splits(layer, spec.name, model.tp_plan)
         shape = _layer_shape(layer, spec, dims, known)
+        twice = [param.name for param in shape.params if param.name in known]
+        if twice:
+            raise ValueError(f"two parameters of the model are called {twice[0]!r}; choose other names of layers")
         known |= {param.name: param for param in shape.params}
         divides = gcd(divides, *(p.shape[p.split] for p in shape.params if p.split is not None))
         shapes.append(shape)
@@ -262,21 +254,22 @@ def boundary_shapes(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[t
         inputs: any tensor of the shape and type of one micro-batch's inputs.
         dtype: of parameters and activations.
     """
-    layers = [_build_on_meta(spec) for spec in model.layers]
+    layers = [build_shapes(spec.build) for spec in model.layers]
     size = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     device = "cpu" if 2 * size * inputs.numel() < _CHEAP else "meta"
     x = torch.zeros(inputs.shape, dtype=dtype if inputs.is_floating_point() else inputs.dtype, device=device)
     shapes: list[tuple[int, ...]] = []
     with torch.no_grad():
-        for layer, spec in zip(layers, model.layers, strict=True):
+        for layer in layers:
             shapes.append(tuple(x.shape))
-            _fill_buffers(layer, spec, torch.device(device))
             _zero_parameters(layer, device)
             x = layer.to(dtype).eval()(x)
     return tuple(shapes)
 
 
 def _zero_parameters(layer: nn.Module, device: str) -> None:
+    if device != "cpu":
+        layer.to(device)
     for module in layer.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)))
@@ -288,13 +281,33 @@ def cast_inputs(inputs: Tensor, device: torch.device | str, dtype: torch.dtype) 
 
 
 def initial_value(model: Model, seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
-    """The whole parameter at the start, float32 on CPU: a function of seed and name, whatever the layout."""
-    digest = blake2b(name.encode(), key=seed.to_bytes(8, "little"), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-    tensor = torch.empty(shape)
-    with torch.no_grad():
-        model.init(name, tensor, generator)
-    return tensor
+    """One parameter of `initial_values`."""
+    [(_, value)] = initial_values(model, seed, {name: shape})
+    return value
+
+
+def initial_values(model: Model, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters at the start, on the CPU: functions of seed and name, whatever the layout.
+
+    Of a model without an `init` of its own, one layer at a time is held.
+
+    Args:
+        shapes: by full names; tied parameters under the name that they have in their first layer.
+    """
+    if model.init is None:
+        for spec in model.layers:
+            if any(name.startswith(f"{spec.name}.") for name in shapes):
+                for local, parameter in build_values(spec.build, seed, spec.name).named_parameters():
+                    name = f"{spec.name}.{local}"
+                    if local not in spec.ties and name in shapes:
+                        yield name, parameter.detach()
+        return
+    for name, shape in shapes.items():
+        generator = torch.Generator().manual_seed(generator_seed(seed, name))
+        tensor = torch.empty(shape)
+        with torch.no_grad():
+            model.init(name, tensor, generator)
+        yield name, tensor
 
 
 def whole_model(
@@ -302,7 +315,7 @@ def whole_model(
 ) -> Stage:
     """All layers, initialised, for one process: what a plain PyTorch loop trains."""
     stage = build_stage(model, 0, len(model.layers), device=device)
-    for name, parameter in list(stage.named()):
-        value = initial_value(model, seed, name, tuple(parameter.shape))
+    shapes = {name: tuple(parameter.shape) for name, parameter in stage.named()}
+    for name, value in initial_values(model, seed, shapes):
         stage.assign(name, nn.Parameter(value.to(device, dtype)))
     return stage.to(dtype)

@@ -4,6 +4,10 @@ A counter-based generator: element i of a draw is a hash of i under a key made o
 The same micro-batch therefore gets the same mask on any device, in any process and launch, also when it is computed
 again, and each tensor-parallel rank draws just its slice of it.
 
+That is what KeyedDropout draws by, and a model's nn.Dropout is replaced by it. Whatever else draws in a forward pass
+takes from torch's own generators, which are seeded by (seed, step, micro-batch, layer) as each layer begins: the same
+on any worker with the same kind of device, but not over kinds of devices, nor over TP degrees where the input is cut.
+
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 2014), with half of a 128-bit key before each of its multiplications. Its 64 bits serve four neighbouring elements
 with 16 bits each. Only integer operations are used, so that every device gives the same bits.
@@ -12,10 +16,16 @@ with 16 bits each. Only integer operations are used, so that every device gives 
 from functools import lru_cache
 from hashlib import blake2b
 from struct import pack
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from evenkeel.engine.compat import in_backward
+
+GENERATORS = Lock()
+"""Held while global generators are seeded and drawn from to make a layer: ranks may be threads of one process."""
 
 _MASK = (1 << 64) - 1
 _LANES = 4
@@ -40,14 +50,16 @@ class RandomKey:
     Each training thread has one of its own and moves it with `at` before each forward pass.
     """
 
-    __slots__ = ("micro", "seed", "step")
+    __slots__ = ("micro", "moves", "seed", "step")
 
     def __init__(self, seed: int) -> None:
         self.seed, self.step, self.micro = seed, 0, 0
+        self.moves = 0
 
     def at(self, step: int, micro: int) -> None:
         """Step counts from 1, micro from 0 within the global batch (not within a pipeline's share)."""
         self.step, self.micro = step, micro
+        self.moves += 1
 
     def words(self, stream: str) -> tuple[int, int]:
         """128 bits for one draw, as two signed 64-bit words."""
@@ -109,7 +121,7 @@ class KeyedDropout(nn.Module):
     """Dropout whose mask is a function of (seed, step, micro-batch, layer, element); the identity in eval mode.
 
     A tensor-parallel plan may name it "colwise": then its input is a rank's slice of the last dimension, and it draws
-    that slice of the mask.
+    that slice of the mask. Used several times in one forward pass, it draws another mask each time.
 
     Args:
         p: probability of zeroing an element, rounded to a multiple of 2**-16.
@@ -132,16 +144,29 @@ class KeyedDropout(nn.Module):
         self.stream = ""
         self.key: RandomKey | None = None
         self.part, self.parts = 0, 1
+        self._move, self._draws = 0, 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self._dropped == 0:
             return x
-        if self.key is None:
-            raise RuntimeError(f"dropout {self.stream!r} has no key: call bind_random(stage, RandomKey(seed)) first")
-        bits = random_bits(self.key.words(self.stream), tuple(x.shape), x.device, self.part, self.parts)
+        bits = random_bits(self._words(), tuple(x.shape), x.device, self.part, self.parts)
         keep = torch.ge(bits, self._dropped - _RANGE // 2, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
         dropped: Tensor = _Scaled.apply(x, keep, _RANGE / (_RANGE - self._dropped))  # type: ignore[no-untyped-call]
         return dropped
+
+    def _words(self) -> tuple[int, int]:
+        if self.key is None:
+            raise RuntimeError(f"dropout {self.stream!r} has no key: call bind_random(stage, RandomKey(seed)) first")
+        if in_backward():
+            raise RuntimeError(
+                f"dropout {self.stream!r} is computed again in the backward pass, where its mask is not known; "
+                "use nn.functional.dropout where activations are checkpointed"
+            )
+        if self._move != self.key.moves:
+            self._move, self._draws = self.key.moves, 0
+        stream = f"{self.stream}#{self._draws}" if self._draws else self.stream
+        self._draws += 1
+        return self.key.words(stream)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, stream={self.stream!r}"
@@ -162,8 +187,37 @@ class _Scaled(torch.autograd.Function):
         return (grads[0] * keep).mul_(ctx.scale), None, None
 
 
+class LayerSeed(nn.Module):
+    """Seeds torch's own generators as a layer's forward pass begins.
+
+    Args:
+        layer: whose passes are watched.
+        name: the layer's name in the model.
+
+    Attributes:
+        key: set by bind_random; None: the generators are left as they are.
+    """
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.key: RandomKey | None = None
+        layer.register_forward_pre_hook(self._seed)
+
+    def _seed(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.key is None:
+            return
+        # Apart from the words of a dropout: those of a layer that is one itself go by the same name.
+        bits = self.key.words(f"{self.name}\0")[0] & _MASK
+        with GENERATORS:
+            torch.default_generator.manual_seed(bits)
+        device = inputs[0].device
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(bits)
+
+
 def bind_random(module: nn.Module, key: RandomKey) -> None:
-    """Makes every dropout within `module` draw by `key`."""
+    """Makes everything random within `module`, a stage or a part of one, draw by `key`."""
     for part in module.modules():
-        if isinstance(part, KeyedDropout):
+        if isinstance(part, KeyedDropout | LayerSeed):
             part.key = key

@@ -38,6 +38,7 @@ def build(config: Mapping[str, Any]) -> Model:
         init=partial(init, c),
         vocab_parallel=True,
         data_options={"seq_len": c.seq_len},
+        vocab_size=c.vocab_size,
     )
 
 
