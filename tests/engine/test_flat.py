@@ -5,7 +5,7 @@ import pytest
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage
 from evenkeel.engine.model import model_shape
-from evenkeel.engine.state import PRECISIONS, ShardState
+from evenkeel.engine.state import ShardState
 from evenkeel.models.registry import load_model
 from evenkeel.plan.copies import place_copies
 
@@ -24,8 +24,7 @@ def test_planned_places_are_where_the_tensors_lie(precision: str, tied: bool) ->
     keys = {"vocab_size": 40, "d_model": 24, "layers": 3, "heads": 4, "kv_heads": 2, "d_ff": 42, "seq_len": 16}
     model = load_model("decoder", {**keys, "tie_embeddings": tied})
     shape = model_shape(model)
-    alignment = 64 // PRECISIONS[precision].itemsize
-    copies = place_copies(LAYOUT, shape, 1, dict.fromkeys(LAYOUT.members, NodeId("n")), alignment)
+    copies = place_copies(LAYOUT, shape, 1, dict.fromkeys(LAYOUT.members, NodeId("n")))
     for worker in LAYOUT.members:
         state = ShardState(model, shape, LAYOUT.shard(worker), precision)
         for ownership in copies.groups:

@@ -72,12 +72,18 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one place of a layout holds of a model: a range of layers, cut `parts` ways, the `part`-th of them."""
+    """What one place of a layout holds of a model: a range of layers, cut `parts` ways, the `part`-th of them.
+
+    Attributes:
+        owned: the elements (start, stop) of the shard's flat buffers (plan/flat.py) of which it keeps the state; of the
+            other parameters it has a copy to compute with, which is no source for anybody. None: all.
+    """
 
     start: int
     stop: int
     part: int
     parts: int
+    owned: tuple[tuple[int, int], ...] | None = None
 
     def boxes(self, model: ModelShape) -> Iterator[tuple[ParamShape, Box]]:
         """Each parameter of the shard with the box of it that is held here."""

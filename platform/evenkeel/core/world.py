@@ -27,6 +27,7 @@ class World:
         nodes: of members and sources.
         last_step: train.steps; after committing it the world writes the final model and ends.
         saved: everybody reads its part of `base` from the checkpoint of that version; nobody is a source.
+        copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
     """
 
@@ -41,6 +42,7 @@ class World:
     reason: str
     saved: bool = False
     checkpoint_every: int | None = None
+    copies: int | None = None
 
     @property
     def size(self) -> int:

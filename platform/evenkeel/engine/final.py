@@ -1,14 +1,16 @@
 """After the last step: the last validation, and the whole model gathered on rank 0, one tensor at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from evenkeel.core.boxes import Box, cut
+from evenkeel.core.boxes import Box
 from evenkeel.core.model import ParamShape
 from evenkeel.engine.job import FinalTensors
 from evenkeel.engine.training import Training
+from evenkeel.plan.copies import copies_of
+from evenkeel.plan.writers import written_by
 
 
 def finish(t: Training) -> float | None:
@@ -21,18 +23,21 @@ def finish(t: Training) -> float | None:
         GroupBroken, GroupAborted, AbortedError, and on rank 0 what job.write_final raises.
     """
     t.progress.enter("finish")
+    t.sums.publish()
     eval_loss = _validate(t)
     t.progress.enter("finish")
     if t.job.write_final is None:
         return eval_loss
+    params = [p for layer in t.job.shape.layers for p in layer.params]
     if t.place.rank == 0:
-        params = [p for layer in t.job.shape.layers for p in layer.params]
         shapes = {p.name: p.shape for p in params}
-        t.job.write_final(FinalTensors(shapes, t.memory.state.params.dtype, ((p.name, _gather(t, p)) for p in params)))
+        t.job.write_final(FinalTensors(shapes, t.memory.state.params.dtype, _tensors(t, params)))
     else:
-        for rank, param, box in _sources(t):
-            if rank == t.place.rank:
-                _send(t, param, box)
+        parts = _parts(t)
+        for param in params:
+            for rank, box in parts.get(param.name, ()):
+                if rank == t.place.rank:
+                    _send(t, param, box)
     return eval_loss
 
 
@@ -47,25 +52,34 @@ def _validate(t: Training) -> float | None:
     return loss / tokens if tokens else None
 
 
-def _sources(t: Training, only: str | None = None) -> Iterator[tuple[int, ParamShape, Box]]:
-    """(rank, parameter, box) of the parts that make up each parameter, in order: from the first pipeline, each once."""
-    layout, parts = t.world.layout, t.world.layout.tensor
-    for index, layer in enumerate(t.job.shape.layers):
-        stage = next(s for s in layout.pipelines[0].stages if s.start <= index < s.stop)
-        for param in layer.params:
-            if only is None or param.name == only:
-                for part in range(parts if param.split is not None else 1):
-                    yield layout.places[stage.members[part]].rank, param, cut(param.shape, param.split, part, parts)
+def _parts(t: Training) -> dict[str, list[tuple[int, Box]]]:
+    """By parameter the boxes that make it up, each with the rank of its first owner."""
+    layout, model = t.world.layout, t.job.shape
+    copies = copies_of(t.world, model)
+    parts: dict[str, list[tuple[int, Box]]] = {}
+    for worker in layout.members:
+        for span in written_by(worker, copies, layout, model):
+            for piece in span.pieces:
+                parts.setdefault(piece.param.name, []).append((layout.places[worker].rank, piece.box))
+    return parts
 
 
-def _gather(t: Training, param: ParamShape) -> Tensor:
+def _tensors(t: Training, params: Sequence[ParamShape]) -> Iterator[tuple[str, Tensor]]:
+    """Each is asked for when the one before is written."""
+    parts = _parts(t)
+    for param in params:
+        t.progress.moved()
+        yield param.name, _gather(t, param, parts.get(param.name, ()))
+
+
+def _gather(t: Training, param: ParamShape, parts: Sequence[tuple[int, Box]]) -> Tensor:
     """The whole parameter, on rank 0."""
     state = t.memory.state
     whole = torch.empty(param.shape, dtype=state.params.dtype)
-    for rank, _, box in _sources(t, param.name):
+    for rank, box in parts:
         t.progress.check()
         if rank == t.place.rank:
-            part = state.tensor(f"param/{param.name}")
+            part = state.view(f"param/{param.name}", box)
         else:
             part = torch.empty(box.shape, dtype=whole.dtype, device=t.memory.device)
             with t.progress.communicating():
@@ -75,8 +89,6 @@ def _gather(t: Training, param: ParamShape) -> Tensor:
 
 
 def _send(t: Training, param: ParamShape, box: Box) -> None:
-    state = t.memory.state
-    assert state.boxes[param.name] == box
     t.progress.check()
     with t.progress.communicating():
-        t.groups.world.isend(state.tensor(f"param/{param.name}").contiguous(), 0).wait()
+        t.groups.world.isend(t.memory.state.view(f"param/{param.name}", box).contiguous(), 0).wait()

@@ -17,6 +17,7 @@ from evenkeel.engine.random import RandomKey, bind_random
 from evenkeel.engine.saver import load
 from evenkeel.engine.state import ShardState
 from evenkeel.engine.transfer import carry_out
+from evenkeel.plan.copies import shards_in
 from evenkeel.plan.reshard import transfers
 
 
@@ -57,7 +58,8 @@ class Holdings:
         Args:
             held: what the member says of the shards in memory.
         """
-        shard = world.layout.shard(me)
+        shards = shards_in(world, self._job.shape)
+        shard = shards[me]
         true = {h.shard for h in held if h.version == world.base}
         sources = [state for state in self._states() if state.shard in true]
         same = self._current is not None and self._current.state.shard == shard and shard in true
@@ -70,7 +72,7 @@ class Holdings:
                 memory.state.initialise(self._job.settings.seed)
         else:
             holders = [(source.worker_id, source.shard) for source in world.sources]
-            plan = transfers(self._job.shape, holders, world.layout, dict(world.nodes))
+            plan = transfers(self._job.shape, holders, world.layout, dict(world.nodes), shards)
             carry_out(plan, me, memory.state, sources, group, progress)
         return memory
 

@@ -3,7 +3,7 @@
 import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
@@ -146,8 +146,12 @@ def run_static(
     *,
     threads: int = 1,
     device: str = "cpu",
+    copies: int | None = None,
 ) -> tuple[m.Report, ...]:
     """The same engine in a fixed layout, without controller and heartbeat: what fault tolerance is measured against.
+
+    Args:
+        copies: see World.
 
     Returns:
         The leader's reports, one per step.
@@ -165,7 +169,7 @@ def run_static(
                     infos[info.worker_id] = info
                 case other:
                     raise RuntimeError(f"while starting: {other}")
-        world = static_world([infos[w] for w in ids], layout_of(ids), last_step)
+        world = replace(static_world([infos[w] for w in ids], layout_of(ids), last_step), copies=copies)
         for worker in world.layout.members:
             fleet.send(m.Form(worker, 1, world))
         return _collect(fleet)

@@ -6,6 +6,7 @@ from torch.optim.adamw import adamw
 
 from evenkeel.engine.state import ShardState
 from evenkeel.plan.learning_rate import learning_rate
+from evenkeel.plan.state import KINDS
 
 __all__ = ["AdamW", "gradient_scale", "learning_rate"]
 
@@ -28,8 +29,8 @@ class AdamW:
     The bias correction counts the run's steps, also those that were skipped, so that it is a function of the step
     alone and no further state has to be kept, moved and saved. Without skipped steps it is torch.optim.AdamW.
 
-    Neighbouring regions are stepped as one tensor. As each ends on a 64-byte boundary, vector units never meet a tail,
-    and holders of the same slice get the same bits however their shards are cut.
+    Neighbouring regions are stepped as one tensor, as far as they are owned here. As all of these end on 64-byte
+    boundaries, vector units never meet a tail, and holders of the same slice get the same bits however they are cut.
     """
 
     def __init__(
@@ -82,14 +83,14 @@ class AdamW:
 
 def _tensors(state: ShardState, decay: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Parameters, gradients and both moments of the decayed or the other regions, neighbours as one tensor."""
-    spans: list[slice] = []
-    for region in state.regions:
-        if region.decay != decay:
-            continue
-        if spans and spans[-1].stop == region.start:
-            spans[-1] = slice(spans[-1].start, region.stop)
-        else:
-            spans.append(region.span)
-    flat = (state.params, state.grads, state.exp_avg, state.exp_avg_sq)
-    params, grads, exp_avgs, exp_avg_sqs = ([x[span] for span in spans] for x in flat)
-    return params, grads, exp_avgs, exp_avg_sqs
+    spans: list[tuple[int, int]] = []
+    for first, last in state.owned:
+        for region in state.regions:
+            start, stop = max(first, region.start), min(last, region.stop)
+            if region.decay != decay or start >= stop:
+                continue
+            if spans and spans[-1][1] == start > first:
+                start = spans.pop()[0]
+            spans.append((start, stop))
+    params, exp_avgs, exp_avg_sqs = ([state.range(kind, *span) for span in spans] for kind in KINDS)
+    return params, [state.grads[start:stop] for start, stop in spans], exp_avgs, exp_avg_sqs

@@ -51,6 +51,11 @@ class Progress:
         if not self._running():
             raise AbortedError
 
+    def moved(self) -> None:
+        """Reading or writing much has come a step further: it is slow, not stuck. Raises as `check` does."""
+        self.check()
+        self.collective += 1
+
     def communicating(self) -> "_Waiting":
         """A context in which the thread is blocked by others; counts one collective."""
         return self._waiting

@@ -14,7 +14,7 @@ from evenkeel.core.world import World
 from evenkeel.engine.job import Job, Piece
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.state import ShardState
-from evenkeel.plan.copies import place_copies
+from evenkeel.plan.copies import copies_of
 from evenkeel.plan.state import KINDS
 from evenkeel.plan.writers import Span, written_by
 
@@ -51,8 +51,8 @@ class Saver:
             try:
                 room = None if self._part is None else self._part.room
                 self._part = None  # so that after an error nothing of another world is saved
-                copies = place_copies(world.layout, self._job.shape, world.size, dict(world.nodes), state.alignment)
-                spans = written_by(self._id, copies, world.layout, self._job.shape, state.alignment)
+                copies = copies_of(world, self._job.shape)
+                spans = written_by(self._id, copies, world.layout, self._job.shape)
                 self._part = _Part(state, spans, room)
             finally:
                 ready.set()
@@ -112,17 +112,12 @@ def load(job: Job, version: Version, state: ShardState, progress: Progress) -> N
         AbortedError: if the generation is not to go on.
     """
     assert job.load is not None
-    views = {f"{kind}/{name}": state.tensor(f"{kind}/{name}").view(-1) for kind in KINDS for name in state.boxes}
-    host = {name: view.cpu() for name, view in views.items()}  # on the CPU the very same memory
-    pieces = [Piece(name, state.shape(name), state.box(name), data) for name, data in host.items()]
-
-    def moved() -> None:
-        progress.check()
-        progress.collective += 1  # so that nobody takes a slow store for a worker that is stuck
-
-    job.load(version, pieces, moved)
-    for name, view in views.items():
-        view.copy_(host[name])
+    views = list(state.pieces())
+    # On the CPU they are the very same memory.
+    pieces = [Piece(name, state.shape(name), box, view.cpu()) for name, box, view in views]
+    job.load(version, pieces, progress.moved)
+    for (_, _, view), piece in zip(views, pieces, strict=True):
+        view.copy_(piece.data)
     state.publish()
 
 
@@ -134,7 +129,7 @@ class _Part:
     """
 
     def __init__(self, state: ShardState, spans: Sequence[Span], room: Tensor | None) -> None:
-        sources = [(kind, state.flat(kind)[span.start : span.stop], span) for kind in KINDS for span in spans]
+        sources = [(kind, state.range(kind, span.start, span.stop), span) for kind in KINDS for span in spans]
         size = sum(source.numel() for _, source, _ in sources)
         if room is None or room.numel() < size or room.dtype != state.params.dtype:
             # Written to once, so that its pages are there when the training waits for the copy.

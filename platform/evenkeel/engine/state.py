@@ -6,9 +6,13 @@ gradients (core.layout.sync_groups) is therefore one contiguous range, whatever 
 worker whose shard stays the same through a change of world keeps its buffers as they are.
 
 Each tensor begins on a 64-byte boundary, because CPU kernels sum in another order elsewhere; the gaps stay zero.
+
+Where a worker owns but a part of its shard's state (redundancy.copies below the number of pipelines), gradients and the
+parameters that it computes with are whole all the same; the moments, and under bf16 the float32 parameters, are only of
+its ranges, one behind the other.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +22,10 @@ from evenkeel.core.boxes import Box
 from evenkeel.core.model import ModelShape, ParamShape, Shard
 from evenkeel.engine.model import Model, Stage, build_stage, initial_value
 from evenkeel.engine.parallel import TensorGroup, set_group
+from evenkeel.plan.flat import ALIGNMENT, flat_boxes
 from evenkeel.plan.state import KINDS
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,13 @@ class ShardState:
 
     Attributes:
         stage: the shard's layers.
-        params, grads, exp_avg, exp_avg_sq: flat, of one length; float64 with precision "fp64", else float32.
+        compute: flat, what the modules compute with.
+        grads: flat, like `compute`; float64 with precision "fp64", else float32.
+        params, exp_avg, exp_avg_sq: flat, of the type of `grads`. `params` is `compute` itself if that has the same
+            type; the moments, and `params` otherwise, hold only what is owned.
+        owned: the ranges (start, stop) of `compute` of which the state is kept here.
         regions: of the buffers, in order.
-        boxes: which box of each parameter is held, by full name.
-        alignment: of each tensor in the buffers, in elements.
+        boxes: which box of each parameter is computed with, by full name.
     """
 
     def __init__(
@@ -77,22 +84,24 @@ class ShardState:
         self.shard = shard
         self._model = model
         self._shapes = {param.name: param.shape for param, _ in shard.boxes(shape)}
-        self.alignment = _ALIGNMENT // compute.itemsize
-        self.regions, self._places, size = _arrange(shape, shard, self.alignment)
+        self.regions, self._places, size = _arrange(shape, shard, ALIGNMENT)
         self.boxes: Mapping[str, Box] = {name: place.box for name, place in self._places.items()}
-        self.params, self.grads, self.exp_avg, self.exp_avg_sq = (
-            torch.zeros(size, dtype=master, device=device) for _ in range(4)
-        )
+        self.owned = ((0, size),) if shard.owned is None else shard.owned
+        kept = sum(stop - start for start, stop in self.owned)
+        self.compute = torch.zeros(size, dtype=compute, device=device)
+        self.grads = torch.zeros(size, dtype=master, device=device)
+        self.params = self.compute if compute == master else torch.zeros(kept, dtype=master, device=device)
+        self.exp_avg, self.exp_avg_sq = (torch.zeros(kept, dtype=master, device=device) for _ in range(2))
         self._flat = dict(zip(KINDS, (self.params, self.exp_avg, self.exp_avg_sq), strict=True))
-        self._compute = self.params if compute == master else torch.zeros(size, dtype=compute, device=device)
+        self._pieces = {name: tuple(self._owned_pieces(place)) for name, place in self._places.items()}
         self.stage = self._build_stage(device, compute)
 
     def _build_stage(self, device: torch.device | str, compute: torch.dtype) -> Stage:
         shard = self.shard
         stage = build_stage(self._model, shard.start, shard.stop, shard.part, shard.parts, device).to(compute)
         for name, place in self._places.items():
-            parameter = nn.Parameter(_view(self._compute, place))
-            if self._compute is self.params:
+            parameter = nn.Parameter(_view(self.compute, place))
+            if self.compute is self.params:
                 parameter.grad = _view(self.grads, place)
             else:
                 add = _adder(_view(self.grads, place))
@@ -105,19 +114,58 @@ class ShardState:
         set_group(self.stage, group)
 
     def tensor(self, name: str) -> Tensor:
-        """A view of the held box of the tensor "param/NAME", "exp_avg/NAME" or "exp_avg_sq/NAME".
+        """A view of the box of the tensor "param/NAME", "exp_avg/NAME" or "exp_avg_sq/NAME".
 
         After writing to parameters through it, call `publish`.
 
         Raises:
-            KeyError: for what this shard does not hold.
+            KeyError: for what this shard does not own, all of it.
         """
-        kind, _, parameter = name.partition("/")
-        return _view(self._flat[kind], self._places[parameter])
+        return self.view(name, self.box(name))
 
-    def flat(self, kind: str) -> Tensor:
-        """The buffer of "param", "exp_avg" or "exp_avg_sq"."""
-        return self._flat[kind]
+    def pieces(self) -> Iterator[tuple[str, Box, Tensor]]:
+        """All that is owned: tensors "KIND/NAME", boxes of them, and their elements, flat and contiguous."""
+        for kind in KINDS:
+            for name, owned in self._pieces.items():
+                for box, start in owned:
+                    yield f"{kind}/{name}", box, self.range(kind, start, start + box.size)
+
+    def holds(self, name: str, box: Box) -> bool:
+        """Whether this box of the tensor "KIND/NAME" lies within one that is owned."""
+        return any(piece.contains(box) for piece, _ in self._pieces.get(name.partition("/")[2], ()))
+
+    def view(self, name: str, box: Box) -> Tensor:
+        """The elements of a box of the tensor "KIND/NAME", to read or to write. Raises KeyError unless `holds` it."""
+        kind, _, parameter = name.partition("/")
+        for piece, start in self._pieces.get(parameter, ()):
+            if piece.contains(box):
+                return self.range(kind, start, start + piece.size).view(piece.shape)[box.within(piece)]
+        raise KeyError(name)
+
+    def range(self, kind: str, start: int, stop: int) -> Tensor:
+        """Elements start to stop, counted as in `compute`, of "param", "exp_avg" or "exp_avg_sq".
+
+        Raises:
+            KeyError: unless they lie within one owned range.
+        """
+        flat = self._flat[kind]
+        if flat is self.compute:
+            return flat[start:stop]
+        before = 0
+        for first, last in self.owned:
+            if first <= start and stop <= last:
+                return flat[before + start - first : before + stop - first]
+            before += last - first
+        raise KeyError(kind)
+
+    def _owned_pieces(self, place: _Place) -> Iterator[tuple[Box, int]]:
+        """Boxes of a parameter whose elements are owned, each with where they begin in `compute`."""
+        for first, last in self.owned:
+            start, stop = max(first, place.start), min(last, place.start + place.box.size)
+            at = start
+            for box in flat_boxes(place.box, start - place.start, stop - place.start):
+                yield box, at
+                at += box.size
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the whole tensor "KIND/NAME" of which a box is held. Raises KeyError for what this shard does not hold."""
@@ -154,17 +202,19 @@ class ShardState:
 
     def initialise(self, seed: int) -> None:
         """Version 0: parameters by seed and name, moments zero."""
-        for name, place in self._places.items():
+        for name, owned in self._pieces.items():
             whole = initial_value(self._model, seed, name, self._shapes[name])
-            _view(self.params, place).copy_(whole[place.box.slices])
+            for box, _ in owned:
+                self.view(f"param/{name}", box).copy_(whole[box.slices])
         self.exp_avg.zero_()
         self.exp_avg_sq.zero_()
         self.publish()
 
     def publish(self) -> None:
-        """Gives the modules the parameters as they are now; needed after every write to `params`."""
-        if self._compute is not self.params:
-            self._compute.copy_(self.params)
+        """Gives the modules the owned parameters as they are now; needed after every write to `params`."""
+        if self.compute is not self.params:
+            for start, stop in self.owned:
+                self.compute[start:stop].copy_(self.range("param", start, stop))
 
 
 def _arrange(shape: ModelShape, shard: Shard, alignment: int) -> tuple[tuple[Region, ...], dict[str, _Place], int]:

@@ -27,6 +27,7 @@ def train_step(t: Training, step: int) -> Vote:
         GroupBroken: if a neighbour is gone.
     """
     t.begin(step)
+    t.sums.publish()
 
     # Validation of the version that this step starts from; its sums ride on this step's vote.
     every = t.settings.eval_every

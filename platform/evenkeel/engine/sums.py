@@ -8,24 +8,30 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from evenkeel.core.ids import WorkerId
-from evenkeel.core.layout import Layout, SyncGroup, sync_groups
-from evenkeel.core.model import ModelShape
+from evenkeel.core.layout import Layout, SyncGroup
+from evenkeel.engine.collective import Share
 from evenkeel.engine.groups import Group, Pending
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.seat import Seat
-from evenkeel.engine.state import Region, ShardState
-
-BUCKET = 1 << 20
-"""Elements that are summed in one go, at least: fewer cost too many round trips, more begin too late to overlap."""
+from evenkeel.engine.state import ShardState
+from evenkeel.plan.copies import Copies, Ownership
 
 
 @dataclass(slots=True)
 class _Bucket:
+    """A unit of a sync group's ownership.
+
+    Attributes:
+        span: of the flat buffers.
+        shares: who owns which part of it; None: everybody all of it.
+        waits_for: parameters whose gradients are not final yet, once the last backward pass has begun.
+    """
+
     group: Group
-    tensor: Tensor
-    waits_for: int
-    """Parameters whose gradients are not final yet, once the last backward pass has begun."""
+    span: slice
+    shares: tuple[Share, ...] | None
     params: tuple[str, ...]
+    waits_for: int = 0
     handle: Pending | None = None
 
 
@@ -35,7 +41,11 @@ class GradientSums:
     The order is that of the backward pass: segments from the last to the first, within one its layers from the last to
     the first, tied parameters at the end.
 
+    A gradient is summed where its state is owned; where that is not everywhere, `publish` gives the others the owners'
+    new parameters before the next step uses them.
+
     Args:
+        copies: who owns what.
         group_of: the process group of a sync group with more than one member.
         tensor_group: over the TP ranks of this stage; None if the TP degree is 1.
     """
@@ -44,7 +54,7 @@ class GradientSums:
         self,
         state: ShardState,
         layout: Layout,
-        shape: ModelShape,
+        copies: Copies,
         worker: WorkerId,
         group_of: Callable[[SyncGroup], Group],
         tensor_group: Group | None,
@@ -59,11 +69,12 @@ class GradientSums:
         self._shares: list[Tensor] = []
         self._buckets: list[_Bucket] = []
         counts = layout.places[worker].tp == 0
-        for group in in_order(sync_groups(layout, shape)):
-            if worker in group.members:
-                self._shares += self._counted(group, worker, counts)
-                if len(group.members) > 1:
-                    self._buckets += self._cut(group, group_of(group))
+        for ownership in in_order(copies.groups):
+            if worker in ownership.group.members:
+                origin = state.span(ownership.group.params).start
+                self._shares += self._counted(ownership, origin, worker, counts)
+                if len(ownership.group.members) > 1:
+                    self._buckets += self._cut(ownership, origin, group_of(ownership.group))
         self._by_param = {name: bucket for bucket in self._buckets for name in bucket.params}
         self._hooks: list[RemovableHandle] = []
         self._issued = 0
@@ -82,6 +93,17 @@ class GradientSums:
             if bucket is not None:
                 hook = parameter.register_post_accumulate_grad_hook(self._counter(bucket))  # type: ignore[no-untyped-call]
                 self._hooks.append(hook)
+
+    def publish(self) -> None:
+        """Everybody gets the parameters from their owners, in the one order of groups; waits until they are there."""
+        published = [bucket for bucket in reversed(self._buckets) if bucket.shares is not None]
+        for bucket in published:
+            assert bucket.shares is not None
+            bucket.handle = bucket.group.gather_shares(self._state.compute[bucket.span], bucket.shares, async_op=True)
+        for bucket in published:
+            assert bucket.handle is not None
+            with self._progress.communicating():
+                bucket.handle.wait()
 
     def finish(self) -> None:
         """Starts what has not started, and waits for all; then the TP ranks take over one rank's gradients of what
@@ -125,32 +147,42 @@ class GradientSums:
 
     def _issue(self) -> None:
         bucket = self._buckets[self._issued]
-        bucket.handle = bucket.group.all_reduce(bucket.tensor, async_op=True)
+        tensor = self._state.grads[bucket.span]
+        if bucket.shares is None:
+            bucket.handle = bucket.group.all_reduce(tensor, async_op=True)
+        else:
+            bucket.handle = bucket.group.reduce_shares(tensor, bucket.shares, async_op=True)
         self._issued += 1
 
-    def _cut(self, group: SyncGroup, process_group: Group) -> Iterable[_Bucket]:
-        """Buckets of a group, the last layers first; the same in every member, as they hold the same regions."""
-        span = self._state.span(group.params)
-        inside = [r for r in self._state.regions if span.start <= r.start < span.stop]
-        gathered: list[Region] = []
-        for region, before in zip(reversed(inside), [*reversed(inside[:-1]), None], strict=True):
-            gathered.insert(0, region)
-            size = gathered[-1].stop - gathered[0].start
-            if before is None or (size >= BUCKET and before.layer != region.layer):
-                names = tuple(name for r in gathered for name in r.names)
-                yield _Bucket(process_group, self._state.grads[gathered[0].start : gathered[-1].stop], 0, names)
-                gathered = []
+    def _cut(self, ownership: Ownership, origin: int, process_group: Group) -> Iterable[_Bucket]:
+        """A group's units, the last layers first; the same in every member, as they hold the same regions."""
+        members = ownership.group.members
+        everybody = self._state.shard.owned is None
+        for start, stop in reversed(ownership.units):
+            inside = [place for place in ownership.places if start <= place.start < stop]
+            names = tuple(place.param.name for place in inside)
+            shares = tuple(
+                Share(part.start - start, part.stop - start, tuple(members.index(w) for w in part.owners))
+                for part in ownership.parts
+                if start <= part.start < stop
+            )
+            span = slice(origin + start, origin + stop)
+            yield _Bucket(process_group, span, None if everybody else shares, names)
 
-    def _counted(self, group: SyncGroup, worker: WorkerId, counts_replicated: bool) -> Iterable[Tensor]:
-        """Of each region its members count equal parts; what all TP ranks hold is counted by the first of them."""
-        span = self._state.span(group.params)
-        for region in self._state.regions:
-            if span.start <= region.start < span.stop and (region.cut or counts_replicated):
-                whole = self._state.grads[region.span]
-                yield whole.tensor_split(len(group.members))[group.members.index(worker)]
+    def _counted(
+        self, ownership: Ownership, origin: int, worker: WorkerId, counts_replicated: bool
+    ) -> Iterable[Tensor]:
+        """Each element is counted by its first owner; what all TP ranks hold, by the first of them."""
+        for part in ownership.parts:
+            if part.owners[0] != worker:
+                continue
+            for region in self._state.regions:
+                start, stop = max(region.start, origin + part.start), min(region.stop, origin + part.stop)
+                if start < stop and (region.cut or counts_replicated):
+                    yield self._state.grads[start:stop]
 
 
-def in_order(groups: Sequence[SyncGroup]) -> list[SyncGroup]:
+def in_order(groups: Sequence[Ownership]) -> list[Ownership]:
     """Sync groups in the order in which their sums are issued: as the backward pass finishes them, tied ones last."""
-    tied = [group for group in groups if group.name.startswith("tied.")]
-    return [*reversed([group for group in groups if not group.name.startswith("tied.")]), *tied]
+    tied = [ownership for ownership in groups if ownership.group.name.startswith("tied.")]
+    return [*reversed([ownership for ownership in groups if ownership not in tied]), *tied]

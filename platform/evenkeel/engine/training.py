@@ -21,6 +21,7 @@ from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.engine.sums import GradientSums
+from evenkeel.plan.copies import copies_of
 from evenkeel.plan.samples import sample_indices
 from evenkeel.plan.schedule import Action, Kind, one_f_one_b
 
@@ -62,7 +63,14 @@ class Training:
         memory.state.set_group(watched)
         self._loss_group = loss_group(job.model, watched)
         self.sums = GradientSums(
-            memory.state, world.layout, job.shape, me, lambda g: groups[sum_name(g)], tensor, seat, progress
+            memory.state,
+            world.layout,
+            copies_of(world, job.shape),
+            me,
+            lambda g: groups[sum_name(g)],
+            tensor,
+            seat,
+            progress,
         )
         self._train = _Passes(self, job.train, self._training_samples)
         actions = one_f_one_b(self.place.stage, self._depth, self._pipeline.share)

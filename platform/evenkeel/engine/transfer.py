@@ -9,7 +9,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from evenkeel.core.boxes import Box
 from evenkeel.core.ids import WorkerId
 from evenkeel.engine.groups import Group, Pending
 from evenkeel.engine.progress import Progress
@@ -37,8 +36,8 @@ def carry_out(
         GroupBroken, GroupAborted, AbortedError: `target` is undefined then, the sources are as before.
     """
     for piece in () if any(source is target for source in sources) else plan.kept.get(me, ()):
-        source = next(s for s in sources if _holds(s, piece.tensor, piece.box))
-        _view(target, piece.tensor, piece.box).copy_(_view(source, piece.tensor, piece.box))
+        source = next(s for s in sources if s.holds(piece.tensor, piece.box))
+        target.view(piece.tensor, piece.box).copy_(source.view(piece.tensor, piece.box))
     rank = {worker: index for index, worker in enumerate(group.members)}
     sends: list[Pending] = []
     for (source_id, target_id), moves in _pairs(plan):
@@ -52,7 +51,7 @@ def carry_out(
             with progress.communicating():
                 group.irecv(packed, rank[source_id]).wait()
             for move, part in zip(moves, torch.split(packed, [move.box.size for move in moves]), strict=True):
-                _view(target, move.tensor, move.box).copy_(part.view(move.box.shape))
+                target.view(move.tensor, move.box).copy_(part.view(move.box.shape))
     for send in sends:
         with progress.communicating():
             send.wait()
@@ -71,14 +70,5 @@ def _pair(move: Transfer) -> tuple[WorkerId, WorkerId]:
 
 
 def _read(sources: Sequence[ShardState], move: Transfer) -> Tensor:
-    source = next(s for s in sources if _holds(s, move.tensor, move.box))
-    return _view(source, move.tensor, move.box).reshape(-1)
-
-
-def _holds(state: ShardState, tensor: str, box: Box) -> bool:
-    name = tensor.partition("/")[2]
-    return name in state.boxes and state.boxes[name].contains(box)
-
-
-def _view(state: ShardState, tensor: str, box: Box) -> Tensor:
-    return state.tensor(tensor)[box.within(state.box(tensor))]
+    source = next(s for s in sources if s.holds(move.tensor, move.box))
+    return source.view(move.tensor, move.box).reshape(-1)

@@ -7,19 +7,18 @@ bits. The other choice, cutting tensors along their rows, would need no `flat_bo
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
 
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, SyncGroup, sync_groups
 from evenkeel.core.model import ModelShape, Shard
-from evenkeel.plan.flat import Place, flat_boxes, flat_places
-from evenkeel.plan.state import KINDS, Slice
+from evenkeel.core.world import World
+from evenkeel.plan.flat import ALIGNMENT, Place, flat_places
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What only owners hold if parameters are computed with as they are kept. Under bf16 that is all of KINDS: what
-everybody computes with is a rounded copy of the owners' float32 parameters, from which nothing can be restored."""
+BUCKET = 1 << 20
+"""Elements that are summed in one go, at least: fewer cost too many round trips, more begin too late to overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,8 @@ def place_copies(
     model: ModelShape,
     copies: int,
     node_of: Mapping[WorkerId, NodeId],
-    alignment: int,
-    bucket: int | None = None,
+    alignment: int = ALIGNMENT,
+    bucket: int | None = BUCKET,
 ) -> Copies:
     """Shares out each sync group's range so that each element has min(copies, members) owners, on different nodes.
 
@@ -108,29 +107,34 @@ def place_copies(
     return Copies(tuple(groups), _reason(groups, copies, node_of))
 
 
-def holdings(
-    copies: Copies, layout: Layout, model: ModelShape, owned: Sequence[str] = MOMENTS
-) -> Mapping[WorkerId, tuple[Slice, ...]]:
-    """What each member of the layout holds: of `owned` kinds its parts, of the others its whole shard."""
-    whole: dict[Shard, tuple[Slice, ...]] = {}
-    held: dict[WorkerId, list[Slice]] = {}
-    for worker in layout.members:
-        shard = layout.shard(worker)
-        if shard not in whole:
-            whole[shard] = tuple(
-                Slice(f"{kind}/{param.name}", box)
-                for param, box in shard.boxes(model)
-                for kind in KINDS
-                if kind not in owned
-            )
-        held[worker] = list(whole[shard])
+def copies_of(world: World, model: ModelShape) -> Copies:
+    """The ownership in a world; every member comes to the same.
+
+    Where everybody owns all (world.copies is None), only the first owners are named: those who write and count.
+    """
+    return place_copies(world.layout, model, world.copies or 1, dict(world.nodes))
+
+
+def shards_in(world: World, model: ModelShape) -> Mapping[WorkerId, Shard]:
+    """What each member of a world keeps the state of."""
+    if world.copies is None:
+        return {worker: world.layout.shard(worker) for worker in world.layout.members}
+    return shards(copies_of(world, model), world.layout, model)
+
+
+def shards(copies: Copies, layout: Layout, model: ModelShape, alignment: int = ALIGNMENT) -> Mapping[WorkerId, Shard]:
+    """What each member of the layout holds: its shard, and which ranges of that it owns."""
+    owned: dict[WorkerId, list[tuple[int, int]]] = {worker: [] for worker in layout.members}
+    starts: dict[Shard, dict[str, int]] = {}
     for ownership in copies.groups:
-        pieces: dict[tuple[tuple[int, int], ...], tuple[Slice, ...]] = {}
+        first = ownership.places[0].param.name
         for worker, ranges in ownership.ranges().items():
-            if ranges not in pieces:
-                pieces[ranges] = tuple(_slices(ownership.places, ranges, owned))
-            held[worker] += pieces[ranges]
-    return {worker: tuple(pieces) for worker, pieces in held.items()}
+            shard = layout.shard(worker)
+            if shard not in starts:
+                starts[shard] = {p.param.name: p.start for p in flat_places(model, shard, alignment)}
+            origin = starts[shard][first]
+            owned[worker] += [(origin + start, origin + stop) for start, stop in ranges]
+    return {worker: replace(layout.shard(worker), owned=tuple(sorted(mine))) for worker, mine in owned.items()}
 
 
 def group_places(model: ModelShape, group: SyncGroup, tensor: int, alignment: int) -> tuple[Place, ...]:
@@ -180,14 +184,6 @@ def _cut(unit: tuple[int, int], owners: Sequence[tuple[WorkerId, ...]], alignmen
     for (a, b), owning in zip(pairwise(bounds), owners, strict=True):
         if a < b:
             yield Part(a, b, owning)
-
-
-def _slices(places: Sequence[Place], ranges: Sequence[tuple[int, int]], kinds: Sequence[str]) -> Iterator[Slice]:
-    for place in places:
-        for start, stop in ranges:
-            within = max(start - place.start, 0), min(stop - place.start, place.box.size)
-            for box in flat_boxes(place.box, *within):
-                yield from (Slice(f"{kind}/{place.param.name}", box) for kind in kinds)
 
 
 def _reason(groups: Sequence[Ownership], copies: int, node_of: Mapping[WorkerId, NodeId]) -> str:

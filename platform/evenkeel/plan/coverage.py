@@ -10,7 +10,7 @@ from evenkeel.plan.state import slices
 
 def lost_slices(model: ModelShape, shards: Iterable[Shard]) -> tuple[str, ...]:
     """Names of the state tensors of which at least a part is in none of the shards, in order of the layers."""
-    distinct = sorted(set(shards), key=lambda s: (s.start, s.stop, s.parts, s.part))
+    distinct = sorted(set(shards), key=lambda s: (s.start, s.stop, s.parts, s.part, s.owned or ()))
     holds = {WorkerId(f"{i}"): slices(model, shard) for i, shard in enumerate(distinct)}
     reader = WorkerId("reader")
     wants = {reader: slices(model, Shard(0, model.depth, 0, 1))}

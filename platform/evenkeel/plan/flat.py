@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from evenkeel.core.boxes import Box
 from evenkeel.core.model import ModelShape, ParamShape, Shard
 
+ALIGNMENT = 64
+"""From one parameter's first element to the next one's is a multiple of this: at least 64 bytes for every dtype, as CPU
+kernels sum in another order elsewhere, and the same for all, so that a range means the same whatever the dtype."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -84,13 +84,18 @@ def reshard(
 
 
 def transfers(
-    model: ModelShape, sources: Sequence[tuple[WorkerId, Shard]], layout: Layout, node_of: Mapping[WorkerId, NodeId]
+    model: ModelShape,
+    sources: Sequence[tuple[WorkerId, Shard]],
+    layout: Layout,
+    node_of: Mapping[WorkerId, NodeId],
+    shards: Mapping[WorkerId, Shard] | None = None,
 ) -> Resharding:
     """What moves when workers that hold `sources` are to form `layout`; see `reshard`.
 
     Args:
         sources: true holders of the version that training goes on from; a worker that holds two shards is there twice.
         node_of: of all sources and members.
+        shards: what each member is to hold; None: all that its place has.
     """
     groups: dict[Shard, _Group] = {}
     own: dict[WorkerId, tuple[_Group, ...]] = {}
@@ -102,16 +107,16 @@ def transfers(
     wanted: dict[Shard, Sequence[Slice]] = {shard: group.held for shard, group in groups.items()}
     wants: list[tuple[WorkerId, Sequence[Slice]]] = []
     for worker in sorted(layout.members):
-        shard = layout.shard(worker)
+        shard = layout.shard(worker) if shards is None else shards[worker]
         if shard not in wanted:
             wanted[shard] = slices(model, shard)
         wants.append((worker, wanted[shard]))
     return _solve(wants, own, list(groups.values()), node_of)
 
 
-def _order(source: tuple[WorkerId, Shard]) -> tuple[WorkerId, int, int, int, int]:
+def _order(source: tuple[WorkerId, Shard]) -> tuple[object, ...]:
     worker, shard = source
-    return worker, shard.start, shard.stop, shard.part, shard.parts
+    return worker, shard.start, shard.stop, shard.part, shard.parts, shard.owned or ()
 
 
 class _Group:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from evenkeel.core.boxes import Box
 from evenkeel.core.model import ModelShape, Shard
+from evenkeel.plan.flat import ALIGNMENT, flat_boxes, flat_places
 
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 """The three tensors of each parameter: itself and AdamW's moments. A tensor is named "KIND/PARAMETER"."""
@@ -17,6 +18,14 @@ class Slice:
     box: Box
 
 
-def slices(model: ModelShape, shard: Shard) -> tuple[Slice, ...]:
-    """All that a shard holds: per parameter, in the order of the layers, one slice of each kind."""
-    return tuple(Slice(f"{kind}/{param.name}", box) for param, box in shard.boxes(model) for kind in KINDS)
+def slices(model: ModelShape, shard: Shard, alignment: int = ALIGNMENT) -> tuple[Slice, ...]:
+    """All that a shard holds: per parameter, in the order of the layers, one slice of each kind; of parts, several."""
+    if shard.owned is None:
+        return tuple(Slice(f"{kind}/{param.name}", box) for param, box in shard.boxes(model) for kind in KINDS)
+    found: list[Slice] = []
+    for place in flat_places(model, shard, alignment):
+        for start, stop in shard.owned:
+            within = max(start - place.start, 0), min(stop - place.start, place.box.size)
+            for box in flat_boxes(place.box, *within):
+                found += [Slice(f"{kind}/{place.param.name}", box) for kind in KINDS]
+    return tuple(found)

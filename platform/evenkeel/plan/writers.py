@@ -7,7 +7,7 @@ from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout
 from evenkeel.core.model import ModelShape, ParamShape
 from evenkeel.plan.copies import Copies
-from evenkeel.plan.flat import flat_boxes, flat_places
+from evenkeel.plan.flat import ALIGNMENT, flat_boxes, flat_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Span:
 
 
 def written_by(
-    worker: WorkerId, copies: Copies, layout: Layout, model: ModelShape, alignment: int
+    worker: WorkerId, copies: Copies, layout: Layout, model: ModelShape, alignment: int = ALIGNMENT
 ) -> tuple[Span, ...]:
     """What this worker writes, of each kind of tensor; the pieces of all workers tile every parameter.
 
