@@ -7,7 +7,11 @@ import pytest
 import torch
 from tiny import Tiny, difference, layout_of
 
-from evenkeel.engine.local import run_static
+from evenkeel.control.policy import Policy
+from evenkeel.engine.faults import FaultPlan
+from evenkeel.engine.local import LocalRun, Outcome, run_static
+from evenkeel.engine.model import model_shape
+from evenkeel.plan.layout import Wish
 
 LAYOUTS = {
     # name: (blocks, cuts of the pipelines over the layers, TP degree, shares of the 4 micro-batches, tied embeddings)
@@ -41,3 +45,41 @@ def test_under_bf16_only_owners_have_float32_parameters(tmp_path: Path) -> None:
     found = trained(tmp_path / "one", "2x2x1", 1, "bf16")[1]
     assert all(value.dtype == torch.float32 for value in found.values())
     assert difference(found, expected) < 1e-5
+
+
+def healed(folder: Path, copies: int, faults: tuple[FaultPlan, ...], spares: int = 1) -> tuple[Outcome, Tiny]:
+    """Three pipelines in fp32."""
+    folder.mkdir()
+    job = Tiny(folder, precision="fp32", steps=8, tied=True, faults=faults)
+    wish = Wish(data=3, pipeline=1, tensor=1, min_workers=1, max_workers=3)
+    return LocalRun(job, Policy(model_shape(job.model()), wish, 4, job.steps, spares, copies=copies)).run(), job
+
+
+def test_with_two_copies_any_death_loses_nothing(tmp_path: Path) -> None:
+    outcome, job = healed(tmp_path / "undisturbed", 2, ())
+    losses, params = outcome.losses, job.final()
+    deaths = [("backward", 0), ("after_vote", 1), ("commit", 2)]
+    for phase, rank in deaths:
+        fault = FaultPlan(0, 4, phase, f"rank:{rank}", "kill")
+        outcome, job = healed(tmp_path / phase, 2, (fault,))
+        assert (outcome.status, outcome.error) == ("finished", "")
+        assert len(outcome.named("worker_lost")) == 1
+        assert outcome.losses == losses
+        assert all(torch.equal(job.final()[name], value) for name, value in params.items())
+        assert [line.vote.step for line in outcome.metrics] == list(range(1, 9))
+
+
+def test_without_a_spare_the_parts_are_dealt_anew(tmp_path: Path) -> None:
+    expected = healed(tmp_path / "undisturbed", 2, (), spares=0)[0].losses
+    outcome, _ = healed(tmp_path / "shrinks", 2, (FaultPlan(0, 4, "reduce", "rank:1", "kill"),), spares=0)
+    assert (outcome.status, outcome.error) == ("finished", "")
+    assert [world.size for world in outcome.worlds][:2] == [3, 2]
+    assert [world.copies for world in outcome.worlds][:2] == [2, None]
+    assert outcome.losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_one_copy_a_death_loses_what_nobody_else_has(tmp_path: Path) -> None:
+    """Without a store there is nothing to go back to."""
+    outcome, _ = healed(tmp_path / "one", 1, (FaultPlan(0, 4, "forward", "rank:2", "kill"),))
+    assert outcome.status == "failed"
+    assert outcome.error.startswith("step 3 is lost: nobody alive holds ")

@@ -102,6 +102,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         reason=planned.reason,
         saved=saved,
         checkpoint_every=s.policy.checkpoint_every,
+        copies=_copies(s, len(layout.pipelines)),
     )
     spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
     s.journal.append(m.WorldOpened(world, spares))
@@ -113,6 +114,12 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     if s.incident is not None:
         s.incident.attempts += 1
     s.say(*(m.Form(w, s.epoch, world) for w in layout.members))
+
+
+def _copies(s: State, pipelines: int) -> int | None:
+    """Where there are no more pipelines than copies asked for, everybody owns all."""
+    copies = s.policy.copies
+    return None if copies is None or copies >= pipelines else copies
 
 
 def _cause(s: State) -> str:

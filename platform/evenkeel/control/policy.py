@@ -14,6 +14,7 @@ class Policy:
         last_step: train.steps.
         spares: ready workers to hold beside the world.
         max_bad_steps: how many steps in a row may be skipped as not finite.
+        copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: the optimum; None: none are written, as there is no store.
         max_checkpoint_failures: so many checkpoints in a row that cannot be written end the run; None: they never do.
         gather_s: seconds after the last new worker that a run with enough, but not all workers waits for the rest.
@@ -25,6 +26,7 @@ class Policy:
     last_step: int
     spares: int = 0
     max_bad_steps: int = 10
+    copies: int | None = None
     checkpoint_every: int | None = None
     max_checkpoint_failures: int | None = None
     gather_s: float = 10.0
