@@ -112,6 +112,9 @@ class Fleet:
             self.checks.commanded(command)
             self._carry_out(command)
         if stop_after is not None and self.ended is None:
+            # It had taken these for lost when it wrote its journal, though it did not live to say so.
+            lines = [c for c in output.commands if isinstance(c, m.Log)]
+            self.checks.lost |= {line.fields["worker_id"] for line in lines if line.event == "worker_lost"}
             self.crash_controller()
         self.checks.after_event()
 
