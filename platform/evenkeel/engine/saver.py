@@ -62,16 +62,19 @@ class Saver:
     def copy(self, version: Version) -> None:
         """Copies this worker's part of the state, which has the version now, and has it written.
 
-        Whether nobody is busy was voted on, so this worker is not.
+        Whether somebody is busy was voted on, so this worker is not; but for the last step, which nobody asks about: no
+        later one changes its state, so that is copied when the buffers are free.
         """
-        assert not self.busy
         self._ready.wait()
         part = self._part
         if part is None:
             self._send(m.PartFailed(self._id, version, "no memory to copy its part to, or an error: see its log"))
             return
-        part.copy()
-        self.busy = True
+        if self.busy:
+            self._tasks.put(part.copy)
+        else:
+            part.copy()
+            self.busy = True
         self._tasks.put(lambda: self._write(version, part))
 
     def close(self) -> None:

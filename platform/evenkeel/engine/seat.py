@@ -27,6 +27,11 @@ class Seat:
         with self.changed:
             return self.member.flags(step)
 
+    def busy(self, step: int, writing: bool) -> bool:
+        """What it says in the vote of a step about its last checkpoint, which it may still be writing."""
+        with self.changed:
+            return self.member.busy(step, writing)
+
     def begin_sums(self, count: int) -> None:
         with self.changed:
             self.member.begin_sums(count)

@@ -100,7 +100,7 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     ballot[Slot.PAUSE] = float(Flags.PAUSE in flags)
     ballot[Slot.CHECKPOINT] = float(Flags.CHECKPOINT in flags)
     ballot[Slot.STOP] = float(Flags.STOP in flags)
-    ballot[Slot.BUSY] = float(t.saver.busy)
+    ballot[Slot.BUSY] = float(t.seat.busy(step, t.saver.busy))
     if math.isfinite(validation.loss):
         ballot[Slot.EVAL_TOKENS] = validation.tokens
         ballot[Slot.EVAL_LOSS] = validation.loss

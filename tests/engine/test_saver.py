@@ -1,0 +1,96 @@
+"""A worker's part of a checkpoint: copied between steps, written meanwhile; slow, failing, and at the end of a run."""
+
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Tiny
+
+from evenkeel.control import messages as m
+from evenkeel.control.policy import Policy
+from evenkeel.core.ids import Version, WorkerId
+from evenkeel.engine.job import CheckpointError, Job, Piece
+from evenkeel.engine.local import LocalRun
+from evenkeel.engine.model import model_shape
+from evenkeel.plan.layout import Wish
+from evenkeel.plan.state import KINDS
+
+
+@dataclass(frozen=True)
+class Saved(Tiny):
+    """Writes parts as files of torch tensors, each after `slow_s`."""
+
+    slow_s: float = 0.0
+
+    def __call__(self, worker_id: WorkerId) -> Job:
+        return replace(super().__call__(worker_id), save=self._save, load=self._load)
+
+    def _save(self, version: Version, worker_id: WorkerId, pieces: list[Piece], report: object) -> str:
+        threading.Event().wait(self.slow_s)
+        path = self.folder / f"{version.step}-{version.generation}-{worker_id}.pt"
+        torch.save([(p.tensor, p.box, p.shape, p.data.clone()) for p in pieces], path)
+        return str(path)
+
+    def _load(self, version: Version, pieces: list[Piece], moved: object) -> None:
+        state = self.state(version)
+        for piece in pieces:
+            if piece.tensor not in state:
+                raise CheckpointError(f"no {piece.tensor}")
+            piece.data.copy_(state[piece.tensor][piece.box.slices].reshape(-1))
+
+    def state(self, version: Version) -> dict[str, torch.Tensor]:
+        """All tensors whole; NaN where nobody wrote, and where two did the test fails."""
+        whole: dict[str, torch.Tensor] = {}
+        for path in self.folder.glob(f"{version.step}-{version.generation}-*.pt"):
+            for tensor, box, shape, data in torch.load(path, weights_only=False):
+                target = whole.setdefault(tensor, torch.full(shape, float("nan"), dtype=data.dtype))
+                assert target[box.slices].isnan().all(), f"{tensor} {box} is written twice"
+                target[box.slices] = data.view(box.shape)
+        return whole
+
+
+class Shell(LocalRun):
+    """Completes checkpoints, as the Ray shell does."""
+
+    def _carry_out(self, command: m.Command) -> None:
+        if isinstance(command, m.CommitCheckpoint):
+            self.fleet.events.put(m.CheckpointCommitted(command.version, len(command.parts)))
+        else:
+            super()._carry_out(command)
+
+
+def policy(job: Tiny, every: int, **options: object) -> Policy:
+    wish = Wish(data=2, pipeline=2, tensor=1, min_workers=4, max_workers=4)
+    return Policy(model_shape(job.model()), wish, 4, job.steps, checkpoint_every=every, **options)
+
+
+@pytest.mark.parametrize("copies", [None, 1])
+def test_every_checkpoint_is_the_state_after_its_step(copies: int | None, tmp_path: Path) -> None:
+    """The last one is what the final model says, and an earlier one leads to it."""
+    job = Saved(tmp_path, steps=6, tied=True)
+    outcome = Shell(job, policy(job, 2, copies=copies)).run()
+    assert (outcome.status, outcome.error) == ("finished", "")
+    assert [e.fields["checkpoint"] for e in outcome.named("checkpoint_committed")] == [2, 4, 6]
+    last = job.state(Version(6, 1))
+    params = job.final()
+    assert last.keys() == {f"{kind}/{name}" for kind in KINDS for name in params}
+    assert all(torch.equal(last[f"param/{name}"], value) for name, value in params.items())
+    assert not any(value.isnan().any() for version in (2, 4, 6) for value in job.state(Version(version, 1)).values())
+
+
+def test_a_slow_store_never_tears_a_copy_and_the_last_step_is_saved(tmp_path: Path) -> None:
+    """Asked for in every step, but written only when the last one is; each is of one step throughout."""
+    job = Saved(tmp_path, steps=12, slow_s=0.3)
+    outcome = Shell(job, policy(job, 1)).run()
+    assert (outcome.status, outcome.error) == ("finished", "")
+    saved = [e.fields["checkpoint"] for e in outcome.named("checkpoint_committed")]
+    assert saved[-1] == 12 and len(saved) < 12
+    quick = Saved(tmp_path / "quick", steps=12)
+    quick.folder.mkdir()
+    assert Shell(quick, policy(quick, 1)).run().losses == outcome.losses
+    for step in saved:
+        mine, truth = job.state(Version(step, 1)), quick.state(Version(step, 1))
+        if truth:
+            assert all(torch.equal(mine[name], value) for name, value in truth.items()), step
