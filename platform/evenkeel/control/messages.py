@@ -7,95 +7,23 @@ generation. One of an older epoch or generation changes nothing (design, rules 5
 from dataclasses import dataclass, field
 from typing import Any
 
+from evenkeel.control.entries import Entry as Entry
+from evenkeel.control.entries import EpochBegun as EpochBegun
+from evenkeel.control.entries import Restored as Restored
+from evenkeel.control.entries import RunEnded as RunEnded
+from evenkeel.control.entries import StepSettled as StepSettled
+from evenkeel.control.entries import WorldOpened as WorldOpened
+from evenkeel.control.parts import PHASES as PHASES
+from evenkeel.control.parts import Answer as Answer
+from evenkeel.control.parts import Decision as Decision
+from evenkeel.control.parts import Fault as Fault
+from evenkeel.control.parts import Held as Held
+from evenkeel.control.parts import Position as Position
+from evenkeel.control.parts import Report as Report
 from evenkeel.core.ids import Generation, Version, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
-from evenkeel.core.model import Shard
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
-
-# ---------------------------------------------------------------- parts
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A shard in a worker's memory. `version` is None while it is being written: a torn shard has no label (rule 8)."""
-
-    shard: Shard
-    version: Version | None
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Position:
-    """How far a worker's training thread has come; the order is the order of the work."""
-
-    generation: Generation = 0
-    step: int = 0
-    phase: int = 0
-    """Index into PHASES."""
-    micro: int = 0
-    collective: int = 0
-    """Collectives begun in this generation."""
-    waiting: bool = False
-    """Blocked in communication right now: waiting for others rather than working."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A completed vote and the unix second at which the leader had committed it."""
-
-    vote: Vote
-    committed_at: float
-
-
-PHASES = ("parked", "regroup", "reshard", "forward", "backward", "reduce", "vote", "commit", "finish")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a worker says after it has aborted a generation and parked: a promise to commit nothing more of it (rule 1).
-
-    Attributes:
-        held: shards in its memory, the current one first; before a generation's first vote earlier ones too (rule 13).
-        saw: the completed vote of the open step, if it read one.
-        prepared: the version that committing the gradients in hand would make.
-        unreported: committed votes that the controller has not acknowledged, oldest first.
-    """
-
-    position: Position
-    held: tuple[Held, ...] = ()
-    saw: Vote | None = None
-    prepared: Version | None = None
-    unreported: tuple[Report, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """How the open step of a generation was settled: everybody's state is `base` from now on.
-
-    `vote` is the vote to commit `base` with, for those who hold its gradients and have not committed yet;
-    None where nothing was rolled forward.
-    """
-
-    generation: Generation
-    base: Version
-    vote: Vote | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why training code raised, as far as the worker can say.
-
-    `collective` is True where the error is a broken collective, so that the cause is probably somebody else's death.
-    """
-
-    step: int
-    phase: str
-    micro: int
-    layer: str
-    error: str
-    collective: bool
-
 
 # ---------------------------------------------------------------- events
 
@@ -420,54 +348,6 @@ class End:
 Command = (
     Abort | Settle | Form | Request | Probe | Kill | Start | CommitCheckpoint | SetTimer | Metrics | Log | Status | End
 )
-
-# ---------------------------------------------------------------- journal
-
-
-@dataclass(frozen=True, slots=True)
-class EpochBegun:
-    """A controller takes the run over; workers refuse lower epochs from now on (rule 10)."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorldOpened:
-    """A generation number is in use; it is never used for a second attempt (rule 15)."""
-
-    world: World
-    spares: tuple[WorkerInfo, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepSettled:
-    """The decision that closes a generation, with the answers it rests on (rules 5 and 6), and who is out for good."""
-
-    decision: Decision
-    evidence: dict[str, Answer]
-    witness: Vote | None
-    lost: tuple[WorkerId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """The run goes back to `base`, read from the store: all that came after it, up to generation `at`, is gone."""
-
-    base: Version
-    at: Generation
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunEnded:
-    """The run is over, unless it is submitted again: then the next entry is an EpochBegun."""
-
-    status: str
-    error: str
-
-
-Entry = EpochBegun | WorldOpened | StepSettled | Restored | RunEnded
-
 
 @dataclass(frozen=True, slots=True)
 class Output:
