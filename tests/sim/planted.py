@@ -299,6 +299,12 @@ BUGS = (
         "restarted-controller-does-not-abort",
         15,
         (CONTROLLER, "            repair.ask_for_promises(s, now, world, ran=False)\n", "            pass\n"),
+        # Else the probe of who is silent makes up for it.
+        (
+            "control/watch.py",
+            "            s.say(m.Abort(event.worker_id, s.epoch, world.generation, ask, s.visible))\n",
+            "            pass\n",
+        ),
     ),
     bug(
         "parked-member-not-noticed",

@@ -70,12 +70,13 @@ def test_who_moves_is_not_stuck() -> None:
 
 def test_a_limit_doubles_with_each_kill_without_progress_but_not_for_ever() -> None:
     liveness = running()
-    before = liveness.park_s
+    before, longest = liveness.silence_s, liveness.patience_s
     for _ in range(50):
         liveness.strike()
-    assert liveness.park_s == before * 2**lv.MAX_STRIKES
+    assert liveness.silence_s == before * 2**lv.MAX_STRIKES
+    assert liveness.stuck_s <= liveness.patience_s == longest
     liveness.committed(7.0)
-    assert liveness.park_s <= before * 2
+    assert liveness.silence_s <= before * 2
 
 
 def test_the_one_that_others_wait_for_is_to_blame() -> None:
@@ -84,7 +85,26 @@ def test_the_one_that_others_wait_for_is_to_blame() -> None:
     assert blame({A: at(3, waiting=True), B: at(3, waiting=True)}) is None
     assert blame({A: at(3), B: at(3)}) is None
     assert blame({A: at(3, waiting=True), B: at(3), C: at(3)}) is None
-    assert blame({A: at(3)}) == A
+    assert blame({A: at(3)}) is None
+
+
+def test_who_is_not_waited_for_any_more_needs_not_answer() -> None:
+    liveness = running()
+    now = liveness.next_check()
+    probe = liveness.ask(now, (A, B))
+    liveness.located(now, A, probe, at(6))
+    liveness.expect(now + 0.1, (A,))
+    assert liveness.unanswered(now + 100) == ()
+    assert liveness.due(liveness.next_check())
+
+
+def test_limits_are_long_for_what_answers_and_finite_for_all() -> None:
+    for liveness in (Liveness(), running(0.1), running(60.0)):
+        for _ in range(50):
+            assert liveness.stuck_s <= liveness.patience_s < float("inf")
+            liveness.strike()
+    assert Liveness().stuck_s == lv.FIRST_STEP_S
+    assert running(60.0).patience_s == lv.PATIENCE_STEPS * 60.0
 
 
 def test_failed_starts_are_tried_again_later_and_later() -> None:

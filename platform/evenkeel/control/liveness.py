@@ -1,9 +1,15 @@
 """When silence is too long, and who is to blame: pure bookkeeping of times that the controller is given.
 
-There are no timeouts to tune: limits follow from the measured time of a step. A worker that does not answer a probe
-is hung (SIGSTOP, a dead host). One that answers but does not move, while others wait for it, is stuck in its own code;
-that takes a longer limit, because a first step may compile. When everybody waits for everybody the link is to blame,
-and the world is rebuilt without killing; only a repeat evicts.
+There are no timeouts to tune: limits follow from the measured time of a step. Silence leads to a probe, in every mode
+in which workers are waited for. What becomes of who is waited for:
+
+- It does not answer: it is hung (SIGSTOP, a dead host), and killed after about a second (PROBE_S, twice).
+- It answers, but does not move while others wait, or does not park: it may be reading from a slow disk, or compiling.
+  It is killed after `stuck_s`, if others hold all that it holds.
+- It answers, and nobody waits for it, or it is the last to hold some of the state, or it is writing (a commit, the
+  final model): to kill it may cost the run, so that takes `patience_s`. A deadlock in its code ends then, in a
+  restore or an error.
+- Everybody waits for everybody: the link is to blame, and the world is rebuilt without killing; only a repeat evicts.
 """
 
 from collections import deque
@@ -20,11 +26,14 @@ PROBE_S = 0.5
 """For the answer to a probe, which comes from a thread that does nothing else; asked twice."""
 JOINING_PROBE_S = 2.5
 """The same while joining or in a first step: building models and contexts can hold the interpreter for seconds."""
-STUCK_S = 10.0
+STUCK_S = 30.0
+"""Without a move, for a worker that answers and that others can replace; at least STUCK_STEPS steps."""
 STUCK_STEPS = 10
-FIRST_STEP_S = 60.0
-PARK_S = 5.0
-"""To abort, finish a commit that has begun, and answer."""
+FIRST_STEP_S = 300.0
+"""The same until the first step is committed, because it may compile."""
+PATIENCE_S = 600.0
+"""The same for a worker that nobody can replace, or waits for; at least PATIENCE_STEPS steps."""
+PATIENCE_STEPS = 30
 STEPS_REMEMBERED = 32
 MAX_STRIKES = 4
 """A limit doubles after a kill that brought no progress, but not for ever."""
@@ -36,6 +45,8 @@ class Liveness:
 
     strikes: int = 0
     progress_at: float = 0.0
+    quiet_since: float = 0.0
+    """Since when nothing was heard; a probe is due some time after."""
     first: bool = True
     steps_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_REMEMBERED))
     probe: int = 0
@@ -67,6 +78,14 @@ class Liveness:
 
     def _moved(self, now: float) -> None:
         self.progress_at = now
+        self._listen(now)
+
+    def parking(self, now: float) -> None:
+        """Everybody is asked to park, or to carry out a decision."""
+        self._listen(now)
+
+    def _listen(self, now: float) -> None:
+        self.quiet_since = now
         self.asked_at = None
         self.found, self.before = {}, {}
         self.unmoved_since = None
@@ -75,11 +94,6 @@ class Liveness:
     def step_s(self) -> float:
         """The usual seconds of a step; 0 while none is known."""
         return median(self.steps_s) if self.steps_s else 0.0
-
-    @property
-    def park_s(self) -> float:
-        """To answer an abort or carry out a decision."""
-        return float((PARK_S + 3 * self.step_s) * 2**self.strikes)
 
     @property
     def silence_s(self) -> float:
@@ -91,16 +105,22 @@ class Liveness:
 
     @property
     def stuck_s(self) -> float:
+        """To move, or to park, for a worker that answers and that others can replace."""
         least = FIRST_STEP_S if self.first else STUCK_S
-        return float(max(least, STUCK_STEPS * self.step_s) * 2**self.strikes)
+        return float(min(self.patience_s, max(least, STUCK_STEPS * self.step_s) * 2**self.strikes))
+
+    @property
+    def patience_s(self) -> float:
+        """The same for one that nobody can replace, or waits for. Does not double: it is the longest."""
+        return max(PATIENCE_S, PATIENCE_STEPS * self.step_s)
 
     def next_check(self) -> float:
         """When `due`, `unanswered` or `stuck` may have something new to say."""
         if self.asked_at is not None:
             return self.asked_at + self.probe_s
         if self.unmoved_since is not None:
-            return max(self.progress_at + self.silence_s, self.complete_at + self.silence_s)
-        return self.progress_at + self.silence_s
+            return max(self.quiet_since, self.complete_at) + self.silence_s
+        return self.quiet_since + self.silence_s
 
     def due(self, now: float) -> bool:
         """Whether it is time to ask everybody where they are."""
@@ -128,12 +148,22 @@ class Liveness:
         if probe != self.probe or self.asked_at is None or worker not in self.asked:
             return
         self.found[worker] = position
-        if self.asked <= self.found.keys():
-            if self.unmoved_since is None or self.found != self.before:
-                self.unmoved_since = now
-            self.before = dict(self.found)
-            self.asked_at = None
-            self.complete_at = now
+        self._complete(now)
+
+    def expect(self, now: float, members: Iterable[WorkerId]) -> None:
+        """Only these are waited for by now: others need not answer any more."""
+        if self.asked_at is not None:
+            self.asked &= frozenset(members)
+            self._complete(now)
+
+    def _complete(self, now: float) -> None:
+        if not self.asked <= self.found.keys():
+            return
+        if self.unmoved_since is None or self.found != self.before:
+            self.unmoved_since = now
+        self.before = dict(self.found)
+        self.asked_at = None
+        self.complete_at = now
 
     def unanswered(self, now: float) -> tuple[WorkerId, ...]:
         """Who has not answered the probe in time, though asked twice."""
@@ -142,15 +172,19 @@ class Liveness:
         return tuple(sorted(self.asked - self.found.keys()))
 
     def stuck(self, now: float) -> bool:
-        """Whether everybody answers but nobody has moved for too long."""
+        """Whether everybody answers but nobody has moved for long."""
         return self.unmoved_since is not None and now >= self.unmoved_since + self.stuck_s
+
+    def overdue(self, now: float) -> bool:
+        """Whether nobody has moved for so long that this cannot be work any more."""
+        return self.unmoved_since is not None and now >= self.unmoved_since + self.patience_s
 
 
 def blame(positions: Mapping[WorkerId, Position]) -> WorkerId | None:
     """The one that others wait for: the furthest behind among those that do not wait. None where all wait or none does,
     or several are equally far."""
     busy = {w: p for w, p in positions.items() if not p.waiting}
-    if not busy or (len(busy) == len(positions) and len(busy) > 1):
+    if not busy or len(busy) == len(positions):
         return None
     least = min(busy.values())
     behind = sorted(w for w, p in busy.items() if p == least)

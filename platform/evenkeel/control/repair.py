@@ -31,6 +31,7 @@ def break_world(s: State, now: float, cause: str, detect_s: float = 0.0) -> Inci
 def ask_for_promises(s: State, now: float, world: World, ran: bool) -> None:
     s.asks += 1
     s.mode = Aborting(world, s.asks, now, ran)
+    s.liveness.parking(now)
     s.say(*(m.Abort(w, s.epoch, world.generation, s.asks, s.visible) for w in s.survivors(world)))
 
 
@@ -101,6 +102,7 @@ def settle(s: State, now: float, mode: Aborting) -> None:
         return
     assert s.decision is not None
     s.mode = Settling(world, mode.ask, now, s.decision)
+    s.liveness.parking(now)
     s.say(*(m.Settle(w, s.epoch, mode.ask, s.decision) for w in s.survivors(world)))
 
 

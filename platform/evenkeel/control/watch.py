@@ -1,16 +1,20 @@
 """What happens when nothing happens: silence, hangs, and workers that others wait for (design, section 5)."""
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from evenkeel.control import forming, saving
 from evenkeel.control import messages as m
+from evenkeel.control.holders import is_last_holder
 from evenkeel.control.liveness import blame
-from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Running, Settling, members_of
+from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Running, Settling
 from evenkeel.control.repair import break_world, kill
 from evenkeel.control.state import State
 from evenkeel.core.ids import WorkerId
 
 PARKED = m.PHASES.index("parked")
+WRITING = (m.PHASES.index("commit"), m.PHASES.index("finish"))
+"""Phases in which what takes long is memory, or the store."""
 
 
 def tick(s: State, now: float) -> None:
@@ -18,17 +22,9 @@ def tick(s: State, now: float) -> None:
     saving.tick(s, now)
     if s.over:
         return
-    match s.mode:
-        case Forming() | Running():
-            _watch(s, now)
-        case Aborting(world, since=since, answers=answers):
-            _kill_silent(s, now, since, set(s.survivors(world)) - answers.keys(), "did not park")
-        case Settling(world, since=since, done=done):
-            _kill_silent(s, now, since, set(s.survivors(world)) - done.keys(), "did not settle")
-        case Gathering() | Ended():
-            pass
-        case _:
-            assert_never(s.mode)
+    awaited = _awaited(s)
+    if awaited:
+        _watch(s, now, awaited)
 
 
 def next_tick(s: State, now: float) -> float | None:
@@ -38,10 +34,8 @@ def next_tick(s: State, now: float) -> float | None:
         return now if saved_at is None else saved_at
     times = [at for at in (s.roster.retry_at, saved_at) if at is not None]
     match s.mode:
-        case Forming() | Running():
+        case Forming() | Running() | Aborting() | Settling():
             times.append(s.liveness.next_check())
-        case Aborting(since=since) | Settling(since=since):
-            times.append(since + s.liveness.park_s)
         case Gathering():
             until = forming.gathers_until(s)
             if until is not None and now < until:
@@ -54,16 +48,32 @@ def next_tick(s: State, now: float) -> float | None:
 
 
 def probe(s: State, now: float) -> None:
-    """Asks every member where it is."""
-    members = sorted(members_of(s.mode) & s.roster.alive.keys())
-    number = s.liveness.ask(now, members)
-    s.say(*(m.Probe(w, s.epoch, number) for w in members))
+    """Asks everybody who is waited for where it is."""
+    awaited = _awaited(s)
+    number = s.liveness.ask(now, awaited)
+    s.say(*(m.Probe(w, s.epoch, number) for w in awaited))
 
 
 def located(s: State, now: float, event: m.Located) -> None:
     s.liveness.located(now, event.worker_id, event.probe, event.position)
-    if not isinstance(s.mode, Forming | Running) or event.worker_id not in members_of(s.mode) & s.roster.alive.keys():
+    if event.worker_id not in _awaited(s):
         return
+    match s.mode:
+        case Aborting(world, ask):
+            # It lives, but has not answered: the command or its answer may have been lost.
+            s.say(m.Abort(event.worker_id, s.epoch, world.generation, ask, s.visible))
+        case Settling(_, ask, decision=decision):
+            s.say(m.Settle(event.worker_id, s.epoch, ask, decision))
+        case Forming() | Running():
+            _located_member(s, now, event)
+        case Gathering() | Ended():
+            pass
+        case _:
+            assert_never(s.mode)
+
+
+def _located_member(s: State, now: float, event: m.Located) -> None:
+    assert isinstance(s.mode, Forming | Running)
     world = s.mode.world
     if isinstance(s.mode, Forming) and event.position.generation < world.generation:
         # It answers, but has not heard of the world: the command was lost on the way.
@@ -76,44 +86,83 @@ def located(s: State, now: float, event: m.Located) -> None:
         break_world(s, now, "a member has left")
 
 
-def _kill_silent(s: State, now: float, since: float, silent: set[WorkerId], what: str) -> None:
-    limit = s.liveness.park_s
-    if not silent or now < since + limit:
-        return
-    s.liveness.strike()
-    for worker in sorted(silent):
-        kill(s, now, worker, f"{what} within {limit:.1f} s", limit)
-        if s.incident is not None:
-            s.incident.unparked.add(worker)
+def _awaited(s: State) -> tuple[WorkerId, ...]:
+    """Whom the present mode waits for."""
+    match s.mode:
+        case Forming(world) | Running(world):
+            return s.survivors(world)
+        case Aborting(world, answers=done) | Settling(world, done=done):
+            return tuple(w for w in s.survivors(world) if w not in done)
+        case Gathering() | Ended():
+            return ()
+        case _:
+            assert_never(s.mode)
 
 
-def _watch(s: State, now: float) -> None:
-    """Missing progress: ask everybody, kill who does not answer, then who others wait for."""
-    quiet_s = now - s.liveness.progress_at
+def _watch(s: State, now: float, awaited: Sequence[WorkerId]) -> None:
+    """Silence: ask everybody, kill who does not answer, and who stays where it is for too long."""
+    s.liveness.expect(now, awaited)
+    quiet_s = now - s.liveness.quiet_since
     again = s.liveness.ask_again(now)
     silent = s.liveness.unanswered(now)
     if again:
         s.say(*(m.Probe(w, s.epoch, s.liveness.probe) for w in again))
     elif silent:
         s.liveness.strike()
+        parking = isinstance(s.mode, Aborting | Settling)
         for worker in silent:
             kill(s, now, worker, "no answer to a probe", quiet_s)
-    elif s.liveness.stuck(now):
-        s.liveness.strike()
-        _evict_or_rebuild(s, now, quiet_s)
-    elif s.liveness.due(now):
+        if parking and s.incident is not None:
+            s.incident.unparked.update(silent)
+    elif not _unstick(s, now, awaited) and s.liveness.due(now):
         probe(s, now)
 
 
-def _evict_or_rebuild(s: State, now: float, quiet_s: float) -> None:
-    positions = s.liveness.before
+def _unstick(s: State, now: float, awaited: Sequence[WorkerId]) -> bool:
+    """Whether something was done about members that answer, but keep the others waiting for too long."""
+    match s.mode:
+        case Aborting(since=since):
+            return _kill_overdue(s, now, since, awaited, "park")
+        case Settling(since=since):
+            return _kill_overdue(s, now, since, awaited, "settle")
+        case _:
+            return s.liveness.stuck(now) and _evict_or_rebuild(s, now)
+
+
+def _kill_overdue(s: State, now: float, since: float, awaited: Sequence[WorkerId], what: str) -> bool:
+    limit, longest = s.liveness.stuck_s, s.liveness.patience_s
+    if now < since + limit:
+        return False
+    overdue = [w for w in awaited if now >= since + longest or not _is_spared(s, w)]
+    if overdue:
+        s.liveness.strike()
+    for worker in overdue:
+        kill(s, now, worker, f"did not {what} within {limit if now < since + longest else longest:.0f} s", now - since)
+    return bool(overdue)
+
+
+def _evict_or_rebuild(s: State, now: float) -> bool:
+    positions, overdue = s.liveness.before, s.liveness.overdue(now)
     culprit = blame(positions)
+    if culprit is None and not overdue and not all(p.waiting for p in positions.values()):
+        return False  # they are busy, and nobody waits for one alone
     if culprit is None:
         least = min(sorted(positions), key=lambda w: positions[w])
-        if least in s.blamed:
+        if least in s.blamed and (overdue or not _is_spared(s, least)):
             culprit = least
         s.blamed.add(least)
+    elif not overdue and _is_spared(s, culprit):
+        return False
+    s.liveness.strike()
+    quiet_s = now - s.liveness.quiet_since
     if culprit is None:
         break_world(s, now, "no progress, nobody behind the others", quiet_s)
     else:
         kill(s, now, culprit, "no progress, others wait for it", quiet_s)
+    return True
+
+
+def _is_spared(s: State, worker: WorkerId) -> bool:
+    """Whether to kill this worker, which answers, may cost more than to wait for it."""
+    position = s.liveness.before.get(worker)
+    return (position is not None and position.phase in WRITING) or is_last_holder(s, worker)

@@ -66,6 +66,7 @@ class Worker:
         self._holdings = Holdings(job, self._device)
         self._saver = Saver(worker_id, job, send)
         self._groups: GroupSet | None = None
+        self._aborts = 0
         self._tasks: queue.SimpleQueue[World | Vote | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="train", daemon=True)
         self._thread.start()
@@ -129,17 +130,24 @@ class Worker:
     # ------------------------------------------------------------ control threads
 
     def _abort(self, command: m.Abort) -> m.Answered | None:
-        """The floor is raised before anything is broken (rule 2); the answer comes after parking (rule 1)."""
+        """The floor is raised before anything is broken (rule 2); the answer comes after parking (rule 1).
+
+        Who is slow to park is asked again: only the last command answers, so that they do not take up all threads.
+        """
         seat = self._seat
         with seat.changed:
             if not seat.member.abort(command.epoch, command.generation, command.acknowledged):
                 return None
+            self._aborts += 1
+            mine = self._aborts
             seat.changed.notify_all()
             groups = self._groups
         if groups is not None:
             groups.abort()
         with seat.changed:
-            seat.changed.wait_for(lambda: seat.member.parked or seat.member.floor != command.generation + 1)
+            seat.changed.wait_for(
+                lambda: seat.member.parked or seat.member.floor != command.generation + 1 or self._aborts != mine
+            )
             answer = seat.member.answer(command.generation, self._progress.position())
         return None if answer is None else m.Answered(self._id, command.generation, command.ask, answer)
 
@@ -173,7 +181,7 @@ class Worker:
         except CheckpointError as error:
             self._send(m.CheckpointUnreadable(self._id, world.generation, world.base, str(error)))
             self._break_groups()
-        except Exception as error:  # the border of the thread: the controller decides what becomes of it
+        except BaseException as error:  # the border of the thread, also for sys.exit(): the controller decides
             # Told before the groups break, for that makes others fail and the controller abort, and before parking, so
             # that it comes ahead of the answer: else the first error would pass for somebody else's broken collective.
             if self._seat.running(world.generation):
@@ -269,7 +277,7 @@ class Worker:
             sys.stderr.flush()
             os._exit(COMMIT_FAILED)
 
-    def _describe(self, error: Exception) -> m.Fault:
+    def _describe(self, error: BaseException) -> m.Fault:
         broken = isinstance(error, GroupBroken)
         if not broken:
             traceback.print_exc()

@@ -173,6 +173,10 @@ class Checks:
         self.saved.bounded()
         most = QUEUE_PER_WORKER * (1 + len(self.fleet.workers))
         require(self.fleet.clock.pending <= most, f"{self.fleet.clock.pending} messages and timers are under way")
+        for worker in self.fleet.workers.values():
+            held = worker.member.held
+            torn = worker.alive and worker.member.parked and held is not None and held.version is None
+            require(not torn, f"{worker.info.worker_id} lives on with what a failed commit has left")
 
     def written(self) -> None:
         """Looks at the new entries. A line that says that the run goes back stands where that was written down, among

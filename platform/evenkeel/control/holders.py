@@ -1,0 +1,39 @@
+"""Who holds the committed version while a world is formed, runs or is being repaired."""
+
+from evenkeel.control.modes import Aborting, Forming, Running
+from evenkeel.control.state import State
+from evenkeel.core.ids import INITIAL, WorkerId
+from evenkeel.core.model import Shard
+from evenkeel.plan.coverage import lost_slices
+
+
+def is_last_holder(s: State, worker: WorkerId) -> bool:
+    """Whether some of the committed state may be lost with this worker: whether the others are known to hold all of it.
+
+    The initial state everybody can make, and one that is saved everybody can read.
+    """
+    if s.committed in (INITIAL, *s.saved):
+        return False
+    others = [shard for w, shards in _held(s).items() if w != worker for shard in shards]
+    return bool(lost_slices(s.policy.model, others))
+
+
+def _held(s: State) -> dict[WorkerId, tuple[Shard, ...]]:
+    """Shards of the committed version by worker.
+
+    A world that has begun to train holds it by its layout. While a decision is carried out, and where it was not heard
+    that a world began, only what the last decision has left is known: then rather too many are taken for the last.
+    """
+    held = {
+        w: tuple(h.shard for h in s.holdings.get(w, ()) if h.version == s.committed) for w in sorted(s.roster.alive)
+    }
+    match s.mode:
+        case Running(world) | Aborting(world, ran=True):
+            members = frozenset(s.survivors(world))
+        case Forming(world, joined):
+            members = joined & s.roster.alive.keys()
+        case _:
+            return held
+    for w in sorted(members):
+        held[w] = (*held[w], world.layout.shard(w))
+    return held
