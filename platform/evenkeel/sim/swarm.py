@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from multiprocessing import get_context
 
+from evenkeel.sim.draw import random_scenario
 from evenkeel.sim.fleet import Fleet
-from evenkeel.sim.scenario import random_scenario
 from evenkeel.sim.violation import ViolationError
 
 PATIENCE_S = 1800.0
