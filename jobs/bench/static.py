@@ -10,7 +10,6 @@ from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.engine.local import run_static
 from evenkeel.plan.layout import Infeasible, plan_layout
-from evenkeel.runtime.job import JobMaker
 from evenkeel.runtime.prepare import prepare
 
 
@@ -27,8 +26,7 @@ def main() -> None:
             raise ValueError(planned.reason)
         return planned.layout
 
-    make = JobMaker(prepared.config, prepared.directory.url)
-    reports = run_static(make, config.scaling.workers[1], layout_of, config.train.steps)
+    reports = run_static(prepared.maker, config.scaling.workers[1], layout_of, config.train.steps)
     lines = [{"step": r.vote.step, "loss": r.vote.loss, "time": r.committed_at} for r in reports]
     Path(sys.argv[2]).write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -5,6 +5,7 @@ in the source that says it, before merging, so that the message can name the fil
 heavier.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evenkeel.config_check import check
-from evenkeel.config_schema import SECTIONS, Config, FaultSection, valid_keys
+from evenkeel.config_schema import SECTIONS, STDLIB, Config, FaultSection, valid_keys
 from evenkeel.config_values import ConfigError, convert, flatten, hide_secrets, nearest_key
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "load_config",
     "stored_fingerprint",
     "to_yaml",
+    "with_absolute_data",
     "with_absolute_storage",
 ]
 
@@ -135,6 +137,7 @@ def _merge(layers: Sequence[Layer]) -> Config:
         said = {k: v for k, v in said.items() if v is not None or k not in SECTIONS}
         _build(said, layer.source)
         for key in flatten(said):
+            sources.pop(key, None)  # so that they stand in the order in which they were said last
             sources[key] = layer.source
         merged = cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(said)))
     try:
@@ -197,6 +200,29 @@ def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
 def with_absolute_storage(config: Config) -> Config:
     """The same with a relative local storage_path made absolute: actors run in other directories than the driver."""
     path = config.run.storage_path
-    if "://" in path or "::" in path or Path(path).is_absolute():
-        return config
-    return replace(config, run=replace(config.run, storage_path=str(Path(path).absolute())))
+    return config if _is_url(path) else replace(config, run=replace(config.run, storage_path=_absolute(path)))
+
+
+def with_absolute_data(config: Config) -> Config:
+    """The same with the local paths of the data made absolute, where the driver finds something there.
+
+    Elsewhere it may be the name of anything, such as "stdlib" of the text dataset, or of one of the user's.
+    """
+    data = config.data
+    held_out = None if data.eval_path is None else _found(data.eval_path)
+    return replace(config, data=replace(data, path=_found(data.path), eval_path=held_out))
+
+
+def _is_url(path: str) -> bool:
+    """Whether it is fsspec's to read: a URL, or several chained."""
+    return "://" in path or "::" in path
+
+
+def _found(path: str) -> str:
+    absolute = _absolute(path)
+    return absolute if path not in ("", STDLIB) and not _is_url(path) and Path(absolute).exists() else path
+
+
+def _absolute(path: str) -> str:
+    """As a shell has it: ~ is the user's home."""
+    return os.path.abspath(os.path.expanduser(path))

@@ -1,11 +1,15 @@
 """What needs more than one value of a configuration to judge, without knowing the model or the data."""
 
-from evenkeel.config_schema import Config
+import re
+from math import prod
+
+from evenkeel.config_schema import Config, FaultSection
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 SCHEDULES = ("cosine", "linear", "constant")
 PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit", "recovery")
 KINDS = ("kill", "stop", "segv", "exception")
+LONGEST_NAME = 200
 
 
 def check(config: Config) -> None:
@@ -24,22 +28,26 @@ def _require(config: Config, holds: bool, key: str, problem: str) -> None:
 def _check_run(config: Config) -> None:
     name = config.run.name
     _require(config, bool(name.strip()), "run.name", "a run needs a name, for example run.name=first")
-    plain = not set(name) & set("/\\") and name.isprintable() and name == name.strip()
-    ok = plain and not name.startswith(".")
-    _require(config, ok, "run.name", f"{name!r} must be a plain name, without path separators")
+    # A folder on a disk and a part of a URL, which fsspec splits at "::" and completes at "*", "?" and "[".
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None and len(name) <= LONGEST_NAME
+    what = f"must be a plain name, without path separators: up to {LONGEST_NAME} letters, digits, _ and, within, . or -"
+    _require(config, plain, "run.name", f"{_short(name)} {what}")
     _require(config, bool(config.run.storage_path.strip()), "run.storage_path", "must not be empty")
     _require(config, 0 <= config.run.seed < 2**64, "run.seed", f"is {config.run.seed}; expected 0 to 2**64 - 1")
     _require(config, config.run.orphan_minutes > 0, "run.orphan_minutes", "must be above 0")
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 40 else f"{name[:37]}...")
 
 
 def _check_train(config: Config) -> None:
     train = config.train
     for key in ("steps", "global_batch", "micro_batch", "max_bad_steps"):
         _require(config, getattr(train, key) > 0, f"train.{key}", f"is {getattr(train, key)}; must be at least 1")
-    for key in ("weight_decay", "warmup_steps", "eval_every"):
+    for key in ("weight_decay", "warmup_steps", "eval_every", "grad_clip"):
         _require(config, getattr(train, key) >= 0, f"train.{key}", f"is {getattr(train, key)}; must not be negative")
-    for key in ("learning_rate", "grad_clip"):
-        _require(config, getattr(train, key) > 0, f"train.{key}", f"is {getattr(train, key)}; must be above 0")
+    _require(config, train.learning_rate > 0, "train.learning_rate", f"is {train.learning_rate}; must be above 0")
     divides = train.global_batch % train.micro_batch == 0
     batches = f"{train.micro_batch} does not divide train.global_batch {train.global_batch}"
     _require(config, divides, "train.micro_batch", batches)
@@ -59,7 +67,7 @@ def _check_scaling(config: Config) -> None:
     for key, degree in degrees.items():
         _require(config, degree is None or degree > 0, f"parallel.{key}", f"is {degree}; must be at least 1, or null")
     asked = (parallel.data or 1) * (parallel.pipeline or 1) * (parallel.tensor or 1)
-    said = next((f"parallel.{k}" for k, d in degrees.items() if d is not None), "parallel.data")
+    said = config.said_last("scaling.workers", *(f"parallel.{k}" for k, d in degrees.items() if d is not None))
     product = f"data x pipeline x tensor = {asked} workers, but scaling.workers allows at most {workers[1]}"
     _require(config, asked <= workers[1], said, product)
     redundancy, checkpoint = config.redundancy, config.checkpoint
@@ -87,9 +95,29 @@ def _check_faults(config: Config) -> None:
         ok = fault.target in ("spare", "controller") or (what in ("rank", "stage") and number.isdecimal())
         expected = 'expected "rank:N", "stage:S", "spare" or "controller"'
         _require(config, ok, f"{key}.target", f"is {fault.target!r}; {expected}")
+        _check_target(config, fault, key)
 
 
-_NOT_YET = ("redundancy.copies", "redundancy.mirror_every", "emulate.slowdown")
+def _check_target(config: Config, fault: FaultSection, key: str) -> None:
+    """A fault that can never fire is a mistake."""
+    parallel, most = config.parallel, config.scaling.workers[1]
+    what, _, number = fault.target.partition(":")
+    degrees = (parallel.data, parallel.pipeline, parallel.tensor)
+    workers = most if None in degrees else prod(degree or 1 for degree in degrees)
+    if what == "rank":
+        known = f"is {fault.target!r}, but there are only ranks 0 to {workers - 1}"
+        _require(config, int(number) < workers, f"{key}.target", known)
+    if what == "stage":
+        stages = parallel.pipeline or most
+        known = f"is {fault.target!r}, but there are only stages 0 to {stages - 1}"
+        _require(config, int(number) < stages, f"{key}.target", known)
+    if what == "spare" and fault.phase != "recovery":
+        _require(config, config.scaling.spares > 0, f"{key}.target", "is 'spare', but scaling.spares is 0")
+        idle = "is 'exception', but an idle spare runs no training code that could raise one"
+        _require(config, fault.kind != "exception", f"{key}.kind", idle)
+
+
+_NOT_YET = ("redundancy.copies", "redundancy.mirror_every")
 
 
 def without_effect(config: Config) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from typing import Any, get_type_hints
 from evenkeel.config_values import ConfigError, nearest_key
 
 DEFAULTS = "defaults"
+STDLIB = "stdlib"
+"""As data.path, the sources of this Python's own standard library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class DataSection:
     """A registered dataset or "module:function", its paths, and the keys that it alone understands (and checks)."""
 
     name: str = "text"
-    path: str = "stdlib"
+    path: str = STDLIB
     eval_path: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -151,6 +153,11 @@ class Config:
                 return known
         below = [v for k, v in self.sources.items() if k.startswith(key + ".")]
         return below[-1] if below else DEFAULTS
+
+    def said_last(self, *keys: str) -> str:
+        """Of several keys the one that was set last; the first of them where none was."""
+        said = [key for name in self.sources for key in keys if f"{name}.".startswith(f"{key}.")]
+        return said[-1] if said else keys[0]
 
     def fault_keys(self) -> tuple[str, ...]:
         """A name for each fault that stays the same over resumes; equal faults are told apart by a count."""

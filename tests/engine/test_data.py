@@ -108,6 +108,26 @@ def test_the_standard_library_read_by_five_processes_at_once(tmp_path: Path) -> 
     assert b"build_time_vars = {" not in text
 
 
+@pytest.mark.parametrize("whole", [10**6, 1000])
+def test_a_fingerprint_tells_texts_apart_also_where_it_looks_at_places_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    monkeypatch.setattr("evenkeel.data.text.PRINTED_WHOLE", whole)
+    monkeypatch.setattr("evenkeel.data.text.PLACES", 10)
+    text = bytes(i % 251 for i in range(30_001))
+    file = tmp_path / "text"
+
+    def fingerprint(content: bytes) -> str:
+        file.write_bytes(content)
+        data = load_data("text", {"path": str(file), "seq_len": 10, "eval_share": 0.0})
+        assert data.vocab_size == 256
+        return data.train.fingerprint()
+
+    others = [text[:-10], text + bytes(10), b"x" + text[1:], text[:-1] + b"x", b"insert" + text, text[::-1]]
+    assert len({fingerprint(content) for content in (text, *others)}) == 7
+    assert fingerprint(text) == fingerprint(text)
+
+
 @pytest.mark.parametrize(
     ("options", "key", "words"),
     [

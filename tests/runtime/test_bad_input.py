@@ -2,13 +2,19 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_runs import ROOT, merged
+from torch.nn import BatchNorm1d
 
-from evenkeel.config import load_config
+from evenkeel.config import ConfigError, load_config
+from evenkeel.core.ids import WorkerId
+from evenkeel.engine.model import LayerSpec, Model
+from evenkeel.runtime.prepare import Prepared, environment, prepare
 from evenkeel.trainer import run
 
 TEXT = bytes(range(32, 127)) * 20
@@ -46,12 +52,23 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[st
         ({"model": {"name": "no_such_module:build"}}, "Python: model.name: cannot import 'no_such_module'"),
         ({"train": {"global_batch": 2000}}, "train.global_batch is 2000"),
         ({"scaling": {"resources_per_worker": {"slot": 1.0}}}, "slot"),
+        ({"scaling": {"use_gpu": True}}, "Python: scaling.use_gpu: is true, but PyTorch finds no GPU on this machine"),
+        ({"model": {"vocab_size": 100}}, "Python: model.vocab_size: is 100, but the tokens of data.name 'text' go"),
+        (
+            {
+                "parallel": {"pipeline": None},
+                "scaling": {"workers": [2, 9]},
+                "faults": [{"step": 1, "phase": "forward", "target": "stage:5"}],
+            },
+            "Python: faults.0.target: is 'stage:5', but the model has only",
+        ),
     ],
 )
 def test_what_does_not_fit_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, changes: Any, says: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert says in refusal(tmp_path, capsys, changes)
 
 
@@ -75,6 +92,96 @@ def test_a_model_that_raises_is_told_in_one_line(
     monkeypatch.syspath_prepend(str(tmp_path))
     said = refusal(tmp_path, capsys, {"model": {"name": "broken_model:build"}})
     assert "Python: model.name: 'broken_model:build' raised KeyError" in said
+
+
+def broken_model(config: Mapping[str, Any]) -> Model:
+    raise KeyError("width")
+
+
+def test_a_model_given_in_python_is_blamed_by_its_own_name(tmp_path: Path, text: Path) -> None:
+    config = merged({"run": {"name": "r", "storage_path": str(tmp_path / "runs")}, "data": {"path": str(text)}})
+    unusable = Model((LayerSpec("norm", partial(BatchNorm1d, 4)),))
+    for model, says in (
+        (broken_model, "Python: model: broken_model raised KeyError: 'width'"),
+        (unusable, "Python: model: the given Model raised ValueError: norm."),
+        (partial(dict, a=1), "Python: model: the function returned dict, not a Model"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            prepare(load_config([], values=config), model)
+        assert str(caught.value).startswith(says)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("where", ["get", "fingerprint"])
+def test_data_that_raises_is_blamed_on_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (tmp_path / "broken_data.py").write_text(f"""
+from evenkeel.data.dataset import Data
+
+class Broken:
+    def __len__(self):
+        return 100
+
+    def fingerprint(self):
+        {"raise OSError('disk gone')" if where == "fingerprint" else "return 'x'"}
+
+    def get(self, indices):
+        raise OSError("disk gone")
+
+def load(config):
+    return Data(Broken())
+""")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken_data", raising=False)
+    said = refusal(tmp_path, capsys, {"data": {"name": "broken_data:load"}})
+    assert said == "Python: data.name: 'broken_data:load' raised OSError: disk gone"
+
+
+def prepared(tmp_path: Path, **changes: Any) -> Prepared:
+    run = {"name": "r", "storage_path": str(tmp_path / "runs")}
+    return prepare(load_config([], values=merged({"run": run, **changes})))
+
+
+@pytest.mark.usefixtures("text")
+def test_workers_elsewhere_find_the_data_and_only_the_data_that_the_run_began_with(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = prepared(tmp_path, data={"path": "text.txt"})
+    assert made.config.data.path == "text.txt"  # the same run, also if it goes on from elsewhere
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(made.maker(WorkerId("w0001")).train) > 100
+    text.write_bytes(TEXT.replace(b"a", b"b"))
+    with pytest.raises(ConfigError) as caught:
+        made.maker(WorkerId("w0002"))
+    assert str(caught.value).startswith(f"Python: data.path: {text} has changed since the run began")
+
+
+@pytest.mark.usefixtures("text")
+@pytest.mark.parametrize(
+    ("own", "resources", "threads"),
+    [(None, {}, "1"), (None, {"CPU": 4}, "4"), (None, {"CPU": 0.5}, "1"), ("3", {"CPU": 4}, "3")],
+)
+def test_threads_are_the_users_or_as_many_as_a_worker_has_cpus(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, resources: Any, threads: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    made = prepared(tmp_path, data={"path": str(text)}, scaling={"resources_per_worker": resources})
+    assert environment(made.config)["OMP_NUM_THREADS"] == threads
+
+
+@pytest.mark.usefixtures("text")
+def test_keys_that_do_nothing_yet_are_told_at_every_start(
+    tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared(tmp_path, data={"path": str(text)}, emulate={"slowdown": {0: 2.0}}, checkpoint={"every_steps": 3})
+    assert caplog.messages == []
+    prepared(tmp_path, data={"path": str(text)}, redundancy={"mirror_every": 2})
+    assert caplog.messages == ["Python: redundancy.mirror_every has no effect yet"]
 
 
 def test_the_command_itself(tmp_path: Path) -> None:

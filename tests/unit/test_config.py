@@ -15,6 +15,7 @@ from evenkeel.config import (
     load_config,
     stored_fingerprint,
     to_yaml,
+    with_absolute_data,
     with_absolute_storage,
 )
 from evenkeel.config_check import without_effect
@@ -153,6 +154,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("run.name=a/b", "run.name", "without path separators"),
         ("run.name=..", "run.name", "without path separators"),
         ("run.name=a\\b", "run.name", "without path separators"),
+        ("run.name=dup::1", "run.name", "'dup::1' must be a plain name"),
+        ("run.name='a b'", "run.name", "must be a plain name"),
+        ("run.name=a?b", "run.name", "must be a plain name"),
+        ("run.name=é", "run.name", "must be a plain name"),
+        ("run.name=-x", "run.name", "must be a plain name"),
+        (f"run.name={'x' * 201}", "run.name", f"'{'x' * 37}...' must be a plain name"),
+        ("train.grad_clip=-1", "train.grad_clip", "must not be negative"),
         ("run.storage_path=", "run.storage_path", "must not be empty"),
         ("run.seed=-1", "run.seed", "expected 0 to"),
         ("run.orphan_minutes=0", "run.orphan_minutes", "above 0"),
@@ -174,6 +182,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("faults=[{step: 1, phase: forward, target: 'rank:-1'}]", "faults.0.target", '"rank:N"'),
         ("faults=[{step: 1, phase: forward, target: everybody}]", "faults.0.target", '"controller"'),
         ("faults=[{step: 1, phase: forward, target: spare, kind: nap}]", "faults.0.kind", "kill, stop, segv"),
+        ("faults=[{step: 1, phase: forward, target: 'rank:9'}]", "faults.0.target", "there are only ranks 0 to 0"),
+        ("faults=[{step: 1, phase: forward, target: 'stage:1'}]", "faults.0.target", "there are only stages 0 to 0"),
+        ("faults=[{step: 1, phase: forward, target: spare}]", "faults.0.target", "but scaling.spares is 0"),
     ],
 )
 def test_values_that_make_no_sense_together_name_the_source(override: str, key: str, part: str) -> None:
@@ -185,6 +196,33 @@ def test_values_that_make_no_sense_together_name_the_source(override: str, key: 
 def test_a_value_of_a_file_is_blamed_on_the_file(tmp_path: Path) -> None:
     first, second = written(tmp_path, "train: {micro_batch: 3}"), written(tmp_path, "train: {steps: 7}", "b.yaml")
     assert failure([first, second], "train.steps=9").source == first
+
+
+def test_an_idle_spare_cannot_raise() -> None:
+    fault = {"step": 1, "phase": "forward", "target": "spare", "kind": "exception"}
+    with pytest.raises(ConfigError, match=r"faults\.0\.kind: is 'exception', but an idle spare runs no training code"):
+        made(scaling={"spares": 1}, faults=[fault])
+    made(scaling={"spares": 1}, faults=[{**fault, "kind": "kill"}, {**fault, "phase": "recovery"}])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["parallel.tensor=3"], "parallel.tensor"),
+        (["scaling.workers=[1,3]"], "scaling.workers"),
+        (["parallel.tensor=3", "parallel.data=4"], "parallel.data"),
+    ],
+)
+def test_of_several_that_do_not_fit_together_the_last_said_is_blamed(
+    tmp_path: Path, overrides: list[str], key: str
+) -> None:
+    file = written(tmp_path, "parallel: {data: 2, pipeline: 2}\nscaling: {workers: [1, 4]}\n")
+    error = failure([file], *overrides)
+    assert (error.source, error.key) == ("command line", key)
+
+
+def test_zero_turns_clipping_off() -> None:
+    assert load_config([], ["run.name=r", "train.grad_clip=0"]).train.grad_clip == 0.0
 
 
 def test_texts_of_the_command_line_stay_as_typed() -> None:
@@ -219,7 +257,7 @@ def test_the_written_configuration_reads_back_equal() -> None:
     config = made(
         model={"name": "decoder", "layers": 4, "nested": {"a": [1, 2]}, "options": 3},
         emulate={"slowdown": {0: 2}},
-        scaling={"resources_per_worker": {"CPU": 0.5}},
+        scaling={"workers": [1, 2], "resources_per_worker": {"CPU": 0.5}},
         faults=[fault],
     )
     again = config_from_yaml(to_yaml(config), "config.yaml")
@@ -292,7 +330,7 @@ def test_what_may_not_differ_is_named_with_both_values() -> None:
 
 def test_equal_faults_have_names_of_their_own() -> None:
     fault = {"step": 3, "phase": "commit", "target": "rank:1", "kind": "kill"}
-    config = made(faults=[fault, fault, {**fault, "target": "spare"}])
+    config = made(scaling={"workers": [1, 2], "spares": 1}, faults=[fault, fault, {**fault, "target": "spare"}])
     expected = ("step3-commit-rank1-kill-1", "step3-commit-rank1-kill-2", "step3-commit-spare-kill-1")
     assert config.fault_keys() == expected
 
@@ -304,6 +342,31 @@ def test_a_relative_storage_path_is_made_absolute(tmp_path: Path, monkeypatch: p
         assert with_absolute_storage(made(run={"storage_path": path})).run.storage_path == path
 
 
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert with_absolute_storage(made(run={"storage_path": "~/runs"})).run.storage_path == str(tmp_path / "runs")
+
+
+def test_data_that_is_here_gets_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("text.txt", "stdlib"):
+        (tmp_path / name).touch()
+
+    def paths(path: str, eval_path: str | None) -> tuple[str, str | None]:
+        data = with_absolute_data(made(data={"path": path, "eval_path": eval_path})).data
+        return data.path, data.eval_path
+
+    here = str(tmp_path / "text.txt")
+    assert paths("text.txt", "~/text.txt") == (here, here)
+    assert paths(here, None) == (here, None)
+    for name in ("stdlib", "elsewhere.txt", "s3://bucket/text.txt", ""):
+        assert paths(name, name) == (name, name)
+
+
 def test_keys_without_effect_are_told() -> None:
     assert without_effect(made()) == ()
-    assert without_effect(made(redundancy={"copies": 1}, checkpoint={"every_steps": 5})) == ("redundancy.copies",)
+    effective = {"checkpoint": {"every_steps": 5, "keep": 3, "max_failures": 1}, "emulate": {"slowdown": {0: 2.0}}}
+    assert without_effect(made(**effective)) == ()
+    both = ("redundancy.copies", "redundancy.mirror_every")
+    assert without_effect(made(redundancy={"copies": 1, "mirror_every": 5})) == both

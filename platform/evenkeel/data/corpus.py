@@ -11,11 +11,11 @@ from tempfile import NamedTemporaryFile
 import numpy as np
 import numpy.typing as npt
 
+from evenkeel.config_schema import STDLIB
 from evenkeel.config_values import ConfigError
 
 Bytes = npt.NDArray[np.uint8]
 
-STDLIB = "stdlib"
 _FOREIGN = {"site-packages", "dist-packages"}
 """Directories within the standard library's that hold what was installed beside it."""
 

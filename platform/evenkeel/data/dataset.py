@@ -23,10 +23,15 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What a run trains on, and what it is validated on, if anything."""
+    """What a run trains on, and what it is validated on, if anything.
+
+    Attributes:
+        vocab_size: samples are token ids below this; None: they are none, or it is not known.
+    """
 
     train: Dataset
     eval: Dataset | None = None
+    vocab_size: int | None = None
 
 
 class TensorDataset:

@@ -38,17 +38,24 @@ class JobMaker:
     """Makes a worker's job in the worker's own process. Picklable.
 
     Attributes:
+        config: paths of the data are absolute, for workers run in other directories.
         folder: path or URL of the run directory.
+        fingerprint: of the training data that the run began with.
         model: given in Python, in place of model.name.
     """
 
     config: Config
     folder: str
+    fingerprint: str
     model: ModelSource | None = None
 
     def __call__(self, worker_id: WorkerId) -> Job:
+        """Raises ConfigError where this worker finds other data than the run began with."""
         model = make_model(self.config, self.model)
         data = make_data(self.config, model)
+        if data.train.fingerprint() != self.fingerprint:
+            what = f"{self.config.data.path} has changed since the run began; put it back, or begin another run"
+            raise self.config.error("data.path", what)
         job = Job(
             model=model,
             train=data.train,

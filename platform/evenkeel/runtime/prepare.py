@@ -1,31 +1,36 @@
 """Everything about a run that can be known, and found wrong, before anything is started."""
 
+import logging
 import os
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
 
-from evenkeel.config import Config, ConfigError, with_absolute_storage
+import torch
+
+from evenkeel.config import Config, ConfigError, with_absolute_data, with_absolute_storage
 from evenkeel.config_check import without_effect
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import NodeId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.model import ModelShape
 from evenkeel.data.dataset import Data
-from evenkeel.engine.model import boundary_shapes, model_shape
+from evenkeel.engine.model import Model, boundary_shapes, model_shape
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.plan.cuts import most_stages
 from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
 from evenkeel.plan.learning_rate import learning_rate
-from evenkeel.runtime.cluster import Need
+from evenkeel.runtime.cluster import Need, given_address
 from evenkeel.runtime.job import CONTROLLER, JobMaker, ModelSource, make_data, make_model
 from evenkeel.runtime.names import worker_id
 from evenkeel.runtime.spec import ControllerFault, RunSpec, WorkerSpec
 from evenkeel.store.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +63,21 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         StoreError: the storage path is no path or URL that can be opened.
     """
     config = with_absolute_storage(config)
-    with _blamed(config, "model"):
+    check_device(config)
+    with _model_blamed(config, model):
         made = make_model(config, model)
         shape = model_shape(made)
     check_degrees(config, shape)
-    with _blamed(config, "data"):
-        data = make_data(config, made)
+    found = with_absolute_data(config)
+    with _blamed(config, "data.name", repr(config.data.name)):
+        data = make_data(found, made)
         fingerprint = data.train.fingerprint()
-    check_data(config, data)
-    with _blamed(config, "model"):
         inputs, _ = data.train.get(range(1))
+    check_data(config, data, made)
+    with _model_blamed(config, model):
         boundary_shapes(made, inputs, PRECISIONS[config.train.precision])
+    for key in without_effect(config):
+        log.warning("%s: %s has no effect yet", config.source(key), key)
     directory = RunDirectory.of(config.run.storage_path, config.run.name)
     each = resources(config)
     worker = WorkerSpec(
@@ -91,7 +100,13 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         keep=config.checkpoint.keep,
     )
     need = Need(config.scaling.workers[1] + config.scaling.spares, each)
-    return Prepared(config, directory, spec, need, fingerprint, JobMaker(config, directory.url, model))
+    return Prepared(config, directory, spec, need, fingerprint, JobMaker(found, directory.url, fingerprint, model))
+
+
+def check_device(config: Config) -> None:
+    """Raises ConfigError if a local Ray is to give GPUs that are not there; of a given cluster Ray knows."""
+    if config.scaling.use_gpu and given_address() is None and torch.cuda.device_count() == 0:
+        raise config.error("scaling.use_gpu", "is true, but PyTorch finds no GPU on this machine")
 
 
 def check_degrees(config: Config, shape: ModelShape) -> None:
@@ -104,19 +119,26 @@ def check_degrees(config: Config, shape: ModelShape) -> None:
     if parallel.pipeline is not None and parallel.pipeline > stages:
         what = f"{parallel.pipeline} stages, but the model has only {stages} layers with work of their own"
         raise config.error("parallel.pipeline", what)
+    for i, fault in enumerate(config.faults):
+        if fault.target in {f"stage:{n}" for n in range(stages, config.scaling.workers[1])}:
+            what = f"is {fault.target!r}, but the model has only {stages} layers with work of their own"
+            raise config.error(f"faults.{i}.target", what)
     if parallel.data is not None and parallel.data > micro_batches:
         what = f"{parallel.data} pipelines, but a step has only {micro_batches} micro-batches"
         raise config.error("parallel.data", what)
 
 
-def check_data(config: Config, data: Data) -> None:
-    """Raises ConfigError if there is not one global batch of it."""
+def check_data(config: Config, data: Data, model: Model) -> None:
+    """Raises ConfigError if there is not one global batch of it, or the model does not know all of its tokens."""
     samples, needed = len(data.train), config.train.global_batch
     if samples < needed:
         what = f"{config.data.path} gives {samples} samples to train on; train.global_batch is {needed}"
         raise config.error("data.path", what)
     if config.train.eval_every and data.eval is None:
         raise config.error("train.eval_every", f"is {config.train.eval_every}, but there is no data to validate on")
+    if model.vocab_size is not None and data.vocab_size is not None and data.vocab_size > model.vocab_size:
+        what = f"is {model.vocab_size}, but the tokens of data.name {config.data.name!r} go up to {data.vocab_size - 1}"
+        raise config.error("model.vocab_size", what)
 
 
 def make_policy(config: Config, shape: ModelShape) -> Policy:
@@ -156,15 +178,18 @@ def resources(config: Config) -> dict[str, float]:
 
 
 def environment(config: Config) -> dict[str, str]:
-    """Variables for the processes of the run: where they find evenkeel and the user's modules."""
-    variables = {} if config.scaling.use_gpu else {"OMP_NUM_THREADS": "1"}
+    """Variables for the processes of the run: where they find evenkeel and the user's modules, and their threads.
+
+    As many threads as a worker has CPUs, like Ray, unless the user's environment says otherwise.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, int(resources(config).get("CPU", 1))))
     root = str(Path(__file__).resolve().parents[2])
     paths = [str(Path.cwd())]
     if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         # "platform" is for nodes that have the working directory of a Ray job, and not this machine's folders.
         paths = [root, *paths, "platform"]
     before = os.environ.get("PYTHONPATH")
-    return {**variables, "PYTHONPATH": os.pathsep.join([*paths, *([before] if before else [])])}
+    return {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join([*paths, *([before] if before else [])])}
 
 
 def first_layout(prepared: Prepared) -> Planned | Infeasible:
@@ -189,17 +214,28 @@ def describe(prepared: Prepared) -> str:
         f"needs      {need} of Ray",
         f"layout     {planned.reason}",
     ]
-    return "\n".join([*lines, *(f"ignored    {key} has no effect yet" for key in without_effect(config))])
+    return "\n".join(lines)
+
+
+def _model_blamed(config: Config, given: ModelSource | None) -> AbstractContextManager[None]:
+    if given is None:
+        return _blamed(config, "model.name", repr(config.model.name))
+    name = "the given Model" if isinstance(given, Model) else getattr(given, "__qualname__", repr(given))
+    return _blamed(config, "model", name, "Python")
 
 
 @contextmanager
-def _blamed(config: Config, section: str) -> Iterator[None]:
-    """Errors of building the model or the data become errors of the configuration, with the file that names it."""
+def _blamed(config: Config, key: str, what: str, source: str = "") -> Iterator[None]:
+    """Errors of building the model or the data become errors of the configuration, with the source that names it.
+
+    Args:
+        what: raised them.
+        source: of the key; "": the configuration knows.
+    """
     try:
         yield
     except ConfigError as error:
         raise error if error.source or not error.key else config.error(error.key, error.problem) from None
     except Exception as error:  # the border to the user's own code, which may raise anything
         text = str(error).splitlines()[0] if str(error) else ""
-        what = f"{getattr(config, section).name!r} raised {type(error).__name__}: {text}"
-        raise config.error(f"{section}.name", what) from error
+        raise ConfigError(f"{what} raised {type(error).__name__}: {text}", key, source or config.source(key)) from error
