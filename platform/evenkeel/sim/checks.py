@@ -206,6 +206,7 @@ class Checks:
         if newest:
             require(newest in self.bases, f"generation {generation} is opened before {newest} is settled")
             change = world.size - self.worlds[newest].size
+            self.fleet.seen["fewer copies"] += world.copies is not None
             self.fleet.seen["grow" if change > 0 else "shrink" if change < 0 else "same size"] += 1
             scenario = self.fleet.scenario
             troubled = scenario.faults or scenario.start_fails or not scenario.calm
@@ -228,7 +229,7 @@ class Checks:
 
     def covered(self, worker: "SimWorker", world: World, pieces: list[tuple[str, Box]]) -> None:
         """Transfers plus what is kept cover each wanted box exactly once."""
-        wanted = slices(worker.memory.model, world.layout.shard(worker.info.worker_id))
+        wanted = slices(worker.memory.model, self.fleet.shards(world)[worker.info.worker_id])
         for want in wanted:
             left: list[Box] = [want.box]
             boxes = [box for tensor, box in pieces if tensor == want.tensor]
@@ -253,7 +254,7 @@ class Checks:
         """All who commit a version came to it by one history, and nothing is committed beside a decision."""
         held = worker.member.held
         assert held is not None
-        history = worker.memory.history(held.shard)
+        history = worker.memory.history(held.shard, self._expected(version))
         name = f"{worker.info.worker_id} commits {version}"
         require(TORN[0] not in history, f"{name} from torn or incomplete data")
         true = self.fleet.meetings.votes.get((version.generation, version.step))
@@ -264,6 +265,11 @@ class Checks:
             self._one_lineage(version, name)
             base = self.bases.get(version.generation)
             require(base is None or version <= base, f"{name}, but its generation was settled at {base}")
+
+    def _expected(self, version: Version) -> History:
+        """What a worker that owns nothing would have: what others have, or what follows from the step before."""
+        before = next((h for v, h in self.histories.items() if v.step == version.step - 1 and not self.is_gone(v)), ())
+        return self.histories.get(version, (*before, version))
 
     def _one_lineage(self, version: Version, name: str) -> None:
         """Of each step at most one generation's commit is in a member that counts, or visible."""
@@ -277,8 +283,8 @@ class Checks:
         held = worker.member.held
         require(held is not None and held.version == version, f"{name}: it is labelled {held}, not {version}")
         assert held is not None
-        history = worker.memory.history(held.shard)
         known = self.histories.get(version)
+        history = worker.memory.history(held.shard, known)
         require(history == known, f"{name}: its bytes are {history}, those of {version} are {known}")
 
     # ------------------------------------------------------------ the end
@@ -308,7 +314,7 @@ class Checks:
             held = worker.member.held
             if worker.info in world.members and worker.member.world == world:
                 assert held is not None
-                history = worker.memory.history(held.shard)
+                history = worker.memory.history(held.shard, tuple(self.shown))
                 require(history == tuple(self.shown), f"{worker.info.worker_id} ends with {history}, not {self.shown}")
 
     def _deserved(self, status: str, error: str) -> None:

@@ -22,7 +22,7 @@ from evenkeel.sim.scenario import (
 def random_scenario(seed: int) -> Scenario:
     """The scenario of a seed; the same for ever, whatever the hash seed."""
     # A source of its own for what is added, so that it leaves the seeds found earlier as they were.
-    return _with_store(_without_store(seed), Random(f"{seed} store"))
+    return _with_copies(_with_store(_without_store(seed), Random(f"{seed} store")), Random(f"{seed} copies"))
 
 
 def _without_store(seed: int) -> Scenario:
@@ -189,6 +189,13 @@ def _with_store(scenario: Scenario, rng: Random) -> Scenario:
         faults += (Fault("controller", moment="loading", countdown=rng.choice((1, 6))),)
     late = rng.choice((scenario.late_reports, scenario.late_reports, 1.0))
     return replace(scenario, policy=policy, storage=storage, faults=scenario.faults + faults, late_reports=late)
+
+
+def _with_copies(scenario: Scenario, rng: Random) -> Scenario:
+    """In some runs fewer workers keep each part of the state than there are pipelines."""
+    if rng.random() < 0.7:
+        return scenario
+    return replace(scenario, policy=replace(scenario.policy, copies=rng.choice((1, 2, 2))))
 
 
 def _goes_back_twice(scenario: Scenario, rng: Random) -> Scenario:

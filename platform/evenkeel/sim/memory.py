@@ -58,7 +58,9 @@ class Memory:
         """A commit has stopped half way."""
         self.shards[shard] = dict.fromkeys(self.shards[shard], TORN)
 
-    def history(self, shard: Shard) -> History:
-        """The one history of all slices of the shard; TORN if they differ."""
+    def history(self, shard: Shard, known: History | None = None) -> History:
+        """The one history of all slices of the shard; TORN if they differ. Of nothing it is the known one."""
         found = set(self.shards[shard].values())
+        if not found and known is not None:
+            return known
         return found.pop() if len(found) == 1 else TORN

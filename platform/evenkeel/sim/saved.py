@@ -78,7 +78,7 @@ class SavedChecks:
                 known = self.checks.histories[version]
                 require(history == known, f"{name}, {part}: {piece} is {history}, not {known}")
         model = fleet.scenario.policy.model
-        wanted = {s for w in world.layout.members for s in slices(model, world.layout.shard(w))}
+        wanted = {s for shard in fleet.shards(world).values() for s in slices(model, shard)}
         require(contents.keys() == wanted, f"{name} lacks {wanted - contents.keys()}")
         require(set(contents.values()) == {1}, f"{name} has a slice twice")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from evenkeel.control import messages as m
 from evenkeel.core.boxes import Box
 from evenkeel.core.ids import Version, WorkerId
-from evenkeel.core.layout import Layout
-from evenkeel.core.model import ModelShape
+from evenkeel.core.model import ModelShape, Shard
+from evenkeel.core.world import World
 from evenkeel.plan.state import Slice, slices
 from evenkeel.sim.memory import TORN, History, join
 from evenkeel.sim.scenario import Storage
@@ -28,14 +28,17 @@ def part_name(version: Version, worker_id: WorkerId) -> str:
     return f"step-{version.step}/g{version.generation}-{worker_id}"
 
 
-def owned(layout: Layout, model: ModelShape, worker_id: WorkerId) -> tuple[Slice, ...]:
-    """What a worker writes of its shard: the slices that no member of a lower rank has too."""
+def written(shards: Mapping[WorkerId, Shard], model: ModelShape, worker_id: WorkerId) -> tuple[Slice, ...]:
+    """What a worker writes of its shard: the slices that no member of a lower rank has too.
+
+    Shards are cut at parameters here: one takes up less than the alignment of the parts.
+    """
     others: set[Slice] = set()
-    for member in layout.members:
+    for member, shard in shards.items():
         if member == worker_id:
             break
-        others.update(slices(model, layout.shard(member)))
-    return tuple(s for s in slices(model, layout.shard(worker_id)) if s not in others)
+        others.update(slices(model, shard))
+    return tuple(s for s in slices(model, shards[worker_id]) if s not in others)
 
 
 class Store:
@@ -151,14 +154,14 @@ class Writer:
     def busy(self) -> bool:
         return self.snapshot is not None
 
-    def take(self, version: Version, layout: Layout, last: bool) -> None:
+    def take(self, version: Version, world: World, last: bool) -> None:
         """Copies its part of the committed version to the buffer. If that is still being written, both are torn.
 
         Only the last step's can wait for that, as nothing changes its state any more.
         """
         memory, me = self.worker.memory, self.worker.info.worker_id
-        shard = memory.shards[layout.shard(me)]
-        contents = {s: shard[s] for s in owned(layout, memory.model, me)}
+        shards = self.worker.fleet.shards(world)
+        contents = {s: memory.shards[shards[me]][s] for s in written(shards, memory.model, me)}
         snapshot = Snapshot(version, contents)
         if self.snapshot is None:
             self._begin(snapshot)

@@ -188,7 +188,7 @@ class SimWorker:
             self.fleet.moment(self, "loading")
 
     def _receive(self, world: World) -> None:
-        shard = world.layout.shard(self.info.worker_id)
+        shard = self.fleet.shards(world)[self.info.worker_id]
         if world.base.step == 0:
             self.memory.initialise(shard)
         elif world.saved:
@@ -215,7 +215,7 @@ class SimWorker:
         """Pulls each wanted slice from where the plan says; None if a source is gone."""
         me = self.info.worker_id
         sources = [(s.worker_id, s.shard) for s in world.sources]
-        plan = transfers(self.memory.model, sources, world.layout, dict(world.nodes))
+        plan = transfers(self.memory.model, sources, world.layout, dict(world.nodes), self.fleet.shards(world))
         pieces = [(t.source, t.tensor, t.box) for t in plan.transfers if t.target == me]
         pieces += [(me, s.tensor, s.box) for s in plan.kept[me]]
         self.fleet.checks.covered(self, world, [(tensor, box) for _, tensor, box in pieces])
@@ -225,7 +225,7 @@ class SimWorker:
             if not holder.alive:
                 return None
             received.setdefault(tensor, []).append((box, holder.read(world.base, tensor, box)))
-        wanted = slices(self.memory.model, world.layout.shard(me))
+        wanted = slices(self.memory.model, self.fleet.shards(world)[me])
         return {want: join(want, received.get(want.tensor, [])) for want in wanted}
 
     def read(self, version: Version, tensor: str, box: Box) -> History:
@@ -341,7 +341,7 @@ class SimWorker:
             world = self.member.world
             assert world is not None
             version = Version(vote.step, vote.generation)
-            self.writer.take(version, world.layout, last=vote.step == world.last_step)
+            self.writer.take(version, world, last=vote.step == world.last_step)
 
     def _commit_raises(self) -> bool:
         """Whoever fails in a commit has torn state, so it dies (rule 8)."""
