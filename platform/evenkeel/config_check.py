@@ -117,7 +117,7 @@ def _check_target(config: Config, fault: FaultSection, key: str) -> None:
         _require(config, fault.kind != "exception", f"{key}.kind", idle)
 
 
-_NOT_YET = ("redundancy.copies", "redundancy.mirror_every")
+_NOT_YET = ("redundancy.mirror_every",)
 
 
 def without_effect(config: Config) -> tuple[str, ...]:

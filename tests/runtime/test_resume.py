@@ -110,6 +110,22 @@ def test_both_holders_die_and_the_run_goes_back(site: Site, truth: Finished) -> 
     assert len(done.events("worker_lost")) == 2
 
 
+def test_with_one_copy_a_death_goes_back_and_with_two_it_does_not(site: Site) -> None:
+    """Three pipelines, so that two copies are fewer than all."""
+    three = {**CONFIG, "scaling": {"workers": [3, 3], "spares": 1}, "parallel": {"data": 3}, "train": {"steps": 16}}
+    three["train"] = {**three["train"], "global_batch": 6, "micro_batch": 2}
+    fault = [{"step": 10, "phase": "backward", "target": "rank:1", "kind": "kill"}]
+    one = site.run({**three, "redundancy": {"copies": 1}, "faults": fault}, name="one")
+    two = site.run({**three, "redundancy": {"copies": 2}, "faults": fault}, name="two")
+    for done in (one, two):
+        assert (done.status, done.err) == (0, "")
+        assert [line["step"] for line in done.directory.metrics()] == list(range(1, 17))
+    assert [line["loss"] for line in one.directory.metrics()] == [line["loss"] for line in two.directory.metrics()]
+    (restored,) = one.events("restored")
+    assert "step 9 is lost: nobody alive holds" in restored["reason"] and restored["base"] == 2 * EVERY
+    assert two.events("restored") == [] and two.steps == list(range(1, 17))
+
+
 def test_a_full_disk_is_told_and_training_goes_on(site: Site, truth: Finished) -> None:
     """Nothing can be written where checkpoints go: each is an event, and the run ends well all the same."""
     run = site.start(CONFIG)

@@ -150,6 +150,7 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         last_step=config.train.steps,
         spares=config.scaling.spares,
         max_bad_steps=config.train.max_bad_steps,
+        copies=config.redundancy.copies,
         checkpoint_every=config.checkpoint.every_steps,
         max_checkpoint_failures=config.checkpoint.max_failures,
     )
