@@ -1,15 +1,17 @@
 """One worker's answers to the controller, in one process: promises, refusals, and who is freed from what."""
 
 import queue
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tiny import Tiny, layout_of
+from tiny import GATE, Tiny, layout_of
 
 from evenkeel.control import messages as m
 from evenkeel.control.member import RING
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.world import World
+from evenkeel.engine.faults import FaultPlan
 from evenkeel.engine.local import static_world
 from evenkeel.engine.worker import Worker
 
@@ -40,8 +42,8 @@ class Host:
 def host(tmp_path: Path):  # type: ignore[no-untyped-def]
     hosts: list[Host] = []
 
-    def make(name: str = "a", steps: int = 10**6) -> Host:
-        hosts.append(Host(name, Tiny(tmp_path, steps=steps)))
+    def make(name: str = "a", steps: int = 10**6, faults: tuple[FaultPlan, ...] = ()) -> Host:
+        hosts.append(Host(name, Tiny(tmp_path, steps=steps, faults=faults)))
         return hosts[-1]
 
     yield make
@@ -76,6 +78,24 @@ def test_who_waits_for_a_member_that_never_comes_is_freed_by_an_abort(host) -> N
     assert answered is not None
     assert a.sent.empty()  # an abort is no failure
     assert a.abort(1, epoch=0) is None
+
+
+def test_of_two_aborts_that_wait_for_a_slow_thread_the_last_one_answers(host, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The controller asks again; else its questions would take up all the threads that answer, one by one."""
+    a = host(faults=(FaultPlan(GATE, 1, "forward", "rank:0", "exception"),))
+    a.form(world_of(a))
+    assert isinstance(a.sent.get(), m.Joined)
+    while a.position().phase != m.PHASES.index("forward"):
+        pass
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(a.abort, 1)
+        while a.worker._aborts < 1:
+            pass
+        second = threads.submit(a.abort, 1)
+        assert first.result() is None
+        assert not second.done()
+        (tmp_path / "open").touch()
+        assert second.result() is not None
 
 
 def test_two_workers_train_until_they_are_aborted_and_agree_on_what_they_hold(host) -> None:  # type: ignore[no-untyped-def]

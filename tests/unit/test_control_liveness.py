@@ -164,12 +164,12 @@ def test_a_step_that_kills_three_times_and_worlds_that_never_commit_end_the_run(
     trouble = Trouble(max_bad_steps=10)
     for _ in range(MAX_CRASHES):
         assert trouble.verdict(5) is None
-        trouble.broken(5, True, "last: worker lost (w1)")
-    assert "took workers down 3 times" in (trouble.verdict(5) or "")
+        trouble.broken(5, "last: worker lost (w1)", ["w1 (killed by SIGKILL)"])
+    assert "took workers down 3 times: w1 (killed by SIGKILL), w1" in (trouble.verdict(5) or "")
     trouble.committed(a_vote(5))
     for _ in range(MAX_ATTEMPTS):
         assert trouble.verdict(6) is None
-        trouble.broken(6, False, "last: broken collective")
+        trouble.broken(6, "last: broken collective")
     assert "broke before a commit" in (trouble.verdict(6) or "")
 
 

@@ -71,6 +71,8 @@ def test_an_incident_is_one_line_with_every_phase_in_milliseconds() -> None:
         "first step 1,250)"
     )
     assert incident.describe({"cause": "pause", "phases": {"regroup": 0.1}}).startswith("pause: done in 100 ms")
+    waited = incident.describe(INCIDENT | {"waited": 7.5, "earlier": 0.0})
+    assert waited == incident.describe(INCIDENT)[:-1] + ", waited for workers 7,500)"
     assert tuple(incident.phase_times({})) == incident.PHASES
 
 

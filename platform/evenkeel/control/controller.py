@@ -158,8 +158,9 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None, again: b
         match entry:
             case m.EpochBegun():
                 ended = None
-            case m.WorldOpened(opened):
+            case m.WorldOpened(opened, spares):
                 s.holdings.update(_carried_out(s))
+                s.roster.earlier.update(i.worker_id for i in (*opened.members, *spares))
                 world, s.layout, s.generation, s.committed = opened, opened.layout, opened.generation, opened.base
             case m.StepSettled(decision, evidence, lost=lost):
                 s.decision, s.committed, s.evidence = decision, decision.base, evidence
@@ -203,6 +204,7 @@ def _started(s: State, now: float, event: m.Started) -> None:
     s.journal.append(m.EpochBegun(s.epoch))
     for worker in event.alive:
         s.roster.add(worker)
+    s.roster.begin()
     s.saved = saving.newest_first([v for v in event.saved if saving.in_line(s, v)])
     s.damaged = list(event.damaged)
     for error in event.damaged:

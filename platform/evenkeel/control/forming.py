@@ -27,7 +27,9 @@ def try_form(s: State, now: float) -> None:
     if s.pending & Flags.STOP and _stopped(s):
         return
     if lost and s.committed not in s.saved:
+        deaths = s.trouble.deaths(s.committed.step + 1)
         what = f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
+        what = f"{deaths}; {what}" if deaths else what
         if saving.newer_is_coming(s):
             _wait_for(s, f"a checkpoint to be written, as {what}")
             return
@@ -112,7 +114,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     s.mode = Forming(world)
     s.liveness.begin(now)
     if s.incident is not None:
-        s.incident.attempts += 1
+        s.incident.formed(now)
     s.say(*(m.Form(w, s.epoch, world) for w in layout.members))
 
 

@@ -4,6 +4,7 @@ from evenkeel.control.modes import Aborting, Forming, Running
 from evenkeel.control.state import State
 from evenkeel.core.ids import INITIAL, WorkerId
 from evenkeel.core.model import Shard
+from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
 
 
@@ -34,6 +35,7 @@ def _held(s: State) -> dict[WorkerId, tuple[Shard, ...]]:
             members = joined & s.roster.alive.keys()
         case _:
             return held
+    shards = shards_in(world, s.policy.model)
     for w in sorted(members):
-        held[w] = (*held[w], world.layout.shard(w))
+        held[w] = (*held[w], shards[w])
     return held

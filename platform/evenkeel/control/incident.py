@@ -11,18 +11,23 @@ class Incident:
     """Seconds of each phase, filled in as the repair goes on. All times are the controller's `now`.
 
     detect is from the last sign of life to the decision to break the world; plan is what lies between the last
-    acknowledged decision and the first member's start of regrouping: planning, writing down, telling.
+    acknowledged decision and the first member's start of regrouping: planning, writing down, telling. Where another
+    fault comes during the repair, the phases are those of the last attempt. Beside them are `waited`, in which there
+    were too few workers for any world, and `earlier`, from the first break to the beginning of the last attempt.
     """
 
     cause: str
     begun_at: float
     detect_s: float
-    lost: list[WorkerId] = field(default_factory=list)
+    lost: dict[WorkerId, str] = field(default_factory=dict)
+    """With the cause of each one's death."""
     unparked: set[WorkerId] = field(default_factory=set)
     """Of the lost those that were killed only because they did not answer in time."""
     faults: list[str] = field(default_factory=list)
+    aborted_at: float = 0.0
     answered_at: float = 0.0
     settled_at: float = 0.0
+    formed_at: float = 0.0
     joined_at: float = 0.0
     regroup_s: float = 0.0
     reshard_s: float = 0.0
@@ -34,17 +39,31 @@ class Incident:
         """Asked for rather than suffered: a pause, a stop, or a run that is submitted again."""
         return self.cause in ("pause", "stop", "resumed")
 
+    def __post_init__(self) -> None:
+        self.aborted_at = self.begun_at
+
+    def abort(self, now: float) -> None:
+        """An attempt at the repair begins: all are told to stop."""
+        self.aborted_at = now
+        self.regroup_s = self.reshard_s = 0.0
+
+    def formed(self, now: float) -> None:
+        """There is a plan for a world."""
+        self.attempts += 1
+        self.formed_at = now
+
     def describe(self) -> str:
         """One line for an error message."""
-        return f"last: {self.cause}" + (f" ({', '.join(self.lost)})" if self.lost else "")
+        who = ", ".join(f"{worker}: {cause}" for worker, cause in self.lost.items())
+        return f"last: {self.cause}" + (f" ({who})" if who else "")
 
     def fields(self, now: float) -> dict[str, Any]:
         """The event line's own fields, when the first step after it was committed at `now`."""
-        forming = max(0.0, self.joined_at - self.settled_at)
+        forming = max(0.0, self.joined_at - self.formed_at)
         plan = max(0.0, forming - self.regroup_s - self.reshard_s)
         phases = {
             "detect": self.detect_s,
-            "abort": self.answered_at - self.begun_at,
+            "abort": self.answered_at - self.aborted_at,
             "settle": self.settled_at - self.answered_at,
             "plan": plan,
             "regroup": self.regroup_s,
@@ -58,5 +77,7 @@ class Incident:
             "attempts": self.attempts,
             "rolled_forward": self.rolled_forward,
             "phases": {k: round(v, 6) for k, v in phases.items()},
+            "waited": round(self.formed_at - self.settled_at, 6),
+            "earlier": round(self.aborted_at - self.begun_at, 6),
             "total": round(self.detect_s + now - self.begun_at, 6),
         }

@@ -24,6 +24,7 @@ def break_world(s: State, now: float, cause: str, detect_s: float = 0.0) -> Inci
     elif s.incident.planned:
         s.incident.cause = cause
     if isinstance(s.mode, Forming | Running | Settling):
+        s.incident.abort(now)
         ask_for_promises(s, now, world, ran=isinstance(s.mode, Running))
     return s.incident
 
@@ -44,7 +45,7 @@ def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s
     saving.lost(s, worker_id)
     if worker_id in members_of(s.mode) and not s.over:
         incident = break_world(s, now, "worker lost", detect_s)
-        incident.lost.append(worker_id)
+        incident.lost[worker_id] = cause
         if incident.cause == "broken collective":
             # Its neighbours often notice a death before it is pushed.
             incident.cause = "worker lost"
@@ -116,7 +117,8 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
     s.journal.append(m.StepSettled(s.decision, s.evidence, s.witness, lost))
     s.committed = s.decision.base
     saving.settled(s, s.decision)
-    in_next = any(_was_in_step(a, world, s.committed.step + 1) for a in answers.values())
+    open_step = s.committed.step + 1
+    in_next = any(_was_in_step(a, world, open_step) for a in answers.values())
     vote = s.decision.vote
     if vote is not None and vote.step > s.visible:
         saving.show(s, now, vote, None)
@@ -126,11 +128,13 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
         if s.incident is not None:
             s.incident.rolled_forward = True
     elif in_next:
-        s.log("step_rolled_back", reason=f"no survivor saw a vote of step {s.committed.step + 1}: it is run again")
+        s.log("step_rolled_back", reason=f"no survivor saw a vote of step {open_step}: it is run again")
     if s.incident is not None and not s.incident.planned:
         # Who dies in the commit of a step that is rolled forward is not held against the step after it.
-        crashed = mode.ran and in_next and bool(set(lost) - s.incident.unparked)
-        s.trouble.broken(s.committed.step + 1, crashed, s.incident.describe())
+        trained = mode.ran and (in_next or not answers)
+        died = [w for w in lost if trained and w not in s.incident.unparked]
+        who = [f"{w} ({s.incident.lost.get(w, 'lost')})" for w in died]
+        s.trouble.broken(open_step, s.incident.describe(), who, sure=bool(answers))
 
 
 def _show_unreported(s: State, now: float, answers: Iterable[m.Answer]) -> None:

@@ -20,9 +20,15 @@ class Roster:
     alive: dict[WorkerId, WorkerInfo] = field(default_factory=dict)
     dying: set[WorkerId] = field(default_factory=set)
     gone: set[WorkerId] = field(default_factory=set)
+    earlier: set[WorkerId] = field(default_factory=set)
+    """Workers of this controller's lives before."""
     starting: int = 0
     failures: int = 0
     retry_at: float | None = None
+
+    def begin(self) -> None:
+        """All that are left of earlier lives were added: the death of another one is no failed start of this life."""
+        self.gone |= self.earlier - self.alive.keys()
 
     def add(self, worker: WorkerInfo) -> bool:
         """A worker is ready; False if it is known already or was declared lost."""

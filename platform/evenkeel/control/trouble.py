@@ -1,6 +1,7 @@
 """Counts what goes wrong without progress, so that nothing loops and no poison batch is tried for ever."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from evenkeel.core.ids import Generation
@@ -14,13 +15,30 @@ MAX_ATTEMPTS = 12
 """Generations in a row without a committed step, whatever the causes, before the run is given up."""
 
 
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """Workers that died in a step. `sure` unless nobody was left to say which it was: then it may be the one after.
+
+    `who` names each with its signal or exit status.
+    """
+
+    step: int
+    sure: bool
+    who: str
+
+    @property
+    def last(self) -> int:
+        return self.step if self.sure else self.step + 1
+
+
 @dataclass
 class Trouble:
     max_bad_steps: int
     attempts: int = 0
     bad_steps: int = 0
     raised: dict[int, set[Generation]] = field(default_factory=lambda: defaultdict(set))
-    crashes: Counter[int] = field(default_factory=Counter)
+    crashes: list[Crash] = field(default_factory=list)
+    """Of steps that were not committed since, also where the run went back to a checkpoint and came there again."""
     last: str = ""
 
     def committed(self, vote: Vote) -> None:
@@ -29,19 +47,20 @@ class Trouble:
         An error in a later step stays: it may be heard before the report of the step that it follows.
         """
         self.attempts = 0
-        for steps in (self.raised, self.crashes):
-            for step in [step for step in steps if step <= vote.step]:
-                del steps[step]
+        for step in [step for step in self.raised if step <= vote.step]:
+            del self.raised[step]
+        self.crashes = [crash for crash in self.crashes if crash.last > vote.step]
         self.bad_steps = self.bad_steps + 1 if vote.skip else 0
 
     def exception(self, step: int, generation: Generation, text: str) -> None:
         self.raised[step].add(generation)
         self.last = text
 
-    def broken(self, open_step: int, crashed: bool, cause: str) -> None:
-        """A generation was broken with this step open; `crashed` if it trained and workers died in it."""
+    def broken(self, open_step: int, cause: str, died: Sequence[str] = (), sure: bool = True) -> None:
+        """A generation was broken with this step open; `died` are the workers that died training in it."""
         self.attempts += 1
-        self.crashes[open_step] += crashed
+        if died:
+            self.crashes.append(Crash(open_step, sure, ", ".join(died)))
         if not self.raised:
             self.last = cause
 
@@ -51,11 +70,27 @@ class Trouble:
             return f"step {open_step - 1}: loss or gradient not finite in {self.bad_steps} steps in a row"
         if len(self.raised.get(open_step, ())) >= MAX_EXCEPTIONS:
             return f"failed again after a retry: {self.last}"
-        if self.crashes[open_step] >= MAX_CRASHES:
-            return (
-                f"step {open_step} took workers down {MAX_CRASHES} times, {self.last}"
-                " (a batch that kills, or out of memory: see logs/)"
-            )
+        if len(self._crashes(open_step)) >= MAX_CRASHES:
+            return self.deaths(open_step)
         if self.attempts >= MAX_ATTEMPTS:
             return f"step {open_step}: {self.attempts} worlds in a row broke before a commit, {self.last}"
         return None
+
+    def deaths(self, open_step: int) -> str:
+        """Which workers died in this step, and how, in one line; "" if none did."""
+        crashes = self._crashes(open_step)
+        who = ", ".join(crash.who for crash in crashes)
+        if not crashes:
+            return ""
+        step = max(crash.step for crash in crashes)
+        if len(crashes) == 1:
+            return f"workers died in step {step}: {who}"
+        often = f"step {step} took workers down {len(crashes)} times: {who}"
+        return f"{often} (a batch that kills, or out of memory: see logs/)"
+
+    def _crashes(self, open_step: int) -> list[Crash]:
+        """Those that may have been in the step of the last one, if that is this one."""
+        newest = self.crashes[-1] if self.crashes else None
+        if newest is None or not newest.step <= open_step <= newest.last:
+            return []
+        return [crash for crash in self.crashes if crash.step <= newest.last and crash.last >= newest.step]

@@ -6,7 +6,10 @@ from typing import Any
 PHASES = ("detect", "abort", "settle", "plan", "regroup", "reshard", "first_step")
 """detect: last sign of life to decision. abort: to everybody's answer. settle: to everybody's acknowledgement of what
 becomes of the open step. plan: layout, journal, telling. regroup: process groups. reshard: missing slices.
-first_step: to the next commit."""
+first_step: to the next commit. Where another fault came during the repair, those of the last attempt."""
+
+BESIDE = {"earlier": "earlier attempts", "waited": "waited for workers"}
+"""Fields beside the phases, which with them add up to the total, and what they are called."""
 
 PLANNED = ("pause", "stop", "resumed")
 
@@ -27,7 +30,9 @@ def describe(incident: Mapping[str, Any]) -> str:
     what = incident.get("cause", "incident")
     if lost := incident.get("lost"):
         what += f" ({', '.join(lost)})"
-    times = ", ".join(f"{name.replace('_', ' ')} {milliseconds(s)}" for name, s in phase_times(incident).items())
+    spent = {name.replace("_", " "): s for name, s in phase_times(incident).items()}
+    spent |= {name: incident[field] for field, name in BESIDE.items() if incident.get(field)}
+    times = ", ".join(f"{name} {milliseconds(s)}" for name, s in spent.items())
     verb = "done" if incident.get("cause") in PLANNED else "healed"
     return f"{what}: {verb} in {milliseconds(total_s(incident))} ms ({times})"
 
