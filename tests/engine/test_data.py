@@ -91,7 +91,7 @@ def test_a_directory_that_cannot_hold_the_cache_does_no_harm(tmp_path: Path, mon
 def test_the_standard_library_read_by_five_processes_at_once(tmp_path: Path) -> None:
     code = (
         "from hashlib import sha256; from evenkeel.data.corpus import read_corpus;"
-        "print(sha256(read_corpus('stdlib', None, 'data.path')).hexdigest())"
+        "print(sha256(read_corpus('stdlib', None, 'data.path').text).hexdigest())"
     )
     paths = {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(tmp_path / "shared")}
     readers = [
@@ -150,6 +150,20 @@ def test_bad_input_names_the_key(tmp_path: Path, options: dict[str, object], key
     with pytest.raises(ConfigError, match=words) as caught:
         load_data("text", here)
     assert caught.value.key == key
+
+
+def test_a_text_that_is_written_to_while_it_is_in_use_is_refused(tmp_path: Path) -> None:
+    file = text_file(tmp_path, 1001)
+    data = load_data("text", {"path": str(file), "seq_len": 10}).train
+    before = data.get([3])[0]
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * 1001)
+    os.replace(other, file)  # what is in use stays as it is
+    assert torch.equal(data.get([3])[0], before)
+    data = load_data("text", {"path": str(file), "seq_len": 10}).train
+    file.write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"data\.path: .* was written to while it is in use"):
+        data.get([3])
 
 
 def test_unknown_datasets() -> None:

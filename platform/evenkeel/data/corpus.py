@@ -3,6 +3,7 @@
 import os
 import sys
 import sysconfig
+import weakref
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -20,8 +21,38 @@ _FOREIGN = {"site-packages", "dist-packages"}
 """Directories within the standard library's that hold what was installed beside it."""
 
 
-def read_corpus(path: str, suffix: str | None, key: str) -> Bytes:
-    """The text, mapped into memory where it is one file.
+class Corpus:
+    """A text, mapped into memory where it is one file. What somebody else writes to that appears in the mapping.
+
+    Args:
+        file: a descriptor of the mapped file, which is closed with the corpus.
+        name: of the file, for messages.
+
+    Attributes:
+        text: all of it. Reading from it where the file has been cut off kills the process.
+    """
+
+    def __init__(self, text: Bytes, file: int | None = None, name: str = "") -> None:
+        self.text = text
+        self._file, self._name = file, name
+        self._written = self._state()
+        if file is not None:
+            weakref.finalize(self, os.close, file)
+
+    def check(self) -> None:
+        """Raises ValueError if the file was written to since it was opened; takes a microsecond."""
+        if self._state() != self._written:
+            raise ValueError(f"{self._name} was written to while it is in use; put it back and submit the run again")
+
+    def _state(self) -> tuple[int, int]:
+        if self._file is None:
+            return 0, 0
+        status = os.fstat(self._file)
+        return status.st_size, status.st_mtime_ns
+
+
+def read_corpus(path: str, suffix: str | None, key: str) -> Corpus:
+    """The text of a file or a directory.
 
     Many small files are read once and kept as one file in the user's cache directory, under a name made of their
     paths, sizes and times; starting workers then take milliseconds. Any number of processes may do so at once.
@@ -36,24 +67,24 @@ def read_corpus(path: str, suffix: str | None, key: str) -> Bytes:
     """
     try:
         if path == STDLIB:
-            text = _read_stdlib(key)
+            corpus = _read_stdlib(key)
         elif Path(path).is_dir():
             files = _list_files(Path(path), suffix)
             if not files:
                 raise ConfigError(f"directory {path} has no files{f' that end in {suffix}' if suffix else ''}", key)
-            text = _read_cached(Path(path), files)
+            corpus = _read_cached(Path(path), files)
         else:
-            text = _map(Path(path))
+            corpus = _map(Path(path), key)
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file or directory {error.filename or path}", key) from error
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename or path}: {error.strerror}", key) from error
-    if len(text) == 0:
+    if len(corpus.text) == 0:
         raise ConfigError(f"{path} is empty", key)
-    return text
+    return corpus
 
 
-def _read_stdlib(key: str) -> Bytes:
+def _read_stdlib(key: str) -> Corpus:
     """Sources of the standard library, without what a build writes into it, which differs between machines."""
     root = Path(sysconfig.get_path("stdlib"))
     files = [file for file in _list_files(root, ".py") if not file[0].startswith("_sysconfigdata")]
@@ -76,17 +107,17 @@ def _list_files(root: Path, suffix: str | None) -> list[tuple[str, int, int]]:
     return [("/".join(parts), size, time) for parts, size, time in sorted(found)]
 
 
-def _read_cached(root: Path, files: list[tuple[str, int, int]]) -> Bytes:
+def _read_cached(root: Path, files: list[tuple[str, int, int]]) -> Corpus:
     size = sum(size for _, size, _ in files)
     name = blake2b(repr((str(root.resolve()), files)).encode(), digest_size=16).hexdigest()
     cached = _cache_directory() / f"corpus-{name}.bytes"
     with suppress(OSError):
         if cached.stat().st_size == size:
-            return _map(cached)
+            return _map(cached, "the cache")
     text = b"".join((root / path).read_bytes() for path, _, _ in files)
     with suppress(OSError):  # without a cache it only takes longer
         _write_whole(cached, text)
-    return np.frombuffer(text, dtype=np.uint8)
+    return Corpus(np.frombuffer(text, dtype=np.uint8))
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -107,7 +138,8 @@ def _cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "evenkeel")
 
 
-def _map(path: Path) -> Bytes:
+def _map(path: Path, key: str) -> Corpus:
     if path.stat().st_size == 0:
-        return np.empty(0, dtype=np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r")
+        return Corpus(np.empty(0, dtype=np.uint8))
+    with path.open("rb") as file:
+        return Corpus(np.memmap(file, dtype=np.uint8, mode="r"), os.dup(file.fileno()), f"{key}: {path}")

@@ -7,15 +7,13 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from evenkeel.config_values import ConfigError, convert
-from evenkeel.data.corpus import read_corpus
+from evenkeel.data.corpus import Bytes, Corpus, read_corpus
 from evenkeel.data.dataset import Data
 
-Bytes = npt.NDArray[np.uint8]
 BYTES = 256
 PRINTED_WHOLE = 64 * 2**20
 PLACES = 1024
@@ -48,15 +46,15 @@ def load(config: Mapping[str, Any]) -> Data:
         raise ConfigError(f"is {c.seq_len}; must be at least 1", "data.seq_len")
     if not 0 <= c.eval_share < 1:
         raise ConfigError(f"is {c.eval_share}; expected 0 <= eval_share < 1", "data.eval_share")
-    text = read_corpus(c.path, c.suffix, "data.path")
-    windows = _windows(text, c.seq_len, c.path, "data.path")
+    corpus = read_corpus(c.path, c.suffix, "data.path")
+    windows = _windows(corpus.text, c.seq_len, c.path, "data.path")
     if c.eval_path is not None:
         held_out = read_corpus(c.eval_path, c.suffix, "data.eval_path")
-        evaluation = Windows(held_out, 0, _windows(held_out, c.seq_len, c.eval_path, "data.eval_path"), c.seq_len)
-        return Data(Windows(text, 0, windows, c.seq_len), evaluation, BYTES)
+        evaluation = Windows(held_out, 0, _windows(held_out.text, c.seq_len, c.eval_path, "data.eval_path"), c.seq_len)
+        return Data(Windows(corpus, 0, windows, c.seq_len), evaluation, BYTES)
     kept = windows - min(windows - 1, -int(-windows * c.eval_share // 1))
-    evaluated = Windows(text, kept, windows, c.seq_len) if kept < windows else None
-    return Data(Windows(text, 0, kept, c.seq_len), evaluated, BYTES)
+    evaluated = Windows(corpus, kept, windows, c.seq_len) if kept < windows else None
+    return Data(Windows(corpus, 0, kept, c.seq_len), evaluated, BYTES)
 
 
 def _windows(text: Bytes, seq_len: int, path: str, key: str) -> int:
@@ -70,8 +68,8 @@ def _windows(text: Bytes, seq_len: int, path: str, key: str) -> int:
 class Windows:
     """Windows `start` to `stop` of a text, as a dataset."""
 
-    def __init__(self, text: Bytes, start: int, stop: int, seq_len: int) -> None:
-        self._text = text
+    def __init__(self, corpus: Corpus, start: int, stop: int, seq_len: int) -> None:
+        self._corpus = corpus
         self._start, self._stop, self._seq_len = start, stop, seq_len
 
     def __len__(self) -> int:
@@ -82,13 +80,16 @@ class Windows:
 
         Raises:
             IndexError: for an index outside of the dataset.
+            ValueError: if the text was written to since it was opened.
         """
+        self._corpus.check()
         rows = np.empty((len(indices), self._seq_len + 1), dtype=np.int64)
         for row, index in zip(rows, indices, strict=True):
             if not 0 <= index < len(self):
                 raise IndexError(f"sample {index} of {len(self)}")
             first = (self._start + index) * self._seq_len
-            row[:] = self._text[first : first + self._seq_len + 1]
+            row[:] = self._corpus.text[first : first + self._seq_len + 1]
+        self._corpus.check()  # also of what was written while this was read
         tokens = torch.from_numpy(rows)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
@@ -97,7 +98,7 @@ class Windows:
 
     @cached_property
     def _fingerprint(self) -> str:
-        span = self._text[self._start * self._seq_len : self._stop * self._seq_len + 1]
+        span = self._corpus.text[self._start * self._seq_len : self._stop * self._seq_len + 1]
         digest = blake2b(f"text {self._seq_len} {len(self)} ".encode(), digest_size=16)
         for part in _looked_at(span):
             digest.update(part.data)
