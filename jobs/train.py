@@ -10,8 +10,7 @@ except ModuleNotFoundError:  # not installed: it lies beside this folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "platform"))
     import evenkeel
 
-from evenkeel.config import ConfigError, load_config, to_yaml
-from evenkeel.trainer import BAD_INPUT, run
+from evenkeel.runtime.signals import exit_on_request
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -34,6 +33,11 @@ def _resume(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
+    exit_on_request()
+    # These take a second or two, in which a request to stop is to be met, too.
+    from evenkeel.config import ConfigError, load_config, to_yaml
+    from evenkeel.trainer import BAD_INPUT, run
+
     options = parse(arguments)
     sys.path.append(str(Path.cwd()))  # where a user's own "module:function" lies
     try:

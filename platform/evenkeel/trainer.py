@@ -32,13 +32,14 @@ def run(config: Config, *, dry_run: bool = False, resume: str = "auto", out: Tex
     """
     try:
         require_linux()
-        from evenkeel.runtime.prepare import describe, prepare
+        from evenkeel.runtime.prepare import describe
+        from evenkeel.runtime.run import check_shared, run_prepared
 
-        prepared = prepare(config)
+        prepared = _prepare(config)
         if dry_run:
+            check_shared(config)
             print(describe(prepared), file=out)
             return 0
-        from evenkeel.runtime.run import run_prepared
 
         outcome = run_prepared(prepared, out, __version__, resume)
     except (ConfigError, StoreError, UnsupportedSystemError) as error:
@@ -82,19 +83,33 @@ class ElasticTrainer:
         self._out = out if out is not None else sys.stdout
 
     def fit(self) -> Result:
-        """Trains to the end and returns the last metrics line, the run's directory, and the error if there was one.
+        """Trains to the end and returns the last metrics line and the run's directory.
+
+        In the main thread SIGTERM and Ctrl-C ask the run to stop while this call lasts; in others nobody does.
 
         Raises:
             ConfigError: it cannot be trained like this; nothing was started.
             StoreError: the run directory cannot be read or written.
+            ray.train.TrainingFailedError: training failed, or was stopped on request; `result` is what there is of it.
         """
         require_linux()
-        from evenkeel.runtime.prepare import prepare
         from evenkeel.runtime.run import run_prepared
 
-        prepared = prepare(self.config, self._model)
+        prepared = _prepare(self.config, self._model)
         outcome = run_prepared(prepared, self._out, __version__)
-        return _result(prepared, outcome.error if outcome.status else "")
+        result = _result(prepared, outcome.error if outcome.status else "")
+        if result.error is not None:
+            raise result.error
+        return result
+
+
+def _prepare(config: Config, model: Model | Callable[[Mapping[str, Any]], Model] | None = None) -> Prepared:
+    from evenkeel.runtime.prepare import prepare
+
+    try:
+        return prepare(config, model)
+    except StoreError as error:
+        raise config.error("run.storage_path", str(error)) from None
 
 
 def _load(config: Config | Mapping[str, Any] | str | os.PathLike[str], values: Mapping[str, Any]) -> Config:
@@ -151,9 +166,10 @@ def _result(prepared: Prepared, error: str) -> Result:
     from ray.train import Result, TrainingFailedError
 
     metrics = prepared.directory.metrics()
-    return Result(
-        metrics=metrics[-1] if metrics else None,
-        checkpoint=None,
-        error=TrainingFailedError(error) if error else None,
-        path=prepared.directory.url,
+    failed = TrainingFailedError(error) if error else None
+    result = Result(
+        metrics=metrics[-1] if metrics else None, checkpoint=None, error=failed, path=prepared.directory.url
     )
+    if failed is not None:
+        failed.result = result  # type: ignore[attr-defined]
+    return result

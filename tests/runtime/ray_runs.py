@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from evenkeel.store.lease import read_lease
 from evenkeel.store.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -50,10 +52,27 @@ class Started:
     def after_step(self, step: int) -> None:
         """Returns when this step is visible."""
         reader = self.directory.follow("metrics")
-        while not any(line["step"] >= step for line in reader.poll()):
+        self.until(lambda: any(line["step"] >= step for line in reader.poll()))
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Returns when this holds."""
+        while not holds():
             if self.process.poll() is not None:
-                raise AssertionError(f"ended before step {step}: {self.process.communicate()}")
+                raise AssertionError(f"ended too early: {self.process.communicate()}")
             self.process_pause()
+
+    def has_event(self, name: str) -> bool:
+        return any(event["event"] == name for event in self.directory.events())
+
+    def controller(self) -> int:
+        """The process that holds the lease; the controller's once there are steps."""
+        lease = read_lease(self.directory.files)
+        assert lease is not None
+        return lease.holder.pid
+
+    def pids(self) -> list[int]:
+        """Of the members of the last world, by rank."""
+        return [member["pid"] for member in self.directory.read_worlds()[-1]["members"]]
 
     def process_pause(self) -> None:
         """Waits a moment for the run to go on, or until it ends."""
@@ -106,6 +125,7 @@ class Site:
 
     folder: Path
     address: str
+    python: str = sys.executable
     started: list[Started] = field(default_factory=list)
 
     def start(self, changes: dict[str, Any], *overrides: str, name: str = "run") -> Started:
@@ -113,16 +133,23 @@ class Site:
         config.write_text(json.dumps(merged(changes)))
         mark = uuid.uuid4().hex
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
-        environment |= {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled", MARK: mark}
-        command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(config)]
+        environment |= {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled", "TMPDIR": "/tmp", MARK: mark}
+        command = [self.python, str(ROOT / "jobs" / "train.py"), "--config", str(config)]
         own = [f"run.name={name}", f"run.storage_path={self.folder / 'runs'}", f"data.path={self.text}", *overrides]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen([*command, *own], cwd=self.folder, env=environment, text=True, **pipes)
+        # A group of its own, as a shell or a supervisor would make it.
+        apart = {"start_new_session": True, "text": True, **pipes}
+        process = subprocess.Popen([*command, *own], cwd=self.folder, env=environment, **apart)
         self.started.append(Started(process, RunDirectory.of(str(self.folder / "runs"), name), mark))
         return self.started[-1]
 
     def run(self, changes: dict[str, Any], *overrides: str, name: str = "run") -> Finished:
         return self.start(changes, *overrides, name=name).finish()
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """What a command says that runs without evenkeel on its path."""
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        return subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
 
     @property
     def text(self) -> Path:

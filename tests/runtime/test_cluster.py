@@ -1,12 +1,24 @@
 """Which Ray is used, and whether it could ever hold the run; decided without starting one."""
 
+import json
 import os
 import socket
+import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from evenkeel.runtime.cluster import Need, NotEnoughError, check_need, given_address, ray_for
+from evenkeel.runtime.cluster import (
+    MOST_LEFTOVERS,
+    Need,
+    NotEnoughError,
+    check_need,
+    given_address,
+    ray_for,
+    remove_leftovers,
+)
+from evenkeel.store.lease import Holder
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +53,67 @@ def test_a_cluster_of_this_machine_is_found_while_it_answers(tmp_path: Path) -> 
 
 
 def test_what_is_missing_is_named_with_what_is_there() -> None:
-    check_need(Need(4, {"CPU": 1.0}), {"CPU": 4.0}, "the cluster")
+    check_need(Need(4, {"CPU": 1.0}), {"CPU": 4.0}, None, "the cluster")
     with pytest.raises(NotEnoughError) as caught:
-        check_need(Need(5, {"CPU": 1.0}), {"CPU": 4.0, "GPU": 2.0, "memory": 1e9, "node:x": 1.0}, "the cluster")
+        check_need(Need(5, {"CPU": 1.0}), {"CPU": 4.0, "GPU": 2.0, "memory": 1e9, "node:x": 1.0}, None, "the cluster")
     assert str(caught.value) == "5 workers (spares included) need 5 CPU, but the cluster has at most 4 CPU, 2 GPU"
+
+
+@pytest.mark.parametrize(
+    ("each", "node", "room"),
+    [
+        ({"CPU": 0.8}, {"CPU": 2.0}, 2),
+        ({"CPU": 0.8}, {"CPU": 3.0}, 3),
+        ({"CPU": 0.1}, {"CPU": 1.0}, 10),
+        ({"CPU": 2.0, "GPU": 0.5}, {"CPU": 8.0, "GPU": 1.0}, 2),
+        ({"GPU": 0.6}, {"GPU": 2.0}, 2),  # a part of a GPU is of one
+        ({"GPU": 2.0}, {"GPU": 5.0}, 2),
+        ({"CPU": 0.0}, {}, 20),
+        ({"slot": 1.0}, {"CPU": 1.0}, 0),
+    ],
+)
+def test_how_many_workers_a_node_has_room_for(each: dict[str, float], node: dict[str, float], room: int) -> None:
+    assert Need(20, each).fits(node) == room
+
+
+def test_workers_that_would_have_to_be_spread_over_nodes_do_not_fit() -> None:
+    need, nodes = Need(4, {"CPU": 1.5}), [{"CPU": 4.0}, {"CPU": 2.0}]
+    check_need(Need(3, need.each), {"CPU": 6.0}, nodes, "the cluster")
+    check_need(need, {"CPU": 6.0}, None, "the cluster")  # of an autoscaler's nodes the sizes are not known
+    with pytest.raises(NotEnoughError) as caught:
+        check_need(need, {"CPU": 6.0}, nodes, "the cluster")
+    expected = "need 1.5 CPU each on one node, but the nodes of the cluster have room for 3"
+    assert str(caught.value) == f"4 workers (spares included) {expected}"
+
+
+def owned(folder: Path, owner: Holder | None) -> Path:
+    """A folder as a local Ray has it."""
+    folder.mkdir()
+    (folder / "session").mkdir()
+    if owner is not None:
+        (folder / "owner.json").write_text(json.dumps(asdict(owner)))
+    return folder
+
+
+def test_what_local_rays_of_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        me = Holder.this("")
+        ticks = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        owner = replace(me, pid=process.pid, process_start=ticks)
+        dead = [owned(tmp_path / f"evenkeel-{n}", owner) for n in range(MOST_LEFTOVERS + 1)]
+        kept = [
+            owned(tmp_path / "evenkeel-mine", me),
+            owned(tmp_path / "evenkeel-elsewhere", replace(owner, host="elsewhere")),
+            owned(tmp_path / "evenkeel-new", None),
+            owned(tmp_path / "other", owner),
+        ]
+        remove_leftovers(tmp_path)
+        assert all(path.exists() for path in [*dead, *kept])
+        process.kill()
+    remove_leftovers(tmp_path)
+    assert len([path for path in dead if path.exists()]) == 1  # the rest is the next start's
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
 def test_a_local_ray_cannot_have_custom_resources() -> None:

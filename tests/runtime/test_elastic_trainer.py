@@ -3,18 +3,21 @@
 import io
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray import cloudpickle
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray_runs import merged
 from torch import nn
 
 from evenkeel.config import ConfigError
 from evenkeel.engine.model import LayerSpec, Model
+from evenkeel.runtime.names import NAMESPACE
 from evenkeel.trainer import ElasticTrainer
 
 WIDTH = 16
@@ -71,6 +74,30 @@ def test_fit(tmp_path: Path, config: dict[str, Any], shared_ray: str) -> None:
     assert result.path == str(tmp_path / "runs" / "own")
     assert os.path.exists(os.path.join(result.path, "final", "model.safetensors"))
     assert "own finished" in shown.getvalue()
+
+
+class Boom(Guess):
+    """Fails where gradients are wanted."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.requires_grad:
+            raise ValueError("boom")
+        return super().forward(x)
+
+
+def booms(config: Any) -> Model:
+    return Model(layers=(LayerSpec("bytes", Bytes), LayerSpec("boom", Boom)))
+
+
+def test_a_failed_training_raises_also_in_a_thread(tmp_path: Path, config: dict[str, Any], shared_ray: str) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    values = {**config, "model": {}, "run": {"name": "boom", "storage_path": str(tmp_path / "runs")}}
+    trainer = ElasticTrainer(values, model=booms, out=io.StringIO())
+    with ThreadPoolExecutor(1) as pool, pytest.raises(TrainingFailedError, match="ValueError: boom") as raised:
+        pool.submit(trainer.fit).result()
+    result = raised.value.result  # type: ignore[attr-defined]
+    assert (result.error, result.metrics, result.path) == (raised.value, None, str(tmp_path / "runs" / "boom"))
+    assert [e for e in ray.util.list_named_actors(all_namespaces=True) if e["namespace"] == NAMESPACE] == []
 
 
 def test_ray_configurations_mean_the_same_here(tmp_path: Path, config: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from evenkeel.plan.layout import Wish
 from evenkeel.runtime.names import number_of, worker_id, worker_name, worker_of
 from evenkeel.runtime.record import Past, RunRecord
 from evenkeel.runtime.shell import Shell, ToWorker
+from evenkeel.runtime.trace import Trace
 from evenkeel.store.errors import JournalFenced
 from evenkeel.store.run_directory import RunDirectory
 from evenkeel.store.run_directory import RunRecord as RunJson
@@ -184,6 +185,20 @@ def test_the_trace_replays_to_the_same_commands(tmp_path: Path, begin: Lives) ->
         output = controller.step(line["now"], load(line["event"], m.Event))
         assert [type(c).__name__ for c in output.commands] == [c.split()[0] for c in line["commands"]]
         assert len(output.journal) == line["entries"]
+
+
+def test_a_trace_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
+    for life in range(2):
+        trace = Trace(tmp_path, part_bytes=100)
+        for n in range(50):
+            trace.write({"line": 50 * life + n})
+        trace.close()
+    parts = ("controller-trace.jsonl", "controller-trace-before-last.jsonl", "controller-trace-last.jsonl")
+    lines = [[json.loads(text)["line"] for text in (tmp_path / part).read_text().splitlines()] for part in parts]
+    assert lines[0] == list(range(len(lines[0])))
+    assert lines[1] + lines[2] == list(range(100 - len(lines[1]) - len(lines[2]), 100))
+    assert all(100 <= (tmp_path / part).stat().st_size < 120 for part in parts[:2])
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_numbers_of_workers_are_never_used_again(begin: Lives) -> None:

@@ -1,25 +1,32 @@
 """The Ray that a run works on: the given cluster if there is one, else a local Ray of its own that ends with it."""
 
+import json
 import logging
+import math
 import os
 import secrets
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from evenkeel.core.codec import CodecError, load
 from evenkeel.runtime.compat import (
     autoscaler_maximum,
     end_log_monitor,
+    own_sessions,
     reread_environment,
+    sigterm_kept,
     silence_ray,
     started_cluster,
 )
+from evenkeel.store.lease import Holder
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's least. Nothing of the training goes through the object store."""
@@ -38,6 +45,14 @@ the lowest priority of the machine (nice 15). Saves 1.3 % of two cores. What the
 SOCKET_PATH_LIMIT = 40
 """For the temporary folder: Ray puts Unix sockets below it, whose whole path has at most 107 bytes."""
 
+PREFIX = "evenkeel-"
+OWNER = "owner.json"
+"""In the folder of a local Ray: the process that it ends with, which removes the folder."""
+MOST_LEFTOVERS = 8
+"""Folders of killed processes that a start removes; each holds some megabytes in hundreds of files."""
+GRAIN = 4
+"""Ray counts amounts of resources to so many decimal places."""
+
 
 class NotEnoughError(ValueError):
     """More is asked for than this Ray could ever have; says what is there."""
@@ -51,7 +66,12 @@ class Need:
     each: Mapping[str, float]
 
     def total(self, name: str) -> float:
-        return self.count * self.each.get(name, 0.0)
+        return round(self.count * self.each.get(name, 0.0), GRAIN)
+
+    def fits(self, node: Mapping[str, float]) -> int:
+        """How many of the `count` one node with these resources could hold."""
+        room = (_times(node.get(name, 0.0), amount, name == "GPU") for name, amount in self.each.items())
+        return int(min([self.count, *room]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +107,7 @@ def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
     # Ray would ask on the terminal, and report home.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        check_need(need, _capacity(), "the cluster")
+        check_need(need, *_capacity(), "the cluster")
         yield RayUsed(False, sys.modules["ray"].get_runtime_context().gcs_address)
         return
     address = given_address()
@@ -99,7 +119,7 @@ def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
 
     _connect(address=address)
     try:
-        check_need(need, _capacity(), f"the cluster at {address}")
+        check_need(need, *_capacity(), f"the cluster at {address}")
         yield RayUsed(False, address)
     finally:
         ray.shutdown()
@@ -111,21 +131,25 @@ def _local_ray(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
     if missing:
         raise NotEnoughError(f"scaling.resources_per_worker.{missing[0]}: a local Ray has only CPU and GPU")
     if need.total("GPU"):
-        check_need(Need(need.count, {"GPU": need.each["GPU"]}), {"GPU": _local_gpus()}, "this machine")
-    folder = Path(tempfile.mkdtemp(prefix="evenkeel-", dir=_short_temp()))
+        here = {"GPU": _local_gpus()}
+        check_need(Need(need.count, {"GPU": need.each["GPU"]}), here, [here], "this machine")
+    remove_leftovers(Path(_short_temp()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temp()))
+    (folder / OWNER).write_text(json.dumps(asdict(Holder.this(""))))
     try:
         quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
         with _environment({**variables, **quiet, **_authentication()}):
             import ray
 
             reread_environment()
-            _connect(
-                address="local",
-                num_cpus=max(1, round(need.total("CPU"))),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-            )
+            with own_sessions():
+                _connect(
+                    address="local",
+                    num_cpus=max(1, math.ceil(need.total("CPU"))),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder),
+                )
             end_log_monitor()
             try:
                 yield RayUsed(True, ray.get_runtime_context().gcs_address)
@@ -139,7 +163,8 @@ def _local_ray(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
 def _connect(**arguments: Any) -> None:
     import ray
 
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **arguments)
+    with sigterm_kept():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **arguments)
     silence_ray()
 
 
@@ -167,25 +192,62 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def check_need(need: Need, there: Mapping[str, float], where: str) -> None:
-    """Raises NotEnoughError for the first resource of which there could never be enough."""
+def check_need(need: Need, total: Mapping[str, float], nodes: Sequence[Mapping[str, float]] | None, where: str) -> None:
+    """Raises NotEnoughError for the first resource of which there could never be enough, or if it is too scattered.
+
+    Args:
+        nodes: what each node has; None where that is not known, as of nodes that an autoscaler would bring.
+    """
+    who = f"{need.count} workers (spares included) need"
     for name in sorted(need.each):
         asked = need.total(name)
-        if asked > there.get(name, 0.0):
-            have = ", ".join(f"{_number(v)} {k}" for k, v in sorted(there.items()) if not _internal(k)) or "nothing"
-            raise NotEnoughError(
-                f"{need.count} workers (spares included) need {_number(asked)} {name}, but {where} has at most {have}"
-            )
+        if asked > total.get(name, 0.0):
+            have = ", ".join(f"{_number(v)} {k}" for k, v in sorted(total.items()) if not _internal(k)) or "nothing"
+            raise NotEnoughError(f"{who} {_number(asked)} {name}, but {where} has at most {have}")
+    places = need.count if nodes is None else sum(need.fits(node) for node in nodes)
+    if places < need.count:
+        each = ", ".join(f"{_number(amount)} {name}" for name, amount in sorted(need.each.items()))
+        raise NotEnoughError(f"{who} {each} each on one node, but the nodes of {where} have room for {places}")
 
 
-def _capacity() -> dict[str, float]:
-    """Of each resource the most that the cluster has or could get."""
+def _times(there: float, amount: float, whole: bool) -> float:
+    """How often an amount fits in. Of `whole` devices each has room for parts, or several are taken, as Ray does."""
+    if amount <= 0:
+        return math.inf
+    if whole and amount < 1:
+        return int(there) * math.floor(round(1 / amount, GRAIN))
+    return math.floor(round(there / amount, GRAIN))
+
+
+def _capacity() -> tuple[dict[str, float], list[dict[str, float]] | None]:
+    """Of each resource the most that the cluster has or could get; and what each node has, if there come no others."""
     import ray
 
-    capacity = {k: float(v) for k, v in ray.cluster_resources().items()}  # type: ignore[no-untyped-call]
-    for name, most in (autoscaler_maximum() or {}).items():
-        capacity[name] = max(capacity.get(name, 0.0), most)
-    return capacity
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [{name: float(amount) for name, amount in node["Resources"].items()} for node in alive]
+    capacity = {name: sum(node.get(name, 0.0) for node in nodes) for node in nodes for name in node}
+    most = autoscaler_maximum()
+    for name, amount in (most or {}).items():
+        capacity[name] = max(capacity.get(name, 0.0), amount)
+    return capacity, nodes if most is None else None
+
+
+def remove_leftovers(temporary: Path) -> None:
+    """Removes the folders of local Rays of this user whose process was killed, for certain; of some at a time."""
+    me = Holder.this("")
+    dead = (path for path in temporary.glob(f"{PREFIX}*") if _owner_is_dead(path, me))
+    for path in islice(dead, MOST_LEFTOVERS):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _owner_is_dead(path: Path, me: Holder) -> bool:
+    try:
+        if path.lstat().st_uid != os.getuid():
+            return False
+        owner: Holder = load(json.loads((path / OWNER).read_text()), Holder)
+    except (OSError, ValueError, CodecError):
+        return False  # it is just being made, or nothing of ours
+    return owner.is_dead(me)
 
 
 def _internal(resource: str) -> bool:

@@ -1,6 +1,11 @@
 """Ray's private parts that the shell cannot do without. Each was checked on Ray 2.60.0."""
 
 import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,47 @@ def reread_environment() -> None:
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Holds SIGTERM back while ray.init() sets handlers of its own for it, and puts the one that was there back.
+
+    Ray 2.60: one in Python, which exits with 15, and one of C++, which prints a stack and aborts.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+@contextmanager
+def own_sessions() -> Iterator[None]:
+    """Starts the processes of a local Ray in sessions of their own, out of reach of signals to our process group.
+
+    `timeout`, supervisors and terminals signal the whole group: the run is to stop then, which it needs its Ray for.
+    Ray 2.60: blocks only SIGINT in them. They still die with this process, by the kernel (PR_SET_PDEATHSIG).
+    """
+    import ray._private.services as module
+
+    def start(*arguments: Any, preexec_fn: Callable[[], None], **options: Any) -> "subprocess.Popen[bytes]":
+        def prepare() -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see sigterm_kept
+            preexec_fn()
+
+        options |= {"preexec_fn": prepare, "start_new_session": True}
+        return subprocess.Popen(*arguments, **options)
+
+    original = module.ConsolePopen
+    module.ConsolePopen = start  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        module.ConsolePopen = original  # type: ignore[misc]
 
 
 def end_log_monitor() -> None:

@@ -26,7 +26,7 @@ from evenkeel.runtime.record import Past, RunRecord
 from evenkeel.runtime.shell import Shell, ToWorker
 from evenkeel.runtime.spec import RunSpec
 from evenkeel.store.errors import JournalFenced, StoreError
-from evenkeel.store.lease import RENEW_S, Holder, LeaseLost, Tenure, succeed
+from evenkeel.store.lease import RENEW_S, Holder, LeaseHeld, LeaseLost, Tenure, succeed
 from evenkeel.store.retry import Trouble
 from evenkeel.store.run_directory import RunDirectory
 
@@ -36,6 +36,8 @@ GRACE_S = 0.1
 """For them to come in."""
 FOLLOW_S = 10.0
 """How long a follower's call waits for news."""
+ALONE_S = 5.0
+"""A follower that lives calls again sooner, also where the machine is busy."""
 RELEASE_S = 10.0
 """After the end, for followers to hear of it."""
 REMEMBERED = 20_000
@@ -72,17 +74,26 @@ class ControllerActor:
         self._lines: deque[tuple[str, dict[str, Any]]] = deque(maxlen=REMEMBERED)
         self._count = 0
         self._epoch = 0
+        self._beginning = False
         self._end: m.End | None = None
         self._over = False
         self._timer: asyncio.TimerHandle | None = None
+        self._followers = 0
         self._followed_at = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._early: list[m.Event] | None = []
+        """What the fleet tells before the controller has heard Started, its first event; None from then on."""
         self._myself = ray.get_runtime_context().current_actor
         # Ray runs this constructor again after a death, but nobody's calls: so it calls itself.
         self._myself.begin.remote()
 
+    # Without retries the call is lost if the news that this actor is being restarted comes to itself just after it.
+    @ray.method(max_task_retries=-1)
     async def begin(self) -> None:
         """Takes the run up where the journal ends. Called once in each life of this process."""
+        if self._beginning:
+            return
+        self._beginning = True
         try:
             spec = self._spec
             self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
@@ -94,9 +105,12 @@ class ControllerActor:
             again = len(past.entries) <= spec.begun
             controller = Controller(spec.policy, self._epoch, past.entries, past.witness, again)
             self._fleet = Fleet(spec.name, spec.worker, self._myself, self._hear, past.workers)
-            alive = await self._fleet.find() if past.entries else ()
+            alive = await self._fleet.find(past.known) if past.entries else ()
             self._shell = Shell(controller, self._record, self, time.monotonic, self._ended)
             started = self._started(alive, past)
+        except LeaseHeld as error:
+            self._ended(m.End("failed", str(error)))
+            return
         except Exception as error:  # the border of the process: a run that cannot begin says why
             traceback.print_exc()
             self._ended(m.End("failed", _internal(error)))
@@ -105,6 +119,9 @@ class ControllerActor:
             self._ended(past.ended)
         else:
             self._feed(started)
+        early, self._early = self._early or [], None
+        for event in early:  # those found may have died since, and those that were starting be ready
+            self._feed(event)
         self._begun.set()
         self._spawn(self._watch_followers())
         self._spawn(self._keep_lease(self._tenure))
@@ -118,10 +135,11 @@ class ControllerActor:
 
     async def follow(self, epoch: int, cursor: int) -> News:
         """What happened since `cursor` of this controller's life; waits for it for a while. Begin with (0, 0)."""
-        self._followed_at = time.monotonic()
+        self._followers += 1
         cursor = cursor if epoch == self._epoch else 0
         if cursor >= self._count and not self._over:
             await self._wait_for_news()
+        self._followers -= 1
         self._followed_at = time.monotonic()
         start = max(0, len(self._lines) - (self._count - cursor))
         lines = list(self._lines)[start:] if start < len(self._lines) else []
@@ -130,6 +148,10 @@ class ControllerActor:
     async def folder(self) -> str:
         """Of the run that this controller runs."""
         return self._spec.folder
+
+    async def ended(self) -> bool:
+        """Whether the run is over: then nobody is to follow this controller any more."""
+        return self._end is not None
 
     async def release(self) -> None:
         """The last follower has heard of the end: the controller ends itself."""
@@ -196,7 +218,10 @@ class ControllerActor:
 
     def _hear(self, event: m.Event) -> None:
         """For the fleet, which may call from within a command: the event is heard after it."""
-        asyncio.get_running_loop().call_soon(self._feed, event)
+        if self._early is not None:
+            self._early.append(event)
+        else:
+            asyncio.get_running_loop().call_soon(self._feed, event)
 
     def _feed(self, event: m.Event) -> int:
         if self._end is not None:
@@ -265,9 +290,9 @@ class ControllerActor:
     async def _watch_followers(self) -> None:
         while self._end is None:
             await asyncio.sleep(min(FOLLOW_S, self._spec.orphan_s / 4))
-            alone_s = time.monotonic() - self._followed_at
-            if self._end is None and alone_s > max(self._spec.orphan_s, 2 * FOLLOW_S):
-                self._feed(m.StopRequested(f"without a driver for {alone_s / 60:.0f} minutes"))
+            alone_s = 0.0 if self._followers else time.monotonic() - self._followed_at
+            if self._end is None and alone_s > max(self._spec.orphan_s, ALONE_S):
+                self._feed(m.StopRequested(f"without a driver for {alone_s / 60:.2g} minutes"))
                 return
 
     def _spawn(self, work: Any) -> None:

@@ -6,19 +6,19 @@ It decides nothing: a run goes on without it. Exit statuses are those of design,
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from evenkeel.config import ConfigError
 from evenkeel.control import messages as m
 from evenkeel.runtime.controller_actor import ControllerActor, News
 from evenkeel.runtime.names import NAMESPACE, controller_name, worker_of
+from evenkeel.runtime.signals import StopRequests
 from evenkeel.runtime.spec import RunSpec
 
 Show = Callable[[Sequence[tuple[str, dict[str, Any]]]], None]
@@ -42,7 +42,7 @@ def find_controller(run: str) -> Any | None:
 
 def check_folder(controller: Any, url: str) -> None:
     """Raises ConfigError if the controller runs a run of the same name elsewhere."""
-    other = ray.get(controller.folder.remote())
+    other = _ask(controller.folder.remote)
     if other != url:
         raise ConfigError(f"a run of this name is running in {other}; choose another run.name", "run.name")
 
@@ -61,26 +61,37 @@ def start_controller(spec: RunSpec) -> Any:
     return actor.remote(spec)
 
 
-def attend(run: str, controller: Any, show: Show) -> m.End:
-    """Follows the run to its end and leaves nothing of it in the cluster. Only from the main thread (signals).
+def has_ended(controller: Any) -> bool:
+    """Whether its run is over, though it may still be telling its followers."""
+    try:
+        return bool(_ask(controller.ended.remote))
+    except ActorDiedError:
+        return True
+
+
+def _ask(call: Callable[[], Any]) -> Any:
+    """The controller's reply; for one that is being restarted it is waited for."""
+    while True:
+        try:
+            return ray.get(call())
+        except ActorUnavailableError:
+            threading.Event().wait(RETRY_S)
+
+
+def attend(run: str, controller: Any, requests: StopRequests, show: Show) -> m.End:
+    """Follows the run to its end and leaves nothing of it in the cluster.
 
     SIGTERM or Ctrl-C asks the run to stop, which it does after a step.
 
     Raises:
         InterruptedTwiceError: at the second Ctrl-C, after every actor of the run was killed.
     """
-    inbox: queue.SimpleQueue[News | _Signal | _Gone] = queue.SimpleQueue()
-    follower = threading.Thread(target=_follow, args=(controller, inbox), name="follow", daemon=True)
-    with _signals(inbox):
-        follower.start()
-        end = _listen(run, controller, inbox, show)
-    _remove(controller)
+    inbox: queue.SimpleQueue[News | int | _Gone] = queue.SimpleQueue()
+    requests.pass_on(inbox.put)
+    threading.Thread(target=_follow, args=(controller, inbox), name="follow", daemon=True).start()
+    end = _listen(run, controller, inbox, show)
+    remove(controller)
     return end
-
-
-@dataclass(frozen=True, slots=True)
-class _Signal:
-    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +101,59 @@ class _Gone:
     error: str
 
 
-def _listen(
-    run: str, controller: Any, inbox: "queue.SimpleQueue[News | _Signal | _Gone]", show: Show
-) -> m.End:
-    stopping = False
+class _Stop:
+    """A request to stop, which is made again until the run has ended: it is lost with a controller that dies."""
+
+    def __init__(self, controller: Any) -> None:
+        self._controller = controller
+        self._reason = ""
+        self._call: Any = None
+        self._epoch = 0
+
+    def ask(self, number: int) -> None:
+        self._reason = signal.Signals(number).name
+        self._call = self._controller.hear.remote(m.StopRequested(self._reason))
+
+    @property
+    def asked(self) -> bool:
+        return bool(self._reason)
+
+    def repeat(self, epoch: int) -> None:
+        """After news from this epoch of the controller."""
+        if self._reason and (epoch != self._epoch or self._failed()):
+            self._call = self._controller.hear.remote(m.StopRequested(self._reason))
+        self._epoch = epoch
+
+    def _failed(self) -> bool:
+        done, _ = ray.wait([self._call], timeout=0)
+        try:
+            ray.get(done)
+        except RayActorError:
+            return True
+        return False
+
+
+def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[News | int | _Gone]", show: Show) -> m.End:
+    stop = _Stop(controller)
     while True:
         match inbox.get():
-            case News(lines=lines, end=end):
+            case News(epoch, _, lines, end):
                 show(lines)
                 if end is not None:
                     return end
-            case _Signal(number):
-                if stopping and number == signal.SIGINT:
+                stop.repeat(epoch)
+            case _Gone(error):
+                if find_controller(run) is None:
+                    kill_actors(run)
+                return m.End("failed", error)
+            case number:
+                if stop.asked and number == signal.SIGINT:
                     kill_actors(run)
                     raise InterruptedTwiceError
-                if not stopping:
-                    controller.hear.remote(m.StopRequested(signal.Signals(number).name))
-                stopping = True
-            case _Gone(error):
-                kill_actors(run)
-                return m.End("failed", error)
+                stop.ask(number)
 
 
-def _follow(controller: Any, inbox: "queue.SimpleQueue[News | _Signal | _Gone]") -> None:
+def _follow(controller: Any, inbox: "queue.SimpleQueue[News | int | _Gone]") -> None:
     pause = threading.Event()
     epoch, cursor = 0, 0
     while True:
@@ -131,25 +172,7 @@ def _follow(controller: Any, inbox: "queue.SimpleQueue[News | _Signal | _Gone]")
         pause.wait(POLL_S)
 
 
-@contextmanager
-def _signals(inbox: "queue.SimpleQueue[Any]") -> Iterator[None]:
-    """Puts SIGTERM and SIGINT into the inbox; a handler may be called anywhere, and this is all that is safe anywhere.
-
-    After ray.init(), which sets a handler of its own.
-    """
-
-    def handle(number: int, _: FrameType | None) -> None:
-        inbox.put(_Signal(number))
-
-    before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _remove(controller: Any) -> None:
+def remove(controller: Any) -> None:
     """Ends the controller of an ended run, and waits until its process is gone."""
     with suppress(RayActorError):
         ray.get(controller.release.remote())

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 REPLACE_AFTER_S = 2.0
 """Starting a process takes seconds of CPU time; where others train already, their repair goes first."""
 
-FIND_S = 10.0
-"""For a worker to say that it is there, to a controller that was restarted."""
+FIND_S = 5.0
+"""For a worker to say that it is there, to a controller that was restarted. Its training goes on meanwhile."""
 
 ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
 Hear = Callable[[m.Event], None]
@@ -55,11 +55,16 @@ class Fleet:
         self._infos: dict[WorkerId, WorkerInfo] = {}
         self._reasons: dict[WorkerId, str] = {}
         self._placed: set[WorkerId] = set()
+        self._coming = 0
+        """Workers that an earlier life has begun to start, and this one has not asked for yet."""
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, count: int) -> None:
         """Starts workers in the background; WorkerReady or WorkerLost tells how each of them went."""
+        coming = min(count, self._coming)
+        self._coming -= coming
+        count -= coming
         if self._infos:
             asyncio.get_running_loop().call_later(REPLACE_AFTER_S, self._start, count)
         else:
@@ -76,12 +81,20 @@ class Fleet:
             else:
                 self._spawn(self._bring_up(worker))
 
-    async def find(self) -> tuple[WorkerInfo, ...]:
-        """The workers that an earlier life of the controller has left, by the names of their actors."""
+    async def find(self, known: Collection[WorkerId]) -> tuple[WorkerInfo, ...]:
+        """The workers that an earlier life of the controller has left, by the names of their actors.
+
+        Of those that were not `known` to be ready nobody waits: they are being started, and tell when they are.
+        """
         names = [e["name"] for e in ray.util.list_named_actors(all_namespaces=True) if e["namespace"] == NAMESPACE]
-        workers = {name: worker for name in names if (worker := worker_of(self._run, name)) is not None}
-        self._used = max([self._used, *(number_of(worker) or 0 for worker in workers.values())])
-        found = await asyncio.gather(*(self._find(worker, name) for name, worker in workers.items()))
+        workers = {worker: name for name in names if (worker := worker_of(self._run, name)) is not None}
+        self._used = max([self._used, *(number_of(worker) or 0 for worker in workers)])
+        for worker in sorted(workers.keys() - set(known)):
+            with suppress(ValueError):  # it has just died
+                self._adopt(worker, ray.get_actor(workers[worker], NAMESPACE))
+                self._coming += 1
+                self._spawn(self._bring_up(worker))
+        found = await asyncio.gather(*(self._find(w, name) for w, name in workers.items() if w in known))
         return tuple(sorted((info for info in found if info is not None), key=lambda info: info.worker_id))
 
     async def _find(self, worker: WorkerId, name: str) -> WorkerInfo | None:

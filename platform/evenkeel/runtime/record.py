@@ -1,22 +1,22 @@
 """What the controller writes down: journal, worlds, metrics, events, status, and a trace to replay it from."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from evenkeel.control import messages as m
 from evenkeel.control.policy import Policy
 from evenkeel.core.codec import dump, load
+from evenkeel.core.ids import WorkerId
 from evenkeel.core.vote import Vote
 from evenkeel.observe.events import MetricsClock, event_record
 from evenkeel.runtime.names import number_of
+from evenkeel.runtime.trace import Trace
 from evenkeel.store.errors import StoreError
 from evenkeel.store.run_directory import RunDirectory, world_record
 
-TRACE = "controller-trace.jsonl"
 FLUSH_LINES = 16
 """Unflushed metrics lines at most: a quarter of what a leader may have unacknowledged before it waits."""
 
@@ -30,13 +30,18 @@ class Past:
     Attributes:
         epoch: the highest so far.
         witness: the last vote in metrics.jsonl (rule 4).
-        workers: the highest number of a worker so far.
+        known: the workers that were ready at some time, also those that are dead by now.
     """
 
     entries: tuple[m.Entry, ...] = ()
     epoch: int = 0
     witness: Vote | None = None
-    workers: int = 0
+    known: frozenset[WorkerId] = frozenset()
+
+    @property
+    def workers(self) -> int:
+        """The highest number of a worker so far."""
+        return max((number_of(worker) or 0 for worker in self.known), default=0)
 
     @property
     def ended(self) -> m.End | None:
@@ -67,7 +72,7 @@ class RunRecord:
         self._durable = 0
         self._local = run.log_folder is not None
         self._logs = Path(run.log_folder) if run.log_folder is not None else local_logs
-        self._trace: IO[str] | None = None
+        self._trace: Trace | None = None
 
     def begin(self, policy: Policy) -> Past:
         """Reads what earlier lives left and begins the next epoch, with a trace of its own."""
@@ -78,7 +83,7 @@ class RunRecord:
             self._clock.last_commit_s = lines[-1]["time"]
             self._durable = self._visible = lines[-1]["step"]
         epochs = [entry.epoch for entry in entries if isinstance(entry, m.EpochBegun)]
-        past = Past(entries, max(epochs, default=0), witness, max(_numbers(entries, self._run.events()), default=0))
+        past = Past(entries, max(epochs, default=0), witness, frozenset(_known(entries, self._run.events())))
         self._epoch = past.epoch + 1
         self._begin_trace(policy, past)
         return past
@@ -95,8 +100,7 @@ class RunRecord:
         assert self._trace is not None
         commands = [_short(command) for command in output.commands]
         line = {"now": now, "event": dump(event, m.Event), "commands": commands, "entries": len(output.journal)}
-        self._trace.write(json.dumps(line) + "\n")
-        self._trace.flush()
+        self._trace.write(line)
 
     def journal(self, entries: Sequence[m.Entry]) -> None:
         self._journal.append(self._epoch, [dump(entry, m.Entry) for entry in entries])
@@ -147,12 +151,10 @@ class RunRecord:
     # ------------------------------------------------------------ inside
 
     def _begin_trace(self, policy: Policy, past: Past) -> None:
-        self._logs.mkdir(parents=True, exist_ok=True)
-        self._trace = (self._logs / TRACE).open("a", encoding="utf-8")
+        self._trace = Trace(self._logs)
         witness = None if past.witness is None else dump(past.witness, Vote)
         head = {"policy": dump(policy, Policy), "epoch": self._epoch, "past": len(past.entries), "witness": witness}
-        self._trace.write(json.dumps(head) + "\n")
-        self._trace.flush()
+        self._trace.write(head)
 
 
 def _vote(line: Mapping[str, Any]) -> Vote:
@@ -165,10 +167,8 @@ def _short(command: m.Command) -> str:
     return f"{type(command).__name__} {to}".rstrip()
 
 
-def _numbers(entries: Sequence[m.Entry], events: Sequence[Mapping[str, Any]]) -> Iterator[int]:
-    """Of all workers that anybody could have heard of."""
-    ids: list[str] = [str(event["worker_id"]) for event in events if "worker_id" in event]
+def _known(entries: Sequence[m.Entry], events: Sequence[Mapping[str, Any]]) -> Iterator[WorkerId]:
+    yield from (event["worker_id"] for event in events if event["event"] == "worker_started")
     for entry in entries:
         if isinstance(entry, m.WorldOpened):
-            ids += [info.worker_id for info in (*entry.world.members, *entry.spares)]
-    yield from (number for number in map(number_of, ids) if number is not None)
+            yield from (info.worker_id for info in (*entry.world.members, *entry.spares))

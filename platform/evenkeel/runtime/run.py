@@ -1,29 +1,43 @@
 """The life of a run, seen from the process that the user started: checked, begun or found, followed, summed up."""
 
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib import metadata
 from typing import Any, TextIO
 
-from evenkeel.config import ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
+from evenkeel.config import Config, ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
 from evenkeel.control.messages import End
 from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
 from evenkeel.runtime import saving
 from evenkeel.runtime.cluster import NotEnoughError, ray_for
 from evenkeel.runtime.prepare import Prepared, environment
+from evenkeel.runtime.signals import STOPPED, Stopped, StopRequests
 from evenkeel.store.errors import StoreError
-from evenkeel.store.lease import LEASE_S, LOOK_S, Holder, Tenure, acquire, succeed
+from evenkeel.store.lease import (
+    LEASE_S,
+    LOOK_S,
+    RENEW_S,
+    Holder,
+    LeaseHeld,
+    LeaseLost,
+    Tenure,
+    acquire,
+    read_lease,
+    succeed,
+)
 from evenkeel.store.run_directory import RunDirectory, RunRecord
 
-FINISHED, BAD_INPUT, FAILED, INTERRUPTED, STOPPED = 0, 2, 3, 130, 143
+FINISHED, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 """Exit statuses (design, section 10)."""
 RESUME = "--resume"
+STORAGE = "run.storage_path"
+TRACEBACK = b"Traceback (most recent call last)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +60,63 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "a
         ConfigError: it cannot be begun like this; nothing was started or left.
         StoreError: the run directory cannot be read or written.
     """
-    directory = prepared.directory
-    record = directory.read_run()
-    if record is not None:
-        check_same(prepared)
-        if record.status == "finished" and resume == "auto" and not _has_more_steps(prepared):
-            _say_summary(prepared, out)
-            return Outcome(FINISHED)
-    else:
-        RunDirectory.at(prepared.config.run.storage_path).check_writable()
-    with ExitStack() as stack:
+    check_shared(prepared.config)
+    with StopRequests() as requests:
         try:
-            variables = environment(prepared.config)
-            used = stack.enter_context(ray_for(prepared.need, variables))
-        except NotEnoughError as error:
-            raise prepared.config.error("scaling.workers", str(error)) from None
-        begin = partial(write_beginning, prepared, versions(version), record)
-        return _run_on_ray(prepared, begin, resume, out, {} if used.own else variables)
+            if is_done(prepared, look(prepared), resume):
+                _say_summary(prepared, out)
+                return Outcome(FINISHED)
+            with ExitStack() as stack:
+                try:
+                    variables = environment(prepared.config)
+                    used = stack.enter_context(ray_for(prepared.need, variables))
+                except NotEnoughError as error:
+                    raise prepared.config.error("scaling.workers", str(error)) from None
+                requests.check()
+                start = _Start(prepared, version, resume, {} if used.own else variables)
+                return _run_on_ray(start, requests, out)
+        except Stopped as stopped:
+            return Outcome(STOPPED, str(stopped))
+
+
+def check_shared(config: Config) -> None:
+    """Raises ConfigError for a storage path that only this process would see."""
+    if config.run.storage_path.rpartition("::")[2].startswith("memory:"):
+        what = (
+            f"{config.run.storage_path!r} is memory of one process; the run's processes need a store that all can see"
+        )
+        raise config.error(STORAGE, what)
+
+
+def look(prepared: Prepared) -> RunRecord | None:
+    """What there is of the run.
+
+    Raises:
+        ConfigError: the storage cannot be used, or holds a run of this name with another configuration.
+    """
+    try:
+        record = prepared.directory.read_run()
+    except StoreError:
+        _check_writable(prepared.config)  # which tells more, if it is the storage
+        raise
+    if record is None:
+        _check_writable(prepared.config)
+    else:
+        check_same(prepared)
+    return record
+
+
+def _check_writable(config: Config) -> None:
+    try:
+        RunDirectory.at(config.run.storage_path).check_writable()
+    except StoreError as error:
+        raise config.error(STORAGE, str(error)) from None
+
+
+def is_done(prepared: Prepared, record: RunRecord | None, resume: str) -> bool:
+    """Whether it has finished, and nothing more is asked for."""
+    finished = record is not None and record.status == "finished"
+    return finished and resume == "auto" and not _has_more_steps(prepared)
 
 
 def check_same(prepared: Prepared) -> None:
@@ -79,66 +133,126 @@ def check_same(prepared: Prepared) -> None:
         raise config.error("data.path", f"{what}; choose another run.name")
 
 
-def _run_on_ray(
-    prepared: Prepared, begin: Callable[[], None], resume: str, out: TextIO, env_vars: Mapping[str, str]
-) -> Outcome:
-    from ray import cloudpickle  # not before its environment is set
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a run is started with. `env_vars` are for its processes."""
 
+    prepared: Prepared
+    version: str
+    resume: str
+    env_vars: Mapping[str, str]
+
+
+def _run_on_ray(start: _Start, requests: StopRequests, out: TextIO) -> Outcome:
     from evenkeel.runtime import driver
     from evenkeel.runtime.compat import cluster_id
 
-    config, directory = prepared.config, prepared.directory
+    config, directory = start.prepared.config, start.prepared.directory
     cluster = cluster_id()
-    found = find_or_take(config.run.name, directory, cluster)
-    if not isinstance(found, Tenure):
+    try:
+        found = find_or_take(config.run.name, directory, cluster, requests.wait)
+    except LeaseHeld:
+        requests.check()
+        raise
+    if isinstance(found, Tenure):
+        controller = _begin(start, found, cluster, requests)
+    else:
         controller = found
         driver.check_folder(controller, directory.url)
-        if resume != "auto":
+        check_same(start.prepared)  # which it may not have been there for before
+        if start.resume != "auto":
             raise ConfigError(f"the run is running in {directory.url}; stop it before you go back", RESUME)
-    else:
-        try:
-            base = version_to_resume(directory, resume)
-            begin()
-        except (ConfigError, StoreError):
-            found.release()
-            raise
-        make = cloudpickle.dumps(prepared.maker)  # type: ignore[no-untyped-call]
-        worker = replace(prepared.spec.worker, env_vars=env_vars, make=make)
-        begun = len(directory.journal().read_all())
-        spec = replace(prepared.spec, worker=worker, cluster=cluster, begun=begun, resume=base)
-        controller = driver.start_controller(spec)
+    if controller is None:
+        _say_summary(start.prepared, out)
+        return Outcome(FINISHED)
     try:
         with Console(config.train.steps, out) as console:
             console.say(f"run {config.run.name} in {directory.url}")
-            end = driver.attend(config.run.name, controller, _shower(console))
+            end = driver.attend(config.run.name, controller, requests, _shower(console))
     except driver.InterruptedTwiceError:
+        settle_status(directory, End("stopped", "interrupted"), cluster)
         return Outcome(INTERRUPTED, "interrupted; every process of the run was killed")
-    end = settle_status(directory, end)
-    _say_summary(prepared, out)
+    end = settle_status(directory, end, cluster)
+    _say_summary(start.prepared, out)
     return _outcome(end, directory)
 
 
-def find_or_take(run: str, directory: RunDirectory, cluster: str) -> Any | Tenure:
+def _begin(start: _Start, tenure: Tenure, cluster: str, requests: StopRequests) -> Any | None:
+    """Starts the controller, which takes the lease over; None if the run has been finished by somebody meanwhile."""
+    from ray import cloudpickle  # not before its environment is set
+
+    from evenkeel.runtime import driver
+
+    prepared, directory = start.prepared, start.prepared.directory
+    over = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(tenure, over), name="lease", daemon=True)
+    keeper.start()
+    try:
+        record = look(prepared)  # again: now nobody else can change it
+        done = is_done(prepared, record, start.resume)
+        base = None if done else version_to_resume(directory, start.resume)
+        requests.check()
+        if not done:
+            write_beginning(prepared, versions(start.version), record)
+            make = cloudpickle.dumps(prepared.maker)  # type: ignore[no-untyped-call]
+            worker = replace(prepared.spec.worker, env_vars=start.env_vars, make=make)
+            begun = len(directory.journal().read_all())
+            spec = replace(prepared.spec, worker=worker, cluster=cluster, begun=begun, resume=base)
+            return driver.start_controller(spec)
+    except (ConfigError, StoreError, Stopped):
+        _give_up(tenure, over, keeper)
+        raise
+    _give_up(tenure, over, keeper)
+    return None
+
+
+def _keep(tenure: Tenure, over: threading.Event) -> None:
+    """Shows that this process is about to start the controller, until that has taken the lease over."""
+    while not over.wait(RENEW_S):
+        try:
+            tenure.renew()
+        except LeaseLost:
+            return
+        except StoreError:
+            continue  # the next one may do
+
+
+def _give_up(tenure: Tenure, over: threading.Event, keeper: threading.Thread) -> None:
+    over.set()
+    keeper.join()
+    tenure.release()
+
+
+def find_or_take(run: str, directory: RunDirectory, cluster: str, wait: Callable[[float], bool]) -> Any | Tenure:
     """The controller that runs the run in this cluster; or the lease, with which this process may start one.
 
+    Args:
+        wait: returns after so many seconds, or earlier and True to give up.
+
     Raises:
-        LeaseHeld: it is running in another cluster.
+        LeaseHeld: it is running in another cluster; or `wait` said so.
     """
     from evenkeel.runtime import driver
 
-    deadline = time.monotonic() + LEASE_S
-    wait = threading.Event().wait
+    me = Holder.this(cluster)
+    seen, since = read_lease(directory.files), time.monotonic()
     while True:
         controller = driver.find_controller(run)
-        if controller is not None:
+        if controller is not None and not driver.has_ended(controller):
             return controller
-        tenure = acquire(directory.files, Holder.this(cluster), wait)
-        if tenure is None and time.monotonic() > deadline:
-            # Whoever took it in this cluster has started no controller, and Ray knows of none.
-            tenure = succeed(directory.files, Holder.this(cluster), wait, 0)
+        if controller is not None:
+            driver.remove(controller)
+        tenure = acquire(directory.files, me, wait)
+        lease = read_lease(directory.files)
+        if lease != seen:
+            seen, since = lease, time.monotonic()
+        if tenure is None and time.monotonic() - since > LEASE_S:
+            # Whoever took it in this cluster has started no controller, and shows no more that it is about to.
+            tenure = succeed(directory.files, me, wait, 0)
         if tenure is not None:
             return tenure
-        wait(LOOK_S)
+        if wait(LOOK_S):
+            raise LeaseHeld(f"{directory.url}: given up")
 
 
 def version_to_resume(directory: RunDirectory, resume: str) -> Version | None:
@@ -160,10 +274,13 @@ def version_to_resume(directory: RunDirectory, resume: str) -> Version | None:
     raise ConfigError(f"{directory.url} has no complete checkpoint of step {resume}; {there}{beside}", RESUME)
 
 
-def settle_status(directory: RunDirectory, end: End) -> End:
-    """How the run ended as run.json has it; `end` is written there if the controller could not do it any more."""
-    record = directory.read_run()
-    if record is None:
+def settle_status(directory: RunDirectory, end: End, cluster: str) -> End:
+    """How the run ended as run.json has it; `end` is written there if the controller could not do it any more.
+
+    Nothing is written where another cluster has the run now.
+    """
+    record, lease = directory.read_run(), read_lease(directory.files)
+    if record is None or (lease is not None and lease.holder.cluster != cluster):
         return end
     if not record.over:
         now = time.time()
@@ -179,7 +296,7 @@ def _shower(console: Console) -> Callable[[Sequence[tuple[str, dict[str, Any]]]]
     return show
 
 
-def write_beginning(prepared: Prepared, versions: dict[str, str], before: RunRecord | None = None) -> None:
+def write_beginning(prepared: Prepared, versions: dict[str, str], before: RunRecord | None) -> None:
     """What a run directory holds before the controller starts; run.json comes last, for it says that there is a run.
 
     Args:
@@ -209,8 +326,9 @@ def _outcome(end: End, directory: RunDirectory) -> Outcome:
         case "stopped":
             return Outcome(STOPPED, f"stopped on request ({end.error})")
         case _:
-            logs = directory.log_folder
-            return Outcome(FAILED, end.error + (f" (tracebacks are in {logs})" if logs else ""))
+            logs = (f"logs/{name}.log" for name in re.findall(r"\bw\d{4,}\b|\bcontroller\b", end.error))
+            traces = [directory.files.where(log) for log in logs if TRACEBACK in (directory.files.read(log) or b"")]
+            return Outcome(FAILED, end.error + (f" (traceback in {', '.join(traces)})" if traces else ""))
 
 
 def _has_more_steps(prepared: Prepared) -> bool:

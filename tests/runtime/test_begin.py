@@ -1,0 +1,106 @@
+"""How a run begins: bad storage, several who begin it at once, a controller that dies meanwhile, jobs as they lie."""
+
+import os
+import signal
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray_runs import ROOT, Finished, Site, merged
+
+from evenkeel.config import load_config
+from evenkeel.runtime.names import NAMESPACE
+from evenkeel.trainer import run
+
+
+@pytest.mark.parametrize(("path", "problem"), [("memory://runs", "is memory of one process"), ("file", "file")])
+def test_storage_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, path: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(bytes(range(32, 127)) * 20)
+    values = merged({"data": {"path": "file"}, "run": {"name": "r", "storage_path": path}})
+    assert run(load_config([], values=values)) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("evenkeel: Python: run.storage_path: ")
+    assert problem in said.err
+
+
+def test_workers_that_are_being_started_are_waited_for_by_the_next_controller(site: Site) -> None:
+    started = site.start({})
+    starting = {f"run/w000{n}" for n in (1, 2)}
+    listed = ray.util.list_named_actors
+    started.until(lambda: starting <= {e["name"] for e in listed(True) if e["namespace"] == NAMESPACE})
+    os.kill(started.controller(), signal.SIGKILL)
+    done = started.finish()
+    assert (done.status, done.err) == (0, "")
+    assert done.steps == list(range(1, 9))
+    assert {event["worker_id"] for event in done.events("worker_started")} == {"w0001", "w0002"}
+    assert [e["epoch"] for e in done.directory.journal().read_all() if e["type"] == "EpochBegun"] == [1, 2]
+
+
+def outcome(done: Finished) -> Any:
+    """The learning rate that the run in this directory has."""
+    return yaml.safe_load(done.directory.read_config() or "")["train"]["learning_rate"]
+
+
+def test_of_several_who_begin_it_at_once_one_does_and_those_who_want_the_same_attach(site: Site) -> None:
+    rates = [0.01, 0.01, 0.5]
+    all_done = [run.finish() for run in [site.start({}, f"train.learning_rate={rate}") for rate in rates]]
+    for rate, done in zip(rates, all_done, strict=True):
+        if rate == outcome(done):
+            assert (done.status, done.err) == (0, "")
+            assert "run finished" in done.out.splitlines()
+        else:
+            assert done.status == 2
+            assert f"command line: train.learning_rate: is {rate}, but the run in" in done.err
+        assert done.steps == list(range(1, 9))
+        assert len(done.worlds()) == 1
+
+
+def test_of_two_rays_that_begin_it_at_once_one_is_refused(alone: Site) -> None:
+    both = {rate: alone.start({"train": {"steps": 100_000}}, f"train.learning_rate={rate}") for rate in (0.01, 0.5)}
+    winner, loser = both.values()
+    while loser.process.poll() is None:
+        loser.process_pause()
+        if winner.process.poll() is not None:
+            winner, loser = loser, winner
+    winner.after_step(2)
+    refused = loser.finish()
+    assert refused.status == 2 and refused.err.count("\n") == 1
+    assert "runs it in another cluster; stop that one first" in refused.err
+    winner.process.terminate()
+    done = winner.finish()
+    assert (done.status, done.err) == (143, "evenkeel: stopped on request (SIGTERM)\n")
+    assert both[outcome(done)] is winner
+    assert done.steps == list(range(1, len(done.steps) + 1))
+    record = done.directory.read_run()
+    assert record is not None and (record.status, record.error) == ("stopped", "SIGTERM")
+
+
+@pytest.fixture
+def bare_python(tmp_path: Path) -> str:
+    """A Python with all that evenkeel needs, but without evenkeel."""
+    folder = tmp_path / "venv"
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    ours = [path for path in sys.path if path.endswith("site-packages") and Path(path) != packages]
+    (packages / "dependencies.pth").write_text("\n".join(ours))
+    return str(folder / "bin" / "python")
+
+
+def test_jobs_find_evenkeel_and_so_do_their_actors(alone: Site, bare_python: str) -> None:
+    alone.python = bare_python
+    alone.command(bare_python, "-c", "import torch, ray")
+    assert alone.command(bare_python, "-c", "import evenkeel").returncode == 1
+    done = alone.run({"scaling": {"workers": [1, 1]}, "parallel": {"data": 1}})
+    assert (done.status, done.err) == (0, "")
+    simulated = alone.command(bare_python, str(ROOT / "jobs" / "simulate.py"), "--seeds", "0:2")
+    assert simulated.returncode == 0 and "2 ok" in simulated.stdout
+    measured = alone.command(bare_python, str(ROOT / "jobs" / "benchmark.py"), "plan", "--pairs", "1", "--json")
+    assert measured.returncode == 0 and '"equal_4096"' in measured.stdout
