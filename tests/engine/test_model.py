@@ -204,7 +204,7 @@ def linear4() -> nn.Module:
 
 
 def initialised(model: Model, start: int, stop: int, seed: int) -> ShardState:
-    state = ShardState(model, model_shape(model), Shard(start, stop, 0, 1))
+    state = ShardState(model, model_shape(model), Shard(start, stop, 0, 1), seed=seed)
     state.initialise(seed)
     return state
 
@@ -221,9 +221,11 @@ def test_initial_values_are_the_modules_own_and_the_same_in_every_layout() -> No
     assert torch.equal(end.stage.layers[0].table, whole.stage.layers[2].table)
     plain = whole_model(model, 5)
     assert all(torch.equal(parameter, value[name]) for name, parameter in plain.named())
+    assert torch.equal(plain.layers[2].table, end.stage.layers[0].table)
     other = initialised(model, 0, 3, 6)
     assert not torch.equal(other.tensor("param/b.scale"), value["b.scale"])
     assert not torch.equal(other.tensor("param/b.drawn"), value["b.drawn"])
+    assert not torch.equal(other.stage.layers[2].table, end.stage.layers[0].table)
 
 
 def test_an_explicit_init_has_the_last_word() -> None:

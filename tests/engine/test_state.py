@@ -10,7 +10,7 @@ from evenkeel.core.boxes import cut
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage, sync_groups
 from evenkeel.core.model import Shard
-from evenkeel.engine.model import Model, initial_value, model_shape, whole_model
+from evenkeel.engine.model import Model, initial_values, model_shape, whole_model
 from evenkeel.engine.state import Region, ShardState
 from evenkeel.models.registry import load_model
 from evenkeel.plan.state import slices
@@ -75,13 +75,19 @@ def test_every_layout_begins_with_the_same_bits(tie_embeddings: bool) -> None:
 
 
 def test_initial_values_depend_on_seed_and_name_alone() -> None:
-    model = decoder()
-    query = initial_value(model, 1, "blocks.0.attention.query.weight", (24, 24))
+    model, norm = decoder(), "head.norm.weight"
+    first, second = (f"blocks.{i}.attention.query.weight" for i in range(2))
+
+    def values(seed: int, *names: str) -> dict[str, torch.Tensor]:
+        shapes = {param.name: param.shape for param in model_shape(model).params(0, 5)}
+        return dict(initial_values(model, seed, {name: shapes[name] for name in names}))
+
+    query = values(1, first)[first]
     torch.manual_seed(99)
-    assert torch.equal(query, initial_value(model, 1, "blocks.0.attention.query.weight", (24, 24)))
-    assert not torch.equal(query, initial_value(model, 2, "blocks.0.attention.query.weight", (24, 24)))
-    assert not torch.equal(query, initial_value(model, 1, "blocks.1.attention.query.weight", (24, 24)))
-    assert torch.equal(initial_value(model, 1, "head.norm.weight", (24,)), torch.ones(24))
+    again = values(1, norm, second, first)
+    assert torch.equal(query, again[first]) and not torch.equal(query, again[second])
+    assert not torch.equal(query, values(2, first)[first])
+    assert torch.equal(again[norm], torch.ones(24))
     assert abs(float(query.std()) - 0.02) < 0.003
 
 

@@ -92,7 +92,7 @@ class Holdings:
 
     def _build(self, shard: Shard) -> Memory:
         job, settings = self._job, self._job.settings
-        state = ShardState(job.model, job.shape, shard, settings.precision, self._device)
+        state = ShardState(job.model, job.shape, shard, settings.precision, self._device, settings.seed)
         key = RandomKey(settings.seed)
         bind_random(state.stage, key)
         optimizer = AdamW(state, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)

@@ -60,8 +60,7 @@ class LayerSpec:
     Attributes:
         name: unique; parameters are called "<name>.<name within the module>".
         build: makes the module, on the CPU; called several times by each worker. Its nn.Dropout are replaced by
-            KeyedDropout. Constants belong into buffers with persistent=False; what is random in those depends on the
-            layer's name alone.
+            KeyedDropout. Constants belong into buffers with persistent=False.
         cost: forward and backward time relative to the other layers.
         ties: full name, in an earlier layer, of a parameter that this layer's parameter is, by the name here.
     """
@@ -137,15 +136,25 @@ class Stage(nn.Module):
 
 
 def build_stage(
-    model: Model, start: int, stop: int, part: int = 0, parts: int = 1, device: torch.device | str = "cpu"
+    model: Model,
+    start: int,
+    stop: int,
+    part: int = 0,
+    parts: int = 1,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
 ) -> Stage:
-    """Layers start to stop for TP rank `part` of `parts`: parameters on the meta device, for `assign`; buffers real."""
+    """Layers start to stop for TP rank `part` of `parts`: parameters on the meta device, for `assign`; buffers real.
+
+    Args:
+        seed: of the run, for what is random in buffers.
+    """
     tensor = TensorContext(part, parts)
     layers: dict[str, nn.Module] = {}
     owners: dict[str, list[tuple[nn.Module, str]]] = {}
     for spec in model.layers[start:stop]:
         layer = parallelize(build_shapes(spec.build), spec.name, model.tp_plan, tensor)
-        _fill_buffers(layer, spec, torch.device(device))
+        _fill_buffers(layer, spec, torch.device(device), seed)
         for path, module in layer.named_modules():
             if isinstance(module, KeyedDropout):
                 module.stream = f"{spec.name}.{path}"
@@ -155,11 +164,11 @@ def build_stage(
     return Stage(start, layers, owners)
 
 
-def _fill_buffers(layer: nn.Module, spec: LayerSpec, device: torch.device) -> None:
+def _fill_buffers(layer: nn.Module, spec: LayerSpec, device: torch.device, seed: int) -> None:
     """Tables that a layer computes when it is made; they are in no checkpoint."""
     if not any(True for _ in layer.buffers()):
         return
-    made = build_values(spec.build, 0, spec.name)
+    made = build_values(spec.build, seed, spec.name)
     for path, module in layer.named_modules():
         for name, _ in list(module.named_buffers(recurse=False)):
             setattr(module, name, made.get_submodule(path).get_buffer(name).to(device))
@@ -280,12 +289,6 @@ def cast_inputs(inputs: Tensor, device: torch.device | str, dtype: torch.dtype) 
     return inputs.to(device, dtype if inputs.is_floating_point() else inputs.dtype)
 
 
-def initial_value(model: Model, seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
-    """One parameter of `initial_values`."""
-    [(_, value)] = initial_values(model, seed, {name: shape})
-    return value
-
-
 def initial_values(model: Model, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
     """Whole parameters at the start, on the CPU: functions of seed and name, whatever the layout.
 
@@ -314,7 +317,7 @@ def whole_model(
     model: Model, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Stage:
     """All layers, initialised, for one process: what a plain PyTorch loop trains."""
-    stage = build_stage(model, 0, len(model.layers), device=device)
+    stage = build_stage(model, 0, len(model.layers), device=device, seed=seed)
     shapes = {name: tuple(parameter.shape) for name, parameter in stage.named()}
     for name, value in initial_values(model, seed, shapes):
         stage.assign(name, nn.Parameter(value.to(device, dtype)))

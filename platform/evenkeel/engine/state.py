@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from evenkeel.core.boxes import Box
 from evenkeel.core.model import ModelShape, ParamShape, Shard
-from evenkeel.engine.model import Model, Stage, build_stage, initial_value
+from evenkeel.engine.model import Model, Stage, build_stage, initial_values
 from evenkeel.engine.parallel import TensorGroup, set_group
 from evenkeel.plan.flat import ALIGNMENT, flat_boxes
 from evenkeel.plan.state import KINDS
@@ -77,7 +77,13 @@ class ShardState:
     """
 
     def __init__(
-        self, model: Model, shape: ModelShape, shard: Shard, precision: str = "fp32", device: torch.device | str = "cpu"
+        self,
+        model: Model,
+        shape: ModelShape,
+        shard: Shard,
+        precision: str = "fp32",
+        device: torch.device | str = "cpu",
+        seed: int = 0,
     ) -> None:
         compute = PRECISIONS[precision]
         master = torch.float64 if precision == "fp64" else torch.float32
@@ -94,11 +100,10 @@ class ShardState:
         self.exp_avg, self.exp_avg_sq = (torch.zeros(kept, dtype=master, device=device) for _ in range(2))
         self._flat = dict(zip(KINDS, (self.params, self.exp_avg, self.exp_avg_sq), strict=True))
         self._pieces = {name: tuple(self._owned_pieces(place)) for name, place in self._places.items()}
-        self.stage = self._build_stage(device, compute)
+        stage = build_stage(model, shard.start, shard.stop, shard.part, shard.parts, device, seed)
+        self.stage = self._with_parameters(stage.to(compute))
 
-    def _build_stage(self, device: torch.device | str, compute: torch.dtype) -> Stage:
-        shard = self.shard
-        stage = build_stage(self._model, shard.start, shard.stop, shard.part, shard.parts, device).to(compute)
+    def _with_parameters(self, stage: Stage) -> Stage:
         for name, place in self._places.items():
             parameter = nn.Parameter(_view(self.compute, place))
             if self.compute is self.params:
@@ -202,9 +207,9 @@ class ShardState:
 
     def initialise(self, seed: int) -> None:
         """Version 0: parameters by seed and name, moments zero."""
-        for name, owned in self._pieces.items():
-            whole = initial_value(self._model, seed, name, self._shapes[name])
-            for box, _ in owned:
+        shapes = {name: self._shapes[name] for name, owned in self._pieces.items() if owned}
+        for name, whole in initial_values(self._model, seed, shapes):
+            for box, _ in self._pieces[name]:
                 self.view(f"param/{name}", box).copy_(whole[box.slices])
         self.exp_avg.zero_()
         self.exp_avg_sq.zero_()
