@@ -1,11 +1,16 @@
 """One worker's answers to the controller, in one process: promises, refusals, and who is freed from what."""
 
+import math
 import queue
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tiny import GATE, Tiny, layout_of
+from torch import nn
 
 from evenkeel.control import messages as m
 from evenkeel.control.member import RING
@@ -13,6 +18,7 @@ from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.world import World
 from evenkeel.engine.faults import FaultPlan
 from evenkeel.engine.local import static_world
+from evenkeel.engine.model import Model
 from evenkeel.engine.worker import Worker
 
 
@@ -141,3 +147,29 @@ def test_the_leader_says_when_the_last_step_and_the_final_model_are_there(host, 
     kinds = [type(a.sent.get()).__name__ for _ in range(4)]
     assert kinds == ["Joined", "Reported", "Reported", "Finished"]
     assert (tmp_path / "final.safetensors").exists()
+
+
+class NoNumber(Tiny):
+    def model(self) -> Model:
+        model = super().model()
+        *layers, last = model.layers
+        return replace(model, layers=(*layers, replace(last, build=partial(_times_nan, last.build))))
+
+
+def _times_nan(build: Callable[[], nn.Module]) -> nn.Module:
+    layer = build()
+    layer.register_forward_hook(lambda module, inputs, output: output * math.nan)
+    return layer
+
+
+def test_a_worker_says_in_its_log_what_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = Host("a", NoNumber(tmp_path, steps=1))
+    try:
+        a.form(world_of(a, steps=1))
+        assert isinstance(a.sent.get(), m.Joined)
+        reported = a.sent.get()
+        assert isinstance(reported, m.Reported)
+        assert reported.reports[0].vote.skip
+    finally:
+        a.worker.close()
+    assert "step 1: not finite here: the loss and the gradients of embed.tokens.weight, " in capsys.readouterr().err

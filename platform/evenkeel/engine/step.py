@@ -1,6 +1,7 @@
 """The training step, from top to bottom. Elasticity enters it only as a new layout (see training.py)."""
 
 import math
+import sys
 import time
 
 import torch
@@ -89,6 +90,8 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     """This worker's part of the vote. What is not finite is counted, and adds nothing to the sums (rule 12)."""
     squares = t.sums.squares()
     finite = math.isfinite(squares) and math.isfinite(training.loss)
+    if not finite:
+        _say_where(t, step, training.loss)
     flags = t.seat.flags(step)
     ballot = [0.0] * SLOTS
     ballot[Slot.ONES] = 1.0
@@ -105,6 +108,15 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
         ballot[Slot.EVAL_TOKENS] = validation.tokens
         ballot[Slot.EVAL_LOSS] = validation.loss
     return ballot
+
+
+def _say_where(t: Training, step: int, loss: float) -> None:
+    """In this worker's log, because the vote only counts who met it."""
+    state = t.memory.state
+    bad = [name for name in state.boxes if not bool(state.grad(name).isfinite().all())]
+    what = f"the gradients of {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+    found = ([] if math.isfinite(loss) else ["the loss"]) + ([what] if bad else [])
+    print(f"step {step}: not finite here: {' and '.join(found) or 'the norm'}", file=sys.stderr, flush=True)
 
 
 def _cast(t: Training, ballot: list[float]) -> tuple[float, ...]:
