@@ -9,6 +9,8 @@ import psutil
 import pytest
 from ray_runs import Site, Started, marked
 
+from evenkeel.store.lease import read_lease
+
 FOREVER: dict[str, Any] = {"train": {"steps": 100_000}}
 
 
@@ -54,6 +56,19 @@ def test_sigterm_to_the_process_group(alone: Site) -> None:
     assert marked(done.mark) == []
 
 
+def test_a_local_ray_that_is_killed(alone: Site) -> None:
+    """The run dies with it, and its end is told and written down at once."""
+    started = alone.start(FOREVER)
+    started.after_step(3)
+    (raylet,) = [p for p in psutil.Process(started.process.pid).children() if p.name() == "raylet"]
+    raylet.kill()
+    done = started.finish()
+    assert (done.status, done.err) == (3, "evenkeel: the local Ray has died (raylet)\n")
+    record = done.directory.read_run()
+    assert record is not None and record.status == "failed"
+    assert marked(done.mark) == []
+
+
 def test_a_second_ctrl_c_ends_everything_at_once(site: Site) -> None:
     started = site.start(FOREVER)
     started.after_step(3)
@@ -89,8 +104,8 @@ def test_deaths_while_a_restarted_controller_looks_for_its_workers(site: Site) -
     started.process.terminate()
     started.until(lambda: started.has_event("stop_requested"))
     os.kill(started.controller(), signal.SIGKILL)
-    trace = Path(started.directory.url) / "logs" / "controller-trace.jsonl"
-    started.until(lambda: trace.read_text().count('"policy"') == 2)  # it has begun, and is looking
+    started.until(lambda: (lease := read_lease(started.directory.files)) is not None and lease.epoch == 2)
+    started.process_pause()  # now it looks for them, and the first has answered
     os.kill(killed, signal.SIGKILL)
     done = started.finish()
     assert (done.status, done.err) == (143, "evenkeel: stopped on request (SIGTERM)\n")
@@ -105,24 +120,23 @@ def epochs(run: Started) -> list[int]:
 
 
 def test_without_a_driver(site: Site) -> None:
-    """The run goes on, and is found again; after a while it saves and stops, and can be gone on with at once."""
-    changes = {**FOREVER, "run": {"orphan_minutes": 0.05}}
-    first = site.start(changes)
+    """After a while the run saves and stops, and can be gone on with at once; before that it is found again."""
+    first = site.start({**FOREVER, "run": {"orphan_minutes": 0.05}})
     first.after_step(3)
     first.kill()
-    again = site.start(changes)
-    assert again.process.stdout is not None
-    lines = iter(again.process.stdout.readline, "")
-    assert any("w0001 is ready" in line for line in lines)  # it is told from the beginning
-    again.kill()
-    while not (record := again.directory.read_run()) or not record.over:
-        again.process_pause()
+    while not (record := first.directory.read_run()) or not record.over:
+        first.process_pause()
     assert record.status == "stopped" and record.error.startswith("without a driver for ")
-    steps = again.directory.metrics()[-1]["step"]
-    last = site.start(changes)
-    last.after_step(steps + 1)
-    last.process.terminate()
-    done = last.finish()
-    assert done.status == 143
+    steps = first.directory.metrics()[-1]["step"]
+    second = site.start(FOREVER)
+    second.after_step(steps + 1)
+    second.kill()
+    third = site.start(FOREVER)
+    assert third.process.stdout is not None
+    lines = iter(third.process.stdout.readline, "")
+    assert any("is ready" in line for line in lines)  # it is told what was before it came
+    third.process.terminate()
+    done = third.finish()
+    assert (done.status, done.err) == (143, "evenkeel: stopped on request (SIGTERM)\n")
     assert done.steps == list(range(1, len(done.steps) + 1))
-    assert len(done.worlds()) == 2
+    assert len(done.worlds()) == len(epochs(third)) == 2

@@ -42,8 +42,9 @@ QUIET = {
 """For a local Ray, where the workers have no cores but those of Ray's own processes. It has no dashboard and only this
 run's few actors, so that nobody reads what these would gather ten times a second; and by default it gives its workers
 the lowest priority of the machine (nice 15). Saves 1.3 % of two cores. What the user has set stays."""
-SOCKET_PATH_LIMIT = 40
-"""For the temporary folder: Ray puts Unix sockets below it, whose whole path has at most 107 bytes."""
+SOCKET_PATH_LIMIT = 24
+"""For the temporary folder. A Unix socket's path has at most 107 bytes, and Ray's longest has 82 more than this:
+/evenkeel-01234567/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store."""
 
 PREFIX = "evenkeel-"
 OWNER = "owner.json"

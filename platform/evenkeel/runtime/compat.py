@@ -85,6 +85,17 @@ def end_log_monitor() -> None:
     _global_node.kill_log_monitor(check_alive=False)
 
 
+def dead_process() -> str | None:
+    """Which process of the local Ray that this process has started is dead; None if all live, or there is none.
+
+    Ray 2.60: nothing tells; after 60 s without its GCS it ends this process with status 1.
+    """
+    from ray._private.worker import _global_node
+
+    assert _global_node is not None
+    return next((kind for kind, _ in _global_node.dead_processes()), None)
+
+
 def started_cluster() -> str | None:
     """The address that `ray start` left on this machine, "host:port"; None if it left none.
 

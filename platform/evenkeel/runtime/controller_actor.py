@@ -137,10 +137,12 @@ class ControllerActor:
         """What happened since `cursor` of this controller's life; waits for it for a while. Begin with (0, 0)."""
         self._followers += 1
         cursor = cursor if epoch == self._epoch else 0
-        if cursor >= self._count and not self._over:
-            await self._wait_for_news()
-        self._followers -= 1
-        self._followed_at = time.monotonic()
+        try:
+            if cursor >= self._count and not self._over:
+                await self._wait_for_news()
+        finally:  # Ray cancels the call of a driver that died
+            self._followers -= 1
+            self._followed_at = time.monotonic()
         start = max(0, len(self._lines) - (self._count - cursor))
         lines = list(self._lines)[start:] if start < len(self._lines) else []
         return News(self._epoch, self._count, lines, self._end if self._over else None)

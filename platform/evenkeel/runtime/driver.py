@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from evenkeel.config import ConfigError
 from evenkeel.control import messages as m
+from evenkeel.runtime.compat import dead_process
 from evenkeel.runtime.controller_actor import ControllerActor, News
 from evenkeel.runtime.names import NAMESPACE, controller_name, worker_of
 from evenkeel.runtime.signals import StopRequests
@@ -27,6 +28,12 @@ Show = Callable[[Sequence[tuple[str, dict[str, Any]]]], None]
 POLL_S = 0.5
 """Between two calls for news: a call costs both processes about as much as a report of the leader does."""
 RETRY_S = 0.5
+LOOK_S = 2.0
+"""Between two looks whether the local Ray lives, where there is no news."""
+
+
+class RayDiedError(Exception):
+    """A process of the local Ray was killed; with it goes the run, and whoever asks Ray for anything may wait long."""
 
 
 class InterruptedTwiceError(Exception):
@@ -85,11 +92,16 @@ def attend(run: str, controller: Any, requests: StopRequests, show: Show) -> m.E
 
     Raises:
         InterruptedTwiceError: at the second Ctrl-C, after every actor of the run was killed.
+        RayDiedError: the local Ray was killed.
     """
     inbox: queue.SimpleQueue[News | int | _Gone] = queue.SimpleQueue()
     requests.pass_on(inbox.put)
-    threading.Thread(target=_follow, args=(controller, inbox), name="follow", daemon=True).start()
-    end = _listen(run, controller, inbox, show)
+    over = threading.Event()
+    threading.Thread(target=_follow, args=(controller, inbox, over), name="follow", daemon=True).start()
+    try:
+        end = _listen(run, controller, inbox, show)
+    finally:
+        over.set()
     remove(controller)
     return end
 
@@ -136,7 +148,7 @@ class _Stop:
 def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[News | int | _Gone]", show: Show) -> m.End:
     stop = _Stop(controller)
     while True:
-        match inbox.get():
+        match _next(inbox):
             case News(epoch, _, lines, end):
                 show(lines)
                 if end is not None:
@@ -153,23 +165,30 @@ def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[News | int | _G
                 stop.ask(number)
 
 
-def _follow(controller: Any, inbox: "queue.SimpleQueue[News | int | _Gone]") -> None:
-    pause = threading.Event()
-    epoch, cursor = 0, 0
+def _next(inbox: "queue.SimpleQueue[News | int | _Gone]") -> News | int | _Gone:
     while True:
+        if dead := dead_process():
+            raise RayDiedError(f"the local Ray has died ({dead})")
+        with suppress(queue.Empty):
+            return inbox.get(timeout=LOOK_S)
+
+
+def _follow(controller: Any, inbox: "queue.SimpleQueue[News | int | _Gone]", over: threading.Event) -> None:
+    epoch, cursor = 0, 0
+    while not over.is_set():  # a call after ray.shutdown() would start another Ray
         try:
             news = ray.get(controller.follow.remote(epoch, cursor))
         except ActorDiedError as error:
             inbox.put(_Gone(f"the controller is dead: {str(error).strip().splitlines()[-1]}"))
             return
         except RayActorError:
-            pause.wait(RETRY_S)  # it is being restarted
+            over.wait(RETRY_S)  # it is being restarted
             continue
         inbox.put(news)
         if news.end is not None:
             return
         epoch, cursor = news.epoch, news.cursor
-        pause.wait(POLL_S)
+        over.wait(POLL_S)
 
 
 def remove(controller: Any) -> None:

@@ -172,6 +172,8 @@ def _run_on_ray(start: _Start, requests: StopRequests, out: TextIO) -> Outcome:
     except driver.InterruptedTwiceError:
         settle_status(directory, End("stopped", "interrupted"), cluster)
         return Outcome(INTERRUPTED, "interrupted; every process of the run was killed")
+    except driver.RayDiedError as error:
+        end = End("failed", str(error))
     end = settle_status(directory, end, cluster)
     _say_summary(start.prepared, out)
     return _outcome(end, directory)
