@@ -26,7 +26,7 @@ MUST_HAPPEN = {
     "grow": 100,
     "shrink": 100,
     "incident of several worlds": 50,
-    "exception": 30,
+    "exception": 20,
     "start_failed": 100,
     "member dies in Forming": 100,
     "member dies in Running": 300,

@@ -268,8 +268,10 @@ class Checks:
 
     def _expected(self, version: Version) -> History:
         """What a worker that owns nothing would have: what others have, or what follows from the step before."""
-        before = next((h for v, h in self.histories.items() if v.step == version.step - 1 and not self.is_gone(v)), ())
-        return self.histories.get(version, (*before, version))
+        before = [v for v in self.histories if v.step == version.step - 1 and not self.is_gone(v)]
+        # Of several the newest: a step that was dropped is committed again by a later generation.
+        known = self.histories[max(before)] if before else ()
+        return self.histories.get(version, (*known, version))
 
     def _one_lineage(self, version: Version, name: str) -> None:
         """Of each step at most one generation's commit is in a member that counts, or visible."""

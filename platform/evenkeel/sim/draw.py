@@ -22,7 +22,9 @@ from evenkeel.sim.scenario import (
 def random_scenario(seed: int) -> Scenario:
     """The scenario of a seed; the same for ever, whatever the hash seed."""
     # A source of its own for what is added, so that it leaves the seeds found earlier as they were.
-    return _with_copies(_with_store(_without_store(seed), Random(f"{seed} store")), Random(f"{seed} copies"))
+    scenario = _with_store(_without_store(seed), Random(f"{seed} store"))
+    scenario = _with_one_death(scenario, Random(f"{seed} one death"))
+    return _with_copies(scenario, Random(f"{seed} copies"))
 
 
 def _without_store(seed: int) -> Scenario:
@@ -189,6 +191,17 @@ def _with_store(scenario: Scenario, rng: Random) -> Scenario:
         faults += (Fault("controller", moment="loading", countdown=rng.choice((1, 6))),)
     late = rng.choice((scenario.late_reports, scenario.late_reports, 1.0))
     return replace(scenario, policy=policy, storage=storage, faults=scenario.faults + faults, late_reports=late)
+
+
+def _with_one_death(scenario: Scenario, rng: Random) -> Scenario:
+    """In some runs with checkpoints one worker dies when there is one, and the others hold all that is newer."""
+    if scenario.storage is None or rng.random() < 0.7:
+        return scenario
+    wish = scenario.policy.wish
+    countdown = rng.randint(2 * wish.max_workers, 5 * wish.max_workers)
+    fault = Fault("crash", moment=rng.choice(("forward", "reduce", "commit")), countdown=countdown)
+    policy = replace(scenario.policy, checkpoint_every=1, last_step=max(6, scenario.policy.last_step))
+    return replace(scenario, policy=policy, faults=(*scenario.faults, fault))
 
 
 def _with_copies(scenario: Scenario, rng: Random) -> Scenario:
