@@ -8,6 +8,7 @@ from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import check_layout
 from evenkeel.core.vote import Slot, Vote
 from evenkeel.core.world import World
+from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.state import slices
 from evenkeel.sim.memory import TORN, History
@@ -229,7 +230,7 @@ class Checks:
 
     def covered(self, worker: "SimWorker", world: World, pieces: list[tuple[str, Box]]) -> None:
         """Transfers plus what is kept cover each wanted box exactly once."""
-        wanted = slices(worker.memory.model, self.fleet.shards(world)[worker.info.worker_id])
+        wanted = slices(worker.memory.model, shards_in(world, worker.memory.model)[worker.info.worker_id])
         for want in wanted:
             left: list[Box] = [want.box]
             boxes = [box for tensor, box in pieces if tensor == want.tensor]

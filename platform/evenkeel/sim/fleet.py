@@ -1,7 +1,7 @@
 """The simulated shell: carries events and commands, starts and kills workers, keeps the journal, brings the faults."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -9,10 +9,7 @@ from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.core.model import Shard
 from evenkeel.core.vote import Vote
-from evenkeel.core.world import World
-from evenkeel.plan.copies import shards_in
 from evenkeel.sim.checks import Checks
 from evenkeel.sim.clock import Clock
 from evenkeel.sim.meetings import Meetings
@@ -50,7 +47,6 @@ class Fleet:
         self.ended: m.End | None = None
         self.controller: Controller | None = None
         self.seen: Counter[str] = Counter()
-        self._shards: dict[int, Mapping[WorkerId, Shard]] = {}
         self.life = 0
         self.watched: set[WorkerId] = set()
         """Whose death this life of the controller would hear of: those that it found or started."""
@@ -184,12 +180,6 @@ class Fleet:
     def _tick(self, timer: int) -> None:
         if timer == self.timer:
             self.hear(m.Tick())
-
-    def shards(self, world: World) -> Mapping[WorkerId, Shard]:
-        """What each member of a world keeps the state of."""
-        if world.generation not in self._shards:
-            self._shards[world.generation] = shards_in(world, self.scenario.policy.model)
-        return self._shards[world.generation]
 
     # ------------------------------------------------------------ messages
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from evenkeel.control import messages as m
 from evenkeel.core.ids import INITIAL, Version
 from evenkeel.core.world import World
+from evenkeel.plan.copies import shards_in
 from evenkeel.plan.state import Slice, slices
 from evenkeel.sim.store import part_name
 from evenkeel.sim.violation import require
@@ -78,7 +79,7 @@ class SavedChecks:
                 known = self.checks.histories[version]
                 require(history == known, f"{name}, {part}: {piece} is {history}, not {known}")
         model = fleet.scenario.policy.model
-        wanted = {s for shard in fleet.shards(world).values() for s in slices(model, shard)}
+        wanted = {s for shard in shards_in(world, model).values() for s in slices(model, shard)}
         require(contents.keys() == wanted, f"{name} lacks {wanted - contents.keys()}")
         require(set(contents.values()) == {1}, f"{name} has a slice twice")
 

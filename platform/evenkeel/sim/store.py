@@ -10,6 +10,7 @@ from evenkeel.core.boxes import Box
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.model import ModelShape, Shard
 from evenkeel.core.world import World
+from evenkeel.plan.copies import shards_in
 from evenkeel.plan.state import Slice, slices
 from evenkeel.sim.memory import TORN, History, join
 from evenkeel.sim.scenario import Storage
@@ -160,7 +161,7 @@ class Writer:
         Only the last step's can wait for that, as nothing changes its state any more.
         """
         memory, me = self.worker.memory, self.worker.info.worker_id
-        shards = self.worker.fleet.shards(world)
+        shards = shards_in(world, memory.model)
         contents = {s: memory.shards[shards[me]][s] for s in written(shards, memory.model, me)}
         snapshot = Snapshot(version, contents)
         if self.snapshot is None:

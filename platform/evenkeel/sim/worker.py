@@ -10,6 +10,7 @@ from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
 from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
 from evenkeel.core.world import World
+from evenkeel.plan.copies import shards_in
 from evenkeel.plan.reshard import transfers
 from evenkeel.plan.state import Slice, slices
 from evenkeel.sim.memory import History, Memory, join
@@ -188,7 +189,7 @@ class SimWorker:
             self.fleet.moment(self, "loading")
 
     def _receive(self, world: World) -> None:
-        shard = self.fleet.shards(world)[self.info.worker_id]
+        shard = shards_in(world, self.memory.model)[self.info.worker_id]
         if world.base.step == 0:
             self.memory.initialise(shard)
         elif world.saved:
@@ -215,7 +216,8 @@ class SimWorker:
         """Pulls each wanted slice from where the plan says; None if a source is gone."""
         me = self.info.worker_id
         sources = [(s.worker_id, s.shard) for s in world.sources]
-        plan = transfers(self.memory.model, sources, world.layout, dict(world.nodes), self.fleet.shards(world))
+        shards = shards_in(world, self.memory.model)
+        plan = transfers(self.memory.model, sources, world.layout, dict(world.nodes), shards)
         pieces = [(t.source, t.tensor, t.box) for t in plan.transfers if t.target == me]
         pieces += [(me, s.tensor, s.box) for s in plan.kept[me]]
         self.fleet.checks.covered(self, world, [(tensor, box) for _, tensor, box in pieces])
@@ -225,7 +227,7 @@ class SimWorker:
             if not holder.alive:
                 return None
             received.setdefault(tensor, []).append((box, holder.read(world.base, tensor, box)))
-        wanted = slices(self.memory.model, self.fleet.shards(world)[me])
+        wanted = slices(self.memory.model, shards[me])
         return {want: join(want, received.get(want.tensor, [])) for want in wanted}
 
     def read(self, version: Version, tensor: str, box: Box) -> History:
