@@ -186,6 +186,9 @@ class Script:
             case "part":
                 for name in line.names:
                     yield m.PartWritten(WorkerId(name), self._checkpoint(line, generation), f"part of {name}")
+            case "writing":
+                for name in line.names:
+                    yield m.StillWriting(WorkerId(name), self._checkpoint(line, generation))
             case "part-failed":
                 error = " ".join(line.names[1:])
                 yield m.PartFailed(line.who, self._checkpoint(line, generation), error)

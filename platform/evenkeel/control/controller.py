@@ -106,6 +106,8 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             saving.written(s, now, event)
         case m.PartFailed(worker_id, version, error):
             saving.failed(s, now, version, f"{worker_id}: {error}")
+        case m.StillWriting():
+            saving.still_writing(s, now, event)
         case m.StorageTrouble(worker_id, error):
             s.log("storage_trouble", worker_id=worker_id, error=error)
         case m.CheckpointCommitted():

@@ -155,6 +155,14 @@ class PartFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class StillWriting:
+    """A part takes its time; its worker lives and is at it. Told every so many seconds."""
+
+    worker_id: WorkerId
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
 class StorageTrouble:
     """The store failed; the worker waits and tries again."""
 
@@ -216,6 +224,7 @@ Event = (
     | Finished
     | PartWritten
     | PartFailed
+    | StillWriting
     | StorageTrouble
     | CheckpointCommitted
     | CheckpointFailed

@@ -77,6 +77,12 @@ def written(s: State, now: float, event: m.PartWritten) -> None:
         _go_on(s, event.version)
 
 
+def still_writing(s: State, now: float, event: m.StillWriting) -> None:
+    upload = s.uploads.get(event.version)
+    if upload is not None and event.worker_id in upload.missing:
+        upload.news_at = now
+
+
 def failed(s: State, now: float, version: Version, error: str) -> None:
     """The store has failed for good, or for longer than its users wait: training goes on, and that is told."""
     if _is_known(s, version):

@@ -18,6 +18,9 @@ from evenkeel.plan.copies import copies_of
 from evenkeel.plan.state import KINDS
 from evenkeel.plan.writers import Span, written_by
 
+TELL_S = 20.0
+"""Between two words that a part is still being written; far below the controller's patience."""
+
 
 class Saver:
     """Every slice is written by one of its holders: this class knows which are this worker's.
@@ -92,6 +95,8 @@ class Saver:
 
     def _write(self, version: Version, part: "_Part") -> None:
         assert self._job.save is not None
+        over = threading.Event()
+        threading.Thread(target=self._tell, args=(version, over), name="still-writing", daemon=True).start()
         try:
             written = self._job.save(version, self._id, part.pieces, self._troubled)
         except Exception as error:  # the border to the store and to threads: a checkpoint that fails is an event
@@ -99,9 +104,13 @@ class Saver:
             event: m.Event = m.PartFailed(self._id, version, text or type(error).__name__)
         else:
             event = m.PartWritten(self._id, version, written)
+        over.set()
         self.busy = False
         self._send(event)
 
+    def _tell(self, version: Version, over: threading.Event) -> None:
+        while not over.wait(TELL_S):
+            self._send(m.StillWriting(self._id, version))
 
     def _troubled(self, error: str) -> None:
         self._send(m.StorageTrouble(self._id, error))
