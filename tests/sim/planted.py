@@ -412,7 +412,7 @@ BUGS = (
     bug(
         "checkpoint-of-a-line-given-up",
         7,
-        (SAVING, "    return not any(\n", "    return True or any(\n"),
+        (SAVING, "        if _age(version) > _age(base):\n            return False\n", ""),
     ),
     bug(
         "checkpoint-of-a-step-that-was-dropped",

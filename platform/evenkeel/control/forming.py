@@ -19,6 +19,8 @@ def try_form(s: State, now: float) -> None:
     """Forms a world of those who are here, waits for more, or ends the run if its state is lost."""
     if s.resume is not None:
         base, s.resume = s.resume, None
+        if base != INITIAL:
+            s.saved = saving.newest_first([*s.saved, base])  # it may be of a line that was given up until now
         saving.go_back(s, base, f"asked to go on from step {base.step}")
     elif s.generation == 0 and s.saved and not s.restores:
         saving.go_back(s, s.saved[0], f"a checkpoint of step {s.saved[0].step} was put here to begin from")

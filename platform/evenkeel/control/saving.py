@@ -228,10 +228,17 @@ def newest_first(versions: Sequence[Version]) -> list[Version]:
 
 
 def in_line(s: State, version: Version) -> bool:
-    """Whether the run has not gone back to before this version since (rule 7)."""
-    return not any(
-        version.generation <= at and _age(version) > _age(base) for base, at in s.restores
-    )
+    """Whether the state that the run has now came about by way of this version (rule 7), as far as it went back."""
+    made = s.generation + 1
+    for base, at in reversed(s.restores):
+        if at >= made:
+            continue  # it took nothing back of what a later one went back to
+        if version.generation > at:
+            return True
+        if _age(version) > _age(base):
+            return False
+        made = base.generation
+    return True
 
 
 def restore(s: State, what: str) -> None:
