@@ -23,6 +23,7 @@ def try_form(s: State, now: float) -> None:
             s.saved = saving.newest_first([*s.saved, base])  # it may be of a line that was given up until now
         saving.go_back(s, base, f"asked to go on from step {base.step}")
     elif s.generation == 0 and s.saved and not s.restores:
+        s.generation = s.saved[0].generation  # above 0 only if a journal was lost; no number is used twice (rule 15)
         saving.go_back(s, s.saved[0], f"a checkpoint of step {s.saved[0].step} was put here to begin from")
     sources = _sources(s)
     lost = _lost_slices(s, sources)
