@@ -14,15 +14,16 @@ its ranges, one behind the other.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from evenkeel.core.boxes import Box
-from evenkeel.core.model import ModelShape, ParamShape, Shard
+from evenkeel.core.model import ModelShape, Shard
 from evenkeel.engine.model import Model, Stage, build_stage, initial_values
 from evenkeel.engine.parallel import TensorGroup, set_group
-from evenkeel.plan.flat import ALIGNMENT, flat_boxes
+from evenkeel.plan.flat import ALIGNMENT, Place, flat_places
 from evenkeel.plan.state import KINDS
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -50,13 +51,6 @@ class Region:
     @property
     def span(self) -> slice:
         return slice(self.start, self.stop)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    start: int
-    shape: tuple[int, ...]
-    box: Box
 
 
 class ShardState:
@@ -89,8 +83,10 @@ class ShardState:
         master = torch.float64 if precision == "fp64" else torch.float32
         self.shard = shard
         self._model = model
-        self._shapes = {param.name: param.shape for param, _ in shard.boxes(shape)}
-        self.regions, self._places, size = _arrange(shape, shard, ALIGNMENT)
+        places = flat_places(shape, shard, ALIGNMENT)
+        size = places[-1].stop if places else 0
+        self.regions = tuple(_regions(places))
+        self._places = {place.param.name: place for place in places}
         self.boxes: Mapping[str, Box] = {name: place.box for name, place in self._places.items()}
         self.owned = ((0, size),) if shard.owned is None else shard.owned
         kept = sum(stop - start for start, stop in self.owned)
@@ -99,7 +95,10 @@ class ShardState:
         self.params = self.compute if compute == master else torch.zeros(kept, dtype=master, device=device)
         self.exp_avg, self.exp_avg_sq = (torch.zeros(kept, dtype=master, device=device) for _ in range(2))
         self._flat = dict(zip(KINDS, (self.params, self.exp_avg, self.exp_avg_sq), strict=True))
-        self._pieces = {name: tuple(self._owned_pieces(place)) for name, place in self._places.items()}
+        self._pieces = {
+            name: tuple(piece for span in self.owned for piece in place.within(*span))
+            for name, place in self._places.items()
+        }
         stage = build_stage(model, shard.start, shard.stop, shard.part, shard.parts, device, seed)
         self.stage = self._with_parameters(stage.to(compute))
 
@@ -163,18 +162,9 @@ class ShardState:
             before += last - first
         raise KeyError(kind)
 
-    def _owned_pieces(self, place: _Place) -> Iterator[tuple[Box, int]]:
-        """Boxes of a parameter whose elements are owned, each with where they begin in `compute`."""
-        for first, last in self.owned:
-            start, stop = max(first, place.start), min(last, place.start + place.box.size)
-            at = start
-            for box in flat_boxes(place.box, start - place.start, stop - place.start):
-                yield box, at
-                at += box.size
-
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the whole tensor "KIND/NAME" of which a box is held. Raises KeyError for what this shard does not hold."""
-        return self._shapes[name.partition("/")[2]]
+        return self._places[name.partition("/")[2]].param.shape
 
     def grad(self, parameter: str) -> Tensor:
         """A view of the summed gradient of the held box of a parameter."""
@@ -207,7 +197,7 @@ class ShardState:
 
     def initialise(self, seed: int) -> None:
         """Version 0: parameters by seed and name, moments zero."""
-        shapes = {name: self._shapes[name] for name, owned in self._pieces.items() if owned}
+        shapes = {name: self._places[name].param.shape for name, owned in self._pieces.items() if owned}
         for name, whole in initial_values(self._model, seed, shapes):
             for box, _ in self._pieces[name]:
                 self.view(f"param/{name}", box).copy_(whole[box.slices])
@@ -222,38 +212,20 @@ class ShardState:
                 self.compute[start:stop].copy_(self.range("param", start, stop))
 
 
-def _arrange(shape: ModelShape, shard: Shard, alignment: int) -> tuple[tuple[Region, ...], dict[str, _Place], int]:
-    """Regions, the place of each parameter, and the length of the buffers.
+def _regions(places: Iterable[Place]) -> Iterator[Region]:
+    """Neighbours of one layer that are treated alike, as one; each tied parameter for itself."""
 
-    Args:
-        alignment: of each tensor, in elements.
-    """
-    tied = set(shape.tied())
-    boxes = {param.name: (param, box) for param, box in shard.boxes(shape)}
-    runs: list[tuple[int, list[ParamShape]]] = [(-1, [boxes[n][0]]) for n in shape.tied() if n in boxes]
-    for index in range(shard.start, shard.stop):
-        untied = [param for param in shape.layers[index].params if param.name not in tied]
-        untied.sort(key=lambda param: (param.split is None, len(param.shape) < 2))
-        runs.append((index, untied))
-    regions: list[Region] = []
-    places: dict[str, _Place] = {}
-    end = 0
-    for layer, params in runs:
-        for param in params:
-            box = boxes[param.name][1]
-            places[param.name] = _Place(end, box.shape, box)
-            start, end = end, end + -(-box.size // alignment) * alignment
-            cut, decay = param.split is not None, len(param.shape) >= 2
-            last = regions[-1] if regions else None
-            if last is not None and layer >= 0 and (last.layer, last.cut, last.decay) == (layer, cut, decay):
-                regions[-1] = Region(last.start, end, layer, cut, decay, (*last.names, param.name))
-            else:
-                regions.append(Region(start, end, layer, cut, decay, (param.name,)))
-    return tuple(regions), places, end
+    def alike(place: Place) -> tuple[int, bool, bool, str]:
+        tied = place.param.name if place.layer < 0 else ""
+        return place.layer, place.param.split is not None, len(place.param.shape) >= 2, tied
+
+    for (layer, cut, decay, _), group in groupby(places, key=alike):
+        inside = list(group)
+        yield Region(inside[0].start, inside[-1].stop, layer, cut, decay, tuple(place.param.name for place in inside))
 
 
-def _view(flat: Tensor, place: _Place) -> Tensor:
-    return flat[place.start : place.start + place.box.size].view(place.shape)
+def _view(flat: Tensor, place: Place) -> Tensor:
+    return flat[place.start : place.start + place.box.size].view(place.box.shape)
 
 
 def _adder(total: Tensor) -> Callable[[Tensor], None]:

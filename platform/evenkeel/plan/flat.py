@@ -29,6 +29,13 @@ class Place:
     start: int
     stop: int
 
+    def within(self, start: int, stop: int) -> Iterator[tuple[Box, int]]:
+        """What of the box lies in elements start to stop of the buffers, as boxes, each with where it begins there."""
+        first, last = max(start, self.start), min(stop, self.start + self.box.size)
+        for box in flat_boxes(self.box, first - self.start, last - self.start):
+            yield box, first
+            first += box.size
+
 
 def flat_places(model: ModelShape, shard: Shard, alignment: int) -> tuple[Place, ...]:
     """The shard's parameters in the order of the flat buffers.

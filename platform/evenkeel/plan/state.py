@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from evenkeel.core.boxes import Box
 from evenkeel.core.model import ModelShape, Shard
-from evenkeel.plan.flat import ALIGNMENT, flat_boxes, flat_places
+from evenkeel.plan.flat import ALIGNMENT, flat_places
 
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 """The three tensors of each parameter: itself and AdamW's moments. A tensor is named "KIND/PARAMETER"."""
@@ -25,7 +25,6 @@ def slices(model: ModelShape, shard: Shard, alignment: int = ALIGNMENT) -> tuple
     found: list[Slice] = []
     for place in flat_places(model, shard, alignment):
         for start, stop in shard.owned:
-            within = max(start - place.start, 0), min(stop - place.start, place.box.size)
-            for box in flat_boxes(place.box, *within):
+            for box, _ in place.within(start, stop):
                 found += [Slice(f"{kind}/{place.param.name}", box) for kind in KINDS]
     return tuple(found)

@@ -7,7 +7,7 @@ from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout
 from evenkeel.core.model import ModelShape, ParamShape
 from evenkeel.plan.copies import Copies
-from evenkeel.plan.flat import ALIGNMENT, flat_boxes, flat_places
+from evenkeel.plan.flat import ALIGNMENT, flat_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,7 @@ def written_by(
                 continue
             pieces: list[Piece] = []
             for place in ownership.places:
-                first, last = max(part.start, place.start), min(part.stop, place.start + place.box.size)
-                if first >= last or (place.param.split is None and ownership.group.part > 0):
-                    continue
-                at = origin + first
-                for box in flat_boxes(place.box, first - place.start, last - place.start):
-                    pieces.append(Piece(place.param, box, at))
-                    at += box.size
+                if place.param.split is not None or ownership.group.part == 0:
+                    pieces += [Piece(place.param, box, origin + at) for box, at in place.within(part.start, part.stop)]
             spans.append(Span(origin + part.start, origin + part.stop, tuple(pieces)))
     return tuple(spans)
