@@ -29,6 +29,8 @@ def test_sizes_and_folders(files: Files) -> None:
     files.replace("c/deep/x", b"x")
     files.replace("c/also/x", b"x")
     assert files.sizes("c") == {"one": 1, "two": 2}
+    files.replace("top", b"123")
+    assert files.sizes("") == {"top": 3}
     assert files.folders("c") == ["also", "deep"]
 
 

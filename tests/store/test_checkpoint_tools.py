@@ -610,7 +610,7 @@ def test_headers_are_read_as_the_library_reads_them(tmp_path: Path) -> None:
     state = make_state()
     save_file(state, tmp_path / "model.safetensors", metadata={"made": "by the library"})
     files = LocalFiles(tmp_path)
-    entries = plain.read_header(files, "model.safetensors", exporting.sizes(files)["model.safetensors"])
+    entries = plain.read_header(files, "model.safetensors", files.sizes("")["model.safetensors"])
     data = (tmp_path / "model.safetensors").read_bytes()
     assert {e.name: (e.shape, data[e.start : e.stop]) for e in entries} == {
         name: (value.shape, value.tobytes()) for name, value in state.items()

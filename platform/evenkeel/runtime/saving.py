@@ -12,6 +12,7 @@ from evenkeel.core.codec import dump, load
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.model import ModelShape
 from evenkeel.plan.state import KINDS
+from evenkeel.store.batches import batches
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Want
 from evenkeel.store.checkpoints import Checkpoints
@@ -84,15 +85,9 @@ def read(run: RunDirectory, version: Version, wants: Sequence[Want], moved: Call
     if found is None or found.manifest.version != version:
         there = "is gone" if found is None else f"is now that of generation {found.manifest.version.generation}"
         raise CheckpointDamaged(f"the checkpoint of step {version.step}, generation {version.generation}, {there}")
-    batch: list[Want] = []
-    for want in wants:
-        batch.append(want)
-        if sum(w.buffer.nbytes for w in batch) >= BATCH_BYTES:
-            moved()
-            found.read(batch)
-            batch = []
-    moved()
-    found.read(batch)
+    for batch in batches(wants, lambda want: want.buffer.nbytes, BATCH_BYTES):
+        moved()
+        found.read(batch)
 
 
 def shapes(model: ModelShape) -> Mapping[str, tuple[int, ...]]:

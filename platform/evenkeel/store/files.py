@@ -148,8 +148,9 @@ class LocalFiles:
     def sizes(self, folder: str) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for name in self.names(folder):
-            with _told(self.where(f"{folder}/{name}"), OSError), suppress(FileNotFoundError):
-                sizes[name] = self.path(f"{folder}/{name}").stat().st_size
+            path = self.path(folder) / name
+            with _told(str(path), OSError), suppress(FileNotFoundError):
+                sizes[name] = path.stat().st_size
         return sizes
 
     def folders(self, folder: str) -> list[str]:

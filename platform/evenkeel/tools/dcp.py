@@ -28,7 +28,7 @@ from evenkeel.store.checkpoint_tiling import check_tiling
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import LocalFiles
 from evenkeel.store.manifest import TensorRecord
-from evenkeel.tools.exporting import check_empty, read_origin, sizes, write_origin
+from evenkeel.tools.exporting import check_empty, read_origin, write_origin
 from evenkeel.tools.importing import Foreign, Source
 from evenkeel.tools.text import Advance
 
@@ -168,7 +168,7 @@ def _stop(chunk: Any) -> Iterator[int]:
 def _check_sizes(folder: LocalFiles, found: Mapping[str, TensorStorageMetadata]) -> None:
     """What the metadata says is made room for: it cannot be more than the files hold."""
     said = sum(prod(stored.size) * stored.properties.dtype.itemsize for stored in found.values())
-    held = sum(sizes(folder).values())
+    held = sum(folder.sizes("").values())
     if said > held:
         raise StoreError(f"{folder.where()}: tensors of {said} bytes in files of {held}; a file is missing or cut")
 

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from evenkeel.core.boxes import Box, full
+from evenkeel.store.batches import batches
 from evenkeel.store.checkpoint_reader import Checkpoint, Want
 from evenkeel.store.errors import StoreError
-from evenkeel.store.files import Files, LocalFiles
+from evenkeel.store.files import Files
 from evenkeel.store.final import ITEM_BYTES
 from evenkeel.store.journal import check_format
 from evenkeel.store.manifest import TensorRecord
@@ -34,12 +35,6 @@ def check_empty(files: Files) -> None:
     """Raises StoreError unless nothing is there: what is written must not be mixed with anything else."""
     if files.names("") or files.folders(""):
         raise StoreError(f"{files.where()}: is not empty; name a folder that is, or that does not exist")
-
-
-def sizes(files: Files) -> dict[str, int]:
-    """Bytes of each file of the folder itself."""
-    # LocalFiles takes "" + "/" + a name for an absolute path, ObjectFiles knows no ".".
-    return files.sizes("." if isinstance(files, LocalFiles) else "")
 
 
 def write_origin(files: Files, checkpoint: Checkpoint, readme: str) -> None:
@@ -82,15 +77,9 @@ def blocks(checkpoint: Checkpoint, tensors: Iterable[TensorRecord]) -> Iterator[
     Raises:
         CheckpointDamaged, StoreError: as Checkpoint.read.
     """
-    batch: list[tuple[str, Box, int]] = []
-    held = 0
-    for block in (block for tensor in tensors for block in _rows(tensor)):
-        if batch and held + block[2] > BLOCK_BYTES:
-            yield from _read(checkpoint, batch)
-            batch, held = [], 0
-        batch.append(block)
-        held += block[2]
-    yield from _read(checkpoint, batch)
+    rows = (block for tensor in tensors for block in _rows(tensor))
+    for batch in batches(rows, lambda block: block[2], BLOCK_BYTES):
+        yield from _read(checkpoint, batch)
 
 
 def _rows(tensor: TensorRecord) -> Iterator[tuple[str, Box, int]]:

@@ -15,6 +15,7 @@ from evenkeel.core.boxes import full
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage
 from evenkeel.plan.state import KINDS
+from evenkeel.store.batches import batches
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import FOLDER, Checkpoints
@@ -116,7 +117,7 @@ def import_source(
     store.remove(at.step)  # what an import that was interrupted has left
     dtypes = {t.tensor: target_dtype(t, expected) for t in source.tensors}
     parts: list[Part] = []
-    for pieces in _batches(_pieces(source.tensors, dtypes, zeroed, tell)):
+    for pieces in batches(_pieces(source.tensors, dtypes, zeroed, tell), lambda piece: piece.data.nbytes, PART_BYTES):
         parts.append(store.write(at, f"{WRITER}-{len(parts):04d}", pieces))
         del pieces  # not to be held while the next are read
     every = {f"{kind}/{name}": shape for name, shape in shapes.items() for kind in KINDS}
@@ -268,19 +269,6 @@ def _pieces(tensors: Sequence[Foreign], dtypes: Mapping[str, str], zeroed: bool,
             for kind in KINDS[1:]:
                 yield Piece(f"{kind}/{t.tensor.removeprefix('param/')}", dtype, t.shape, box, zeros)
                 tell(zeros.nbytes)
-
-
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    held = 0
-    for piece in pieces:
-        if batch and held + piece.data.nbytes > PART_BYTES:
-            yield batch
-            batch, held = [], 0
-        batch.append(piece)
-        held += piece.data.nbytes
-    if batch:
-        yield batch
 
 
 def converted(data: memoryview, old: str, new: str) -> memoryview:

@@ -15,7 +15,7 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.final import ITEM_BYTES, FinalWriter, TensorSpec
 from evenkeel.store.manifest import TensorRecord
-from evenkeel.tools.exporting import blocks, check_empty, read_origin, sizes, write_origin
+from evenkeel.tools.exporting import blocks, check_empty, read_origin, write_origin
 from evenkeel.tools.importing import Foreign, Source
 from evenkeel.tools.text import Advance
 
@@ -101,7 +101,7 @@ def source(folder: Files, weights_only: bool) -> Source:
     Raises:
         StoreError: if there are none, or a header is not that of a safetensors file; names file and tensor.
     """
-    found = {name: size for name, size in sizes(folder).items() if name.endswith(".safetensors")}
+    found = {name: size for name, size in folder.sizes("").items() if name.endswith(".safetensors")}
     models = [name for name in found if name.startswith("model")]
     if not models:
         raise StoreError(f"{folder.where()}: there is no {MODEL}, and no model-*.safetensors")
