@@ -5,6 +5,9 @@ from typing import Any
 
 from evenkeel.core.ids import WorkerId
 
+PLANNED = ("pause", "stop", "resumed")
+"""Causes that are asked for rather than suffered; the last is a run that is submitted again."""
+
 
 @dataclass
 class Incident:
@@ -36,8 +39,8 @@ class Incident:
 
     @property
     def planned(self) -> bool:
-        """Asked for rather than suffered: a pause, a stop, or a run that is submitted again."""
-        return self.cause in ("pause", "stop", "resumed")
+        """Asked for rather than suffered."""
+        return self.cause in PLANNED
 
     def __post_init__(self) -> None:
         self.aborted_at = self.begun_at

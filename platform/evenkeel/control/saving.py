@@ -107,11 +107,10 @@ def settled(s: State, decision: m.Decision) -> None:
 
 def _is_known(s: State, version: Version) -> bool:
     """Whether this life knows that it is being saved: what is told of it may come before the vote becomes visible."""
-    if version in s.uploads:
-        return True
     world = s.world
-    ahead = world is not None and version.generation == world.generation and version.step > s.visible
-    return ahead and world is not None and not s.decided(world)
+    if version in s.uploads or world is None:
+        return version in s.uploads
+    return version.generation == world.generation and version.step > s.visible and not s.decided(world)
 
 
 def _upload(s: State, now: float, version: Version) -> Upload:

@@ -69,13 +69,13 @@ class GradientSums:
         self._progress = progress
         self._tensor_group = tensor_group
         self._replicated = [state.grads[r.span] for r in state.regions if not r.cut]
-        self._shares: list[Tensor] = []
+        self._squared: list[Tensor] = []
         self._buckets: list[_Bucket] = []
         counts = layout.places[worker].tp == 0
         for ownership in in_order(copies.groups):
             if worker in ownership.group.members:
                 origin = state.span(ownership.group.params).start
-                self._shares += self._counted(ownership, origin, worker, counts)
+                self._squared += self._counted(ownership, origin, worker, counts)
                 if len(ownership.group.members) > 1:
                     self._buckets += self._cut(ownership, origin, group_of(ownership.group))
         self._by_param = {name: bucket for bucket in self._buckets for name in bucket.params}
@@ -135,7 +135,7 @@ class GradientSums:
 
     def squares(self) -> float:
         """This worker's part of the squared norm of the summed gradients; not finite if one of its gradients is not."""
-        parts = [torch.dot(share, share) for share in self._shares]
+        parts = [torch.dot(part, part) for part in self._squared]
         return float(torch.stack(parts).double().sum()) if parts else 0.0
 
     # ------------------------------------------------------------ parts
@@ -159,18 +159,11 @@ class GradientSums:
 
     def _cut(self, ownership: Ownership, origin: int, process_group: Group) -> Iterable[_Bucket]:
         """A group's units, the last layers first; the same in every member, as they hold the same regions."""
-        members = ownership.group.members
         everybody = self._state.shard.owned is None
         for start, stop in reversed(ownership.units):
-            inside = [place for place in ownership.places if start <= place.start < stop]
-            names = tuple(place.param.name for place in inside)
-            shares = tuple(
-                Share(part.start - start, part.stop - start, tuple(members.index(w) for w in part.owners))
-                for part in ownership.parts
-                if start <= part.start < stop
-            )
-            span = slice(origin + start, origin + stop)
-            yield _Bucket(process_group, span, None if everybody else shares, names)
+            names = tuple(place.param.name for place in ownership.places if start <= place.start < stop)
+            shares = None if everybody else tuple(_shares(ownership, start, stop))
+            yield _Bucket(process_group, slice(origin + start, origin + stop), shares, names)
 
     def _counted(
         self, ownership: Ownership, origin: int, worker: WorkerId, counts_replicated: bool
@@ -185,7 +178,16 @@ class GradientSums:
                     yield from torch.split(self._state.grads[start:stop], SQUARED)
 
 
+def _shares(ownership: Ownership, start: int, stop: int) -> Iterable[Share]:
+    """The parts of a unit, counted from its first element, with ranks for owners."""
+    rank = {worker: index for index, worker in enumerate(ownership.group.members)}
+    for part in ownership.parts:
+        if start <= part.start < stop:
+            yield Share(part.start - start, part.stop - start, tuple(rank[worker] for worker in part.owners))
+
+
 def in_order(groups: Sequence[Ownership]) -> list[Ownership]:
     """Sync groups in the order in which their sums are issued: as the backward pass finishes them, tied ones last."""
+    untied = [ownership for ownership in groups if not ownership.group.name.startswith("tied.")]
     tied = [ownership for ownership in groups if ownership.group.name.startswith("tied.")]
-    return [*reversed([ownership for ownership in groups if ownership not in tied]), *tied]
+    return [*reversed(untied), *tied]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evenkeel.control.incident import PLANNED
+
 PHASES = ("detect", "abort", "settle", "plan", "regroup", "reshard", "first_step")
 """detect: last sign of life to decision. abort: to everybody's answer. settle: to everybody's acknowledgement of what
 becomes of the open step. plan: layout, journal, telling. regroup: process groups. reshard: missing slices.
@@ -10,8 +12,6 @@ first_step: to the next commit. Where another fault came during the repair, thos
 
 BESIDE = {"earlier": "earlier attempts", "waited": "waited for workers"}
 """Fields beside the phases, which with them add up to the total, and what they are called."""
-
-PLANNED = ("pause", "stop", "resumed")
 
 
 def phase_times(incident: Mapping[str, Any]) -> dict[str, float]:
