@@ -9,7 +9,6 @@ from evenkeel.core.boxes import Box
 from evenkeel.core.model import ParamShape
 from evenkeel.engine.job import FinalTensors
 from evenkeel.engine.training import Training
-from evenkeel.plan.copies import copies_of
 from evenkeel.plan.writers import written_by
 
 
@@ -55,10 +54,9 @@ def _validate(t: Training) -> float | None:
 def _parts(t: Training) -> dict[str, list[tuple[int, Box]]]:
     """By parameter the boxes that make it up, each with the rank of its first owner."""
     layout, model = t.world.layout, t.job.shape
-    copies = copies_of(t.world, model)
     parts: dict[str, list[tuple[int, Box]]] = {}
     for worker in layout.members:
-        for span in written_by(worker, copies, layout, model):
+        for span in written_by(worker, t.copies, layout, model):
             for piece in span.pieces:
                 parts.setdefault(piece.param.name, []).append((layout.places[worker].rank, piece.box))
     return parts

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from evenkeel.control import messages as m
 from evenkeel.core.ids import Version, WorkerId
-from evenkeel.core.world import World
+from evenkeel.core.layout import Layout
 from evenkeel.engine.job import Job, Piece
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.state import ShardState
-from evenkeel.plan.copies import copies_of
+from evenkeel.plan.copies import Copies
 from evenkeel.plan.state import KINDS
 from evenkeel.plan.writers import Span, written_by
 
@@ -43,8 +43,8 @@ class Saver:
         self.busy = False
         """Whether the last copy is not written yet, so that its buffers may not be overwritten."""
 
-    def begin(self, state: ShardState, world: World) -> None:
-        """Makes ready to save this worker's part of what the world trains."""
+    def begin(self, state: ShardState, layout: Layout, copies: Copies) -> None:
+        """Makes ready to save this worker's part of what a world trains."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
             self._thread.start()
@@ -54,8 +54,7 @@ class Saver:
             try:
                 room = None if self._part is None else self._part.room
                 self._part = None  # so that after an error nothing of another world is saved
-                copies = copies_of(world, self._job.shape)
-                spans = written_by(self._id, copies, world.layout, self._job.shape)
+                spans = written_by(self._id, copies, layout, self._job.shape)
                 self._part = _Part(state, spans, room)
             finally:
                 ready.set()

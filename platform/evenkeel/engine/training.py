@@ -38,6 +38,7 @@ class Training:
     """One generation on one worker.
 
     Attributes:
+        copies: who owns what of the state.
         sums: of the gradients.
     """
 
@@ -62,10 +63,11 @@ class Training:
         watched = None if tensor is None else _Watched(tensor, progress)
         memory.state.set_group(watched)
         self._loss_group = loss_group(job.model, watched)
+        self.copies = copies_of(world, job.shape)
         self.sums = GradientSums(
             memory.state,
             world.layout,
-            copies_of(world, job.shape),
+            self.copies,
             me,
             lambda g: groups[sum_name(g)],
             tensor,

@@ -207,11 +207,11 @@ class Worker:
             self._progress.check()
             seat.member.resharded(memory.state.shard, world.base)
             self._holdings.adopt(memory, seat.member.holdings)
-        if world.checkpoint_every is not None:
-            self._saver.begin(memory.state, world)
         training = Training(
             self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver
         )
+        if world.checkpoint_every is not None:
+            self._saver.begin(memory.state, world.layout, training.copies)
         self._send(m.Joined(self._id, world.generation, regrouped - begun, time.monotonic() - regrouped))
         return training
 

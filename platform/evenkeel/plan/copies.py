@@ -66,10 +66,25 @@ class Ownership:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Who owns what, by sync group in their one order, and what that survives, in words."""
+    """Who owns what, by sync group in their one order; `asked` is how many owners each slice was to have."""
 
     groups: tuple[Ownership, ...]
-    reason: str
+    asked: int
+    node_of: Mapping[WorkerId, NodeId]
+
+    @property
+    def reason(self) -> str:
+        """What it survives, in words."""
+        parts = [part for ownership in self.groups for part in ownership.parts]
+        total = sum(ownership.size for ownership in self.groups)
+        alone = sum(p.stop - p.start for p in parts if len({self.node_of[w] for w in p.owners}) == 1)
+        fewest = min(min(self.asked, len(ownership.group.members)) for ownership in self.groups)
+        short = "" if fewest == self.asked else f" (asked for {self.asked}; a group has only {fewest} members)"
+        kept = f"each slice of optimizer state has at least {fewest} {'owner' if fewest == 1 else 'owners'}{short}"
+        if alone == 0:
+            return f"{kept}, on different nodes"
+        whose = "has its only owner" if fewest == 1 else "has its owners"
+        return f"{kept}; {alone / total:.0%} of it {whose} on one node"
 
 
 def place_copies(
@@ -104,7 +119,7 @@ def place_copies(
         owners = _owners(group.members, copies, node_of)
         parts = tuple(part for unit in units for part in _cut(unit, owners, alignment))
         groups.append(Ownership(group, places, units, parts))
-    return Copies(tuple(groups), _reason(groups, copies, node_of))
+    return Copies(tuple(groups), copies, node_of)
 
 
 def copies_of(world: World, model: ModelShape) -> Copies:
@@ -184,14 +199,3 @@ def _cut(unit: tuple[int, int], owners: Sequence[tuple[WorkerId, ...]], alignmen
     for (a, b), owning in zip(pairwise(bounds), owners, strict=True):
         if a < b:
             yield Part(a, b, owning)
-
-
-def _reason(groups: Sequence[Ownership], copies: int, node_of: Mapping[WorkerId, NodeId]) -> str:
-    total = sum(ownership.size for ownership in groups)
-    alone = sum(p.stop - p.start for o in groups for p in o.parts if len({node_of[w] for w in p.owners}) == 1)
-    fewest = min(min(copies, len(ownership.group.members)) for ownership in groups)
-    short = "" if fewest == copies else f" (asked for {copies}; a group has only {fewest} members)"
-    kept = f"each slice of optimizer state has at least {fewest} {'owner' if fewest == 1 else 'owners'}{short}"
-    if alone == 0:
-        return f"{kept}, on different nodes"
-    return f"{kept}; {alone / total:.0%} of it {'has its only owner' if fewest == 1 else 'has its owners'} on one node"
