@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from evenkeel.control import messages as m
-from evenkeel.control import saving
+from evenkeel.control import holders, saving
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
 from evenkeel.core.ids import INITIAL
@@ -13,6 +13,7 @@ from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.layout import Infeasible, Planned, plan_layout
+from evenkeel.plan.mirrors import are_needed
 
 
 def try_form(s: State, now: float) -> None:
@@ -33,13 +34,19 @@ def try_form(s: State, now: float) -> None:
         deaths = s.trouble.deaths(s.committed.step + 1)
         what = f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
         what = f"{deaths}; {what}" if deaths else what
-        if saving.newer_is_coming(s):
+        mirrored = holders.newest_mirrored(s)
+        if mirrored is not None and saving.is_newest(s, mirrored):
+            saving.go_back(s, mirrored, f"{what}; back to the mirrors of step {mirrored.step}")
+            sources = _sources(s)
+            lost = ()
+        elif saving.newer_is_coming(s):
             _wait_for(s, f"a checkpoint to be written, as {what}")
             return
-        saving.restore(s, what)
-        if isinstance(s.mode, Ended):
-            return
-        sources = ()
+        else:
+            saving.restore(s, what)
+            if isinstance(s.mode, Ended):
+                return
+            sources = ()
     until = gathers_until(s)
     if until is None or now >= until:
         planned = _plan(s)
@@ -95,6 +102,8 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     layout = planned.layout
     s.generation += 1
     infos = tuple(s.roster.alive[w] for w in layout.members)
+    copies = _copies(s, len(layout.pipelines))
+    mirrors = s.policy.mirror_every > 0 and are_needed(layout, copies)
     world = World(
         generation=s.generation,
         layout=layout,
@@ -107,7 +116,9 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         reason=planned.reason,
         saved=saved,
         checkpoint_every=s.policy.checkpoint_every,
-        copies=_copies(s, len(layout.pipelines)),
+        copies=copies,
+        mirror_every=s.policy.mirror_every if mirrors else None,
+        mirrored=holders.newest_mirrored(s) if mirrors else None,
     )
     spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
     s.journal.append(m.WorldOpened(world, spares))
@@ -170,12 +181,13 @@ def send_flags(s: State, world: World) -> None:
 
 def _sources(s: State) -> tuple[Source, ...]:
     """Who holds the committed version, by lineage: step and generation must both agree (rule 7)."""
-    return tuple(
+    held = (
         Source(w, held.shard)
         for w, holdings in sorted(s.holdings.items())
         for held in holdings
         if held.version == s.committed
     )
+    return tuple(dict.fromkeys(held))  # a mirror may be of the committed version too
 
 
 def _lost_slices(s: State, sources: Iterable[Source]) -> tuple[str, ...]:

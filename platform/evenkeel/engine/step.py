@@ -7,7 +7,7 @@ import time
 import torch
 
 from evenkeel.control.messages import Reported
-from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
+from evenkeel.core.vote import SLOTS, Slot, Vote, put_flags
 from evenkeel.engine.faults import Faults
 from evenkeel.engine.holdings import Memory
 from evenkeel.engine.job import Settings
@@ -92,7 +92,6 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     finite = math.isfinite(squares) and math.isfinite(training.loss)
     if not finite:
         _say_where(t, step, training.loss)
-    flags = t.seat.flags(step)
     ballot = [0.0] * SLOTS
     ballot[Slot.ONES] = 1.0
     ballot[Slot.STEP] = step
@@ -100,9 +99,8 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     ballot[Slot.TOKENS] = training.tokens if finite else 0.0
     ballot[Slot.LOSS] = training.loss if finite else 0.0
     ballot[Slot.NONFINITE] = 0.0 if finite else 1.0
-    ballot[Slot.PAUSE] = float(Flags.PAUSE in flags)
-    ballot[Slot.CHECKPOINT] = float(Flags.CHECKPOINT in flags)
-    ballot[Slot.STOP] = float(Flags.STOP in flags)
+    put_flags(ballot, t.seat.flags(step))
+    ballot[Slot.MIRRORING] = float(t.seat.mirroring())
     ballot[Slot.BUSY] = float(t.seat.busy(step, t.saver.busy))
     if math.isfinite(validation.loss):
         ballot[Slot.EVAL_TOKENS] = validation.tokens

@@ -12,6 +12,7 @@ from torch import Tensor
 from evenkeel.core.ids import WorkerId
 from evenkeel.engine.groups import Group, Pending
 from evenkeel.engine.progress import Progress
+from evenkeel.engine.slices import OwnedSlices
 from evenkeel.engine.state import ShardState
 from evenkeel.plan.reshard import Resharding, Transfer
 
@@ -20,7 +21,7 @@ def carry_out(
     plan: Resharding,
     me: WorkerId,
     target: ShardState,
-    sources: Sequence[ShardState],
+    sources: Sequence[OwnedSlices],
     group: Group,
     progress: Progress,
 ) -> None:
@@ -43,7 +44,7 @@ def carry_out(
     for (source_id, target_id), moves in _pairs(plan):
         progress.check()
         if source_id == me:
-            packed = torch.cat([_read(sources, move) for move in moves])
+            packed = torch.cat([_read(sources, move) for move in moves]).to(target.params.device)
             with progress.communicating():
                 sends.append(group.isend(packed, rank[target_id]))
         elif target_id == me:
@@ -69,6 +70,6 @@ def _pair(move: Transfer) -> tuple[WorkerId, WorkerId]:
     return move.source, move.target
 
 
-def _read(sources: Sequence[ShardState], move: Transfer) -> Tensor:
+def _read(sources: Sequence[OwnedSlices], move: Transfer) -> Tensor:
     source = next(s for s in sources if s.holds(move.tensor, move.box))
     return source.view(move.tensor, move.box).reshape(-1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from evenkeel.control import messages as m
-from evenkeel.core.ids import NodeId, Version, WorkerId
+from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
@@ -21,6 +21,7 @@ from evenkeel.engine.final import finish
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet
 from evenkeel.engine.holdings import Holdings
 from evenkeel.engine.job import CheckpointError, Job
+from evenkeel.engine.mirror import Mirrors
 from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
 from evenkeel.engine.saver import Saver
@@ -65,6 +66,7 @@ class Worker:
         self._faults = Faults(worker_id, job.settings.faults, job.fault_once)
         self._holdings = Holdings(job, self._device)
         self._saver = Saver(worker_id, job, send)
+        self._mirrors = Mirrors(worker_id, job.shape, self._seat)
         self._groups: GroupSet | None = None
         self._aborts = 0
         self._tasks: queue.SimpleQueue[World | Vote | None] = queue.SimpleQueue()
@@ -125,6 +127,7 @@ class Worker:
         self._tasks.put(None)
         self._thread.join()
         self._saver.close()
+        self._mirrors.close()
         self._store.close()
 
     # ------------------------------------------------------------ control threads
@@ -202,16 +205,21 @@ class Worker:
         self._faults.recovering(world)
         self._progress.enter("reshard")
         seat = self._seat
-        memory = self._holdings.reshard(world, self._id, seat.member.holdings, groups.world, self._progress)
+        mirrored = self._mirrors.of(world.base)
+        memory = self._holdings.reshard(world, self._id, seat, mirrored, groups.world, self._progress)
         with seat.changed:
             self._progress.check()
             seat.member.resharded(memory.state.shard, world.base)
-            self._holdings.adopt(memory, seat.member.holdings)
+            self._holdings.adopt(memory, seat.member.trained)
         training = Training(
             self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver
         )
         if world.checkpoint_every is not None:
             self._saver.begin(memory.state, world.layout, training.copies)
+        if world.mirror_every is not None:
+            self._mirrors.begin(world, training.copies)
+            if world.base != INITIAL:
+                self._mirrors.copy(world.base, memory.state, groups)
         self._send(m.Joined(self._id, world.generation, regrouped - begun, time.monotonic() - regrouped))
         return training
 
@@ -221,6 +229,9 @@ class Worker:
             self._seat.wait_for_room(world.generation)
             vote = train_step(training, step)
             self._commit(vote)
+            if vote.mirrors:
+                version = Version(vote.step, vote.generation)
+                self._mirrors.copy(version, training.memory.state, training.groups)
             if vote.flags & (Flags.PAUSE | Flags.STOP):
                 return
         finished = self._seat.finished(finish(training))
@@ -233,7 +244,7 @@ class Worker:
         """Also for a step that is settled after its world broke. Whoever fails in it holds torn state (rule 8)."""
         self._progress.phase = "commit"
         try:
-            self._holdings.keep(self._seat.member.holdings)
+            self._holdings.keep(self._seat.member.trained)
             report = commit(self._holdings.current, self._job.settings, vote, self._seat, self._faults)
             if vote.saves:
                 self._faults.fire("save", vote.step)
@@ -262,6 +273,8 @@ class Worker:
         with self._seat.changed:
             groups, self._groups = self._groups, None
         if groups is not None:
+            groups.abort()
+            self._mirrors.wait()
             groups.close()
 
     def _park(self) -> None:

@@ -1,6 +1,5 @@
 """Everything about a run that can be known, and found wrong, before anything is started."""
 
-import logging
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from pathlib import Path
 import torch
 
 from evenkeel.config import Config, ConfigError, with_absolute_data, with_absolute_storage
-from evenkeel.config_check import without_effect
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import NodeId
 from evenkeel.core.layout import WorkerInfo
@@ -29,9 +27,6 @@ from evenkeel.runtime.job import CONTROLLER, JobMaker, ModelSource, make_data, m
 from evenkeel.runtime.names import worker_id
 from evenkeel.runtime.spec import ControllerFault, RunSpec, WorkerSpec
 from evenkeel.store.run_directory import RunDirectory
-
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -76,8 +71,6 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
     check_data(config, data, made)
     with _model_blamed(config, model):
         boundary_shapes(made, inputs, PRECISIONS[config.train.precision])
-    for key in without_effect(config):
-        log.warning("%s: %s has no effect yet", config.source(key), key)
     directory = RunDirectory.of(config.run.storage_path, config.run.name)
     each = resources(config)
     worker = WorkerSpec(
@@ -151,6 +144,7 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         spares=config.scaling.spares,
         max_bad_steps=config.train.max_bad_steps,
         copies=config.redundancy.copies,
+        mirror_every=config.redundancy.mirror_every,
         checkpoint_every=config.checkpoint.every_steps,
         max_checkpoint_failures=config.checkpoint.max_failures,
     )
