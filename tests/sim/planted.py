@@ -29,6 +29,8 @@ CONTROLLER = "control/controller.py"
 PROGRESS = "control/progress.py"
 SAVING = "control/saving.py"
 WORKER = "sim/worker.py"
+HOLDERS = "control/holders.py"
+MIRROR = "sim/mirror.py"
 
 BUGS = (
     bug(
@@ -433,5 +435,51 @@ BUGS = (
         "back-although-peers-hold-everything",
         0,
         (FORMING, "if lost and s.committed not in s.saved:", "if (lost or s.saved) and s.committed not in s.saved:"),
+    ),
+    bug(
+        "no-snapshot-of-its-own",
+        9,
+        (MIRROR, "self.take((world.generation, version, mine.shard), contents)\n", "self.worker.member.mirrors = ()\n"),
+    ),
+    bug(
+        "mirrors-overwritten-before-the-next-is-whole",
+        9,
+        (MEMBER, "return any(x.generation == self.generation and not x.is_whole for x in self.mirrors[-1:])", "return False"),
+    ),
+    bug(
+        "one-slot-for-mirrors",
+        9,
+        (MEMBER, "(*self.mirrors[-1:], Mirror(self.generation, version, shards))", "(Mirror(self.generation, version, shards),)"),
+    ),
+    bug(
+        "base-of-a-world-not-mirrored",
+        9,
+        (WORKER, "if world.mirror_every is not None and world.base != INITIAL:", "if False:"),
+    ),
+    bug(
+        "mirrors-not-kept-by-the-next-world",
+        9,
+        (FORMING, "mirrored=holders.newest_mirrored(s) if mirrors else None", "mirrored=None"),
+    ),
+    bug(
+        "mirrors-of-a-line-given-up",
+        7,
+        (HOLDERS, "held.version is not None and in_line(s, held.version)", "held.version is not None"),
+        (FORMING, "mirrored is not None and saving.is_newest(s, mirrored)", "mirrored is not None"),
+    ),
+    bug(
+        "mirror-labelled-before-its-last-byte",
+        8,
+        (MEMBER, "Mirror(self.generation, version, shards))", "Mirror(self.generation, version, shards, shards))"),
+    ),
+    bug(
+        "mirrors-that-lack-something-gone-back-to",
+        0,
+        (HOLDERS, "if not lost_slices(s.policy.model, mirrored[version]):", "if True:"),
+    ),
+    bug(
+        "older-mirrors-gone-back-to",
+        0,
+        (HOLDERS, "for version in newest_first(tuple(mirrored)):", "for version in reversed(newest_first(tuple(mirrored))):"),
     ),
 )

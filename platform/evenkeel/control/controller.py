@@ -91,6 +91,9 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             progress.reported(s, now, reports)
         case m.Failed():
             repair.failed(s, now, event)
+        case m.NotFinite(worker_id, step, what):
+            s.trouble.not_finite = f"{worker_id} met {what} in step {step}"
+            s.log("not_finite", worker_id=worker_id, text=what)
         case m.Answered():
             repair.answered(s, event)
         case m.Settled():

@@ -87,6 +87,15 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class NotFinite:
+    """A worker met an infinite or undefined loss or gradient in a step, which is skipped: `what` it was, in words."""
+
+    worker_id: WorkerId
+    step: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     worker_id: WorkerId
     generation: Generation
@@ -217,6 +226,7 @@ Event = (
     | StartFailed
     | Reported
     | Failed
+    | NotFinite
     | Answered
     | Settled
     | Joined

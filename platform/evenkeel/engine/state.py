@@ -160,10 +160,11 @@ class ShardState(OwnedSlices):
     def zero_grad(self) -> None:
         self.grads.zero_()
 
-    def initialise(self, seed: int) -> None:
-        """Version 0: parameters by seed and name, moments zero."""
+    def initialise(self, seed: int, moved: Callable[[], None] = lambda: None) -> None:
+        """Version 0: parameters by seed and name, moments zero. Calls `moved` for each tensor: it may take long."""
         shapes = {name: self._places[name].param.shape for name, owned in self._pieces.items() if owned}
         for name, whole in initial_values(self._model, seed, shapes):
+            moved()
             for box, _ in self._pieces[name]:
                 self.view(f"param/{name}", box).copy_(whole[box.slices])
         self.exp_avg.zero_()

@@ -1,12 +1,11 @@
 """The training step, from top to bottom. Elasticity enters it only as a new layout (see training.py)."""
 
 import math
-import sys
 import time
 
 import torch
 
-from evenkeel.control.messages import Reported
+from evenkeel.control.messages import NotFinite, Reported
 from evenkeel.core.vote import SLOTS, Slot, Vote, put_flags
 from evenkeel.engine.faults import Faults
 from evenkeel.engine.holdings import Memory
@@ -91,7 +90,7 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     squares = t.sums.squares()
     finite = math.isfinite(squares) and math.isfinite(training.loss)
     if not finite:
-        _say_where(t, step, training.loss)
+        t.send(NotFinite(t.me, step, _what(t, training.loss)))
     ballot = [0.0] * SLOTS
     ballot[Slot.ONES] = 1.0
     ballot[Slot.STEP] = step
@@ -108,13 +107,13 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     return ballot
 
 
-def _say_where(t: Training, step: int, loss: float) -> None:
-    """In this worker's log, because the vote only counts who met it."""
+def _what(t: Training, loss: float) -> str:
+    """What is not finite here, because the vote only counts who met it."""
     state = t.memory.state
     bad = [name for name in state.boxes if not bool(state.grad(name).isfinite().all())]
-    what = f"the gradients of {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
-    found = ([] if math.isfinite(loss) else ["the loss"]) + ([what] if bad else [])
-    print(f"step {step}: not finite here: {' and '.join(found) or 'the norm'}", file=sys.stderr, flush=True)
+    gradients = f"the gradients of {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+    found = ([] if math.isfinite(loss) else ["the loss"]) + ([gradients] if bad else [])
+    return f"{' and '.join(found) or 'a norm'} that {'is' if found == ['the loss'] or not found else 'are'} not finite"
 
 
 def _cast(t: Training, ballot: list[float]) -> tuple[float, ...]:

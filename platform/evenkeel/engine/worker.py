@@ -212,7 +212,7 @@ class Worker:
             seat.member.resharded(memory.state.shard, world.base)
             self._holdings.adopt(memory, seat.member.trained)
         training = Training(
-            self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver
+            self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver, self._send
         )
         if world.checkpoint_every is not None:
             self._saver.begin(memory.state, world.layout, training.copies)
