@@ -175,7 +175,8 @@ def conclude(s: State, now: float, done: dict[WorkerId, tuple[m.Held, ...]]) -> 
 
 
 def _describe(worker_id: WorkerId, fault: m.Fault) -> str:
-    where = f"worker {worker_id}, step {fault.step}, {fault.phase}"
+    at = f"after step {fault.step - 1}" if fault.phase == "finish" else f"step {fault.step}"
+    where = f"worker {worker_id}, {at}, {fault.phase}"
     if fault.layer:
         where += f", layer {fault.layer}, micro-batch {fault.micro}"
     return f"{where}: {fault.error}"

@@ -101,21 +101,26 @@ class Vote:
     @property
     def skip(self) -> bool:
         """Whether parameters stay as they are (rule 12: a pure function of the vote). The step still counts."""
-        return self.values[Slot.NONFINITE] > 0 or self.values[Slot.TOKENS] <= 0
+        return self.values[Slot.NONFINITE] > 0 or self.weight <= 0
+
+    @property
+    def weight(self) -> float:
+        """What the summed loss and gradients are divided by: valid tokens, or what else the model's loss counts."""
+        return self.values[Slot.TOKENS]
 
     @property
     def tokens(self) -> int:
-        return int(self.values[Slot.TOKENS])
+        return int(self.weight)
 
     @property
     def loss(self) -> float | None:
         """Mean loss per token; None in a skipped step."""
-        return None if self.skip else self.values[Slot.LOSS] / self.values[Slot.TOKENS]
+        return None if self.skip else self.values[Slot.LOSS] / self.weight
 
     @property
     def grad_norm(self) -> float | None:
         """Euclidean norm of the mean gradient; None in a skipped step."""
-        return None if self.skip else float(self.values[Slot.GRAD_SQUARES] ** 0.5 / self.values[Slot.TOKENS])
+        return None if self.skip else float(self.values[Slot.GRAD_SQUARES] ** 0.5 / self.weight)
 
     @property
     def eval_loss(self) -> float | None:

@@ -68,7 +68,7 @@ def commit(memory: Memory, settings: Settings, vote: Vote, seat: Seat, faults: F
     faults.fire("commit", vote.step)
     if vote.grad_norm is not None:
         rate = rate_of(settings, vote.step)
-        memory.optimizer.step(vote.step, rate, gradient_scale(vote.tokens, vote.grad_norm, settings.grad_clip))
+        memory.optimizer.step(vote.step, rate, gradient_scale(vote.weight, vote.grad_norm, settings.grad_clip))
     if memory.device.type == "cuda":
         torch.cuda.synchronize(memory.device)
     return seat.end_commit(time.time())
