@@ -59,6 +59,8 @@ MUST_HAPPEN = {
     "restored": 150,
     "back to the beginning": 50,
     "asked back": 30,
+    "mirror begun": 200,
+    "back to mirrors": 50,
     "world from a checkpoint": 150,
     "everybody dies": 100,
     "everybody dies but the controller": 100,

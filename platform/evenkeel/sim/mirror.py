@@ -13,8 +13,8 @@ from evenkeel.sim.memory import History, Snapshot
 if TYPE_CHECKING:
     from evenkeel.sim.worker import SimWorker
 
-SEND_S = 0.15
-"""Most virtual seconds that a snapshot is under way."""
+SEND_S = (0.02, 0.15, 1.0)
+"""Most virtual seconds that a snapshot is under way: much less than a step, about one, or several."""
 
 
 class Mirrorer:
@@ -54,7 +54,7 @@ class Mirrorer:
             elif keeper.worker.member.running(snapshot[0]):
                 fleet.clock.after(0.02, arrive)
 
-        fleet.clock.after(fleet.mirrored.uniform(0.0, SEND_S), arrive)
+        fleet.clock.after(fleet.mirrored.uniform(0.0, fleet.mirrored.choice(SEND_S)), arrive)
 
     def expects(self, snapshot: Snapshot) -> bool:
         """Whether it has begun to mirror this version, and has room for this shard of it."""
