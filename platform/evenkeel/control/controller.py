@@ -100,6 +100,9 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             repair.settled(s, event)
         case m.Joined():
             progress.joined(s, event)
+        case m.MemoryUsed(worker_id, params, grads, optimizer, peak, available):
+            told = {"params": params, "grads": grads, "optimizer": optimizer, "peak": peak, "available": available}
+            s.log("memory", worker_id=worker_id, **told)
         case m.Located():
             watch.located(s, now, event)
         case m.Finished(_, generation, reports, eval_loss):

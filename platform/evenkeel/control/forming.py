@@ -1,6 +1,6 @@
 """From workers that are here to a world that runs; and the requests that ride on its votes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from evenkeel.control import messages as m
@@ -8,11 +8,12 @@ from evenkeel.control import holders, saving
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
 from evenkeel.core.ids import INITIAL
-from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.layout import Infeasible, Planned, plan_layout
+from evenkeel.plan.memory import copies_that_fit
 from evenkeel.plan.mirrors import are_needed
 
 
@@ -102,7 +103,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     layout = planned.layout
     s.generation += 1
     infos = tuple(s.roster.alive[w] for w in layout.members)
-    copies = _copies(s, len(layout.pipelines))
+    copies, why = _copies(s, layout, infos)
     mirrors = s.policy.mirror_every > 0 and are_needed(layout, copies)
     world = World(
         generation=s.generation,
@@ -113,7 +114,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         nodes=tuple((i.worker_id, i.node_id) for i in infos),
         last_step=s.policy.last_step,
         cause=_cause(s),
-        reason=planned.reason,
+        reason=f"{planned.reason}; {why}" if why else planned.reason,
         saved=saved,
         checkpoint_every=s.policy.checkpoint_every,
         copies=copies,
@@ -132,10 +133,12 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     s.say(*(m.Form(w, s.epoch, world) for w in layout.members))
 
 
-def _copies(s: State, pipelines: int) -> int | None:
-    """Where there are no more pipelines than copies asked for, everybody owns all."""
+def _copies(s: State, layout: Layout, infos: Sequence[WorkerInfo]) -> tuple[int | None, str]:
+    """How many there are to be, None for all that hold a parameter, and why not all, where nobody asked for fewer."""
     copies = s.policy.copies
-    return None if copies is None or copies >= pipelines else copies
+    if copies is None:
+        return copies_that_fit(layout, s.policy.model, infos, s.policy.precision)
+    return (None if copies >= len(layout.pipelines) else copies), ""
 
 
 def _cause(s: State) -> str:

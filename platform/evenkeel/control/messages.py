@@ -124,6 +124,19 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUsed:
+    """After the first step of a generation: bytes of the state by the formula (plan/memory.py), the most that was used of
+    the device, and what that has. The difference is activations, what is communicated, and what else is in the process."""
+
+    worker_id: WorkerId
+    params: int
+    grads: int
+    optimizer: int
+    peak: int
+    available: int
+
+
+@dataclass(frozen=True, slots=True)
 class Located:
     """The reply to a Probe."""
 
@@ -230,6 +243,7 @@ Event = (
     | Answered
     | Settled
     | Joined
+    | MemoryUsed
     | Located
     | Finished
     | PartWritten

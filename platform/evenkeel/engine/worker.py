@@ -21,6 +21,7 @@ from evenkeel.engine.final import finish
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet
 from evenkeel.engine.holdings import Holdings
 from evenkeel.engine.job import CheckpointError, Job
+from evenkeel.engine.memory import device_bytes, peak_bytes
 from evenkeel.engine.mirror import Mirrors
 from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
@@ -28,6 +29,7 @@ from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.step import commit, train_step
 from evenkeel.engine.training import Training, group_specs
+from evenkeel.plan.memory import state_bytes
 
 ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
 COMMIT_FAILED = 70
@@ -81,6 +83,7 @@ class Worker:
             pid=os.getpid(),
             device=self._device.type,
             kind=torch.cuda.get_device_name(self._device) if cuda else "cpu",
+            memory=device_bytes(self._device),
             visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES", "") if cuda else "",
             store_host=self._host,
             store_port=self._store.port,
@@ -232,6 +235,8 @@ class Worker:
             if vote.mirrors:
                 version = Version(vote.step, vote.generation)
                 self._mirrors.copy(version, training.memory.state, training.groups)
+            if step == world.base.step + 1:
+                self._tell_memory(training)
             if vote.flags & (Flags.PAUSE | Flags.STOP):
                 return
         finished = self._seat.finished(finish(training))
@@ -239,6 +244,12 @@ class Worker:
             self._send(finished)
         with self._progress.communicating():
             training.groups.world.barrier()  # nobody is found parked while the leader still writes
+
+    def _tell_memory(self, training: Training) -> None:
+        """After the first step, which has seen the most activations that there are at once."""
+        takes = state_bytes(self._job.shape, training.memory.state.shard, self._job.settings.precision)
+        has, peak = device_bytes(self._device), peak_bytes(self._device)
+        self._send(m.MemoryUsed(self._id, takes.params, takes.grads, takes.optimizer, peak, has))
 
     def _commit(self, vote: Vote) -> None:
         """Also for a step that is settled after its world broke. Whoever fails in it holds torn state (rule 8)."""

@@ -143,6 +143,7 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         last_step=config.train.steps,
         spares=config.scaling.spares,
         max_bad_steps=config.train.max_bad_steps,
+        precision=config.train.precision,
         copies=config.redundancy.copies,
         mirror_every=config.redundancy.mirror_every,
         checkpoint_every=config.checkpoint.every_steps,
