@@ -12,12 +12,12 @@ from evenkeel.engine.local import LocalRun, Outcome
 from evenkeel.engine.model import model_shape
 from evenkeel.plan.layout import Wish
 
-STEPS = 9
+STEPS = 12
 
 
 def trained(
-    folder: Path, faults: tuple[FaultPlan, ...] = (), *, every: int = 2, wish: Wish | None = None, copies: int | None = None,
-    spares: int = 1, precision: str = "fp32", tied: bool = True,
+    folder: Path, faults: tuple[FaultPlan, ...] = (), *, every: int = 2, wish: Wish | None = None,
+    copies: int | None = None, spares: int = 1, precision: str = "fp32", tied: bool = True,
 ) -> tuple[Outcome, Tiny]:  # fmt: skip
     """One pipeline of two stages, unless `wish` says otherwise."""
     folder.mkdir()
@@ -59,7 +59,7 @@ def test_a_death_goes_back_no_further_than_to_the_mirrors(
     phase: str, rank: int, undisturbed: tuple[Outcome, Tiny], tmp_path: Path
 ) -> None:
     """Bit by bit the same run, although nobody else had what the dead worker had, and there is no store."""
-    found = trained(tmp_path / "run", (kill(phase, rank, 7),), precision=undisturbed[1].precision)
+    found = trained(tmp_path / "run", (kill(phase, rank, 8),), precision=undisturbed[1].precision)
     check_same(found, undisturbed)
     assert bases(found[0]) in ([4], [6])
     assert len(found[0].named("worker_lost")) == 1
@@ -67,14 +67,14 @@ def test_a_death_goes_back_no_further_than_to_the_mirrors(
 
 def test_two_deaths_one_after_the_other(undisturbed: tuple[Outcome, Tiny], tmp_path: Path) -> None:
     """The second hits the one who kept all at the first: both places had been filled again."""
-    faults = (kill("forward", 1, 5), kill("reduce", 0, 8, index=1))
+    faults = (kill("forward", 1, 6), kill("reduce", 0, 10, index=1))
     found = trained(tmp_path / "run", faults, spares=2, precision=undisturbed[1].precision)
     check_same(found, undisturbed)
     assert len(bases(found[0])) == 2
 
 
 def test_one_copy_and_a_mirror(tmp_path: Path) -> None:
-    """ZeRO-1 over three pipelines: every worker alone has a third of the state, and another one's third in its host memory."""
+    """ZeRO-1 over three pipelines: every worker has a third of the state, and another one's in its host memory."""
     wish = Wish(data=3, pipeline=1, tensor=1, min_workers=3, max_workers=3)
     expected = trained(tmp_path / "undisturbed", wish=wish, copies=1)
     found = trained(tmp_path / "run", (kill("backward", 2, 6),), wish=wish, copies=1)

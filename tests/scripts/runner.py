@@ -15,7 +15,7 @@ from evenkeel.core.world import World
 from evenkeel.plan.layout import Wish
 from evenkeel.plan.mirrors import mirrors_of
 
-FLAGS = {"pause": Slot.PAUSE, "stop": Slot.STOP, "checkpoint": Slot.CHECKPOINT, "busy": Slot.BUSY, "mirror": Slot.MIRROR}
+FLAGS = {name: Slot[name.upper()] for name in ("pause", "stop", "checkpoint", "busy", "mirror")}
 
 
 @dataclass
@@ -268,7 +268,7 @@ class Script:
 
 
 def policy_of(line: Line) -> Policy:
-    """policy workers=4 least=1 data=2 pipeline=2 tensor=1 spares=1 steps=9 micro=4 gather=0 bad=3 every=5 failures=2 mirror=1"""
+    """policy workers=4 least=1 data=2 pipeline=2 tensor=1 spares=1 steps=9 micro=4 gather=0 bad=3 every=5 failures=2"""
     workers = line.number("workers", 2)
     pipeline, tensor = line.number("pipeline", 1), line.number("tensor", 1)
     data = line.number("data", max(1, workers // (pipeline * tensor)))

@@ -444,12 +444,16 @@ BUGS = (
     bug(
         "mirrors-overwritten-before-the-next-is-whole",
         9,
-        (MEMBER, "return any(x.generation == self.generation and not x.is_whole for x in self.mirrors[-1:])", "return False"),
+        (MEMBER, "x.generation == self.generation and not x.is_whole for x", "False for _"),
     ),
     bug(
         "one-slot-for-mirrors",
         9,
-        (MEMBER, "(*self.mirrors[-1:], Mirror(self.generation, version, shards))", "(Mirror(self.generation, version, shards),)"),
+        (
+            MEMBER,
+            "(*self.mirrors[-1:], Mirror(self.generation, version, shards))",
+            "(Mirror(self.generation, version, shards),)",
+        ),
     ),
     bug(
         "base-of-a-world-not-mirrored",
@@ -480,6 +484,6 @@ BUGS = (
     bug(
         "older-mirrors-gone-back-to",
         0,
-        (HOLDERS, "for version in newest_first(tuple(mirrored)):", "for version in reversed(newest_first(tuple(mirrored))):"),
+        (HOLDERS, "for version in newest_first(tuple(mirrored)):", "for version in sorted(mirrored):"),
     ),
 )

@@ -21,7 +21,7 @@ def is_last_holder(s: State, worker: WorkerId) -> bool:
 
 
 def newest_mirrored(s: State) -> Version | None:
-    """The newest version of the run's line of which the mirrors of those who are alive hold all; None if there is none."""
+    """The newest version of the run's line of which the mirrors of those who are alive hold all, if there is any."""
     mirrored: dict[Version, list[Shard]] = {}
     for held in (held for holdings in s.holdings.values() for held in holdings):
         if held.mirror and held.version is not None and in_line(s, held.version):

@@ -181,8 +181,10 @@ class Member:
     # ------------------------------------------------------------ training thread
 
     def begin_reshard(self, shard: Shard, version: Version) -> None:
-        """This shard is about to be filled with a version, over what there is of it (rule 8). Whatever version that has,
-        nobody will ask for it: the one to begin from is decided, and it is not that."""
+        """This shard is about to be filled with a version, over what there is of it (rule 8).
+
+        Whatever version that has, nobody will ask for it: the one to begin from is decided, and it is not that.
+        """
         if self.held is not None and self.held.shard == shard and self.held.version != version:
             self.held = None
 

@@ -125,8 +125,8 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUsed:
-    """After the first step of a generation: bytes of the state by the formula (plan/memory.py), the most that was used of
-    the device, and what that has. The difference is activations, what is communicated, and what else is in the process."""
+    """After the first step of a generation: bytes of the state by the formula (plan/memory.py), the most that was used
+    of the device, and what that has. The rest is activations, what is communicated, and what else is in the process."""
 
     worker_id: WorkerId
     params: int

@@ -41,7 +41,7 @@ class Trouble:
     """Of steps that were not committed since, also where the run went back to a checkpoint and came there again."""
     last: str = ""
     not_finite: str = ""
-    """Who met what was not finite last, and what it was. Who else did, and the report of that step, may be heard first."""
+    """Who met what was not finite last, and what it was. The report of that step may be heard first."""
 
     def committed(self, vote: Vote) -> None:
         """Progress: what went wrong up to this step is forgiven, but for steps that were skipped as not finite.

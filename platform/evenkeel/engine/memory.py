@@ -18,7 +18,7 @@ def device_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most of the device's memory that tensors of this process took up; on the CPU the most of the process at all."""
+    """The most of the device's memory that tensors of this process took up; on the CPU, all of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status").read_text()

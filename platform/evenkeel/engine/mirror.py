@@ -1,14 +1,15 @@
 """Mirrors: snapshots of the state in host memory, a worker's own and those that it keeps for others (plan/mirrors.py).
 
-Only the copy into the worker's own snapshot holds up the training. A thread sends it to its keeper and receives those of
-others at the same time, over connections of the generation: an abort breaks them too, and what is not whole by then gets no
-label. Two versions take turns (control/member.py says when), so that a death in the middle never leaves none.
+Only the copy into the worker's own snapshot holds up the training. A thread sends it to its keeper and receives those
+of others at the same time, over connections of the generation: an abort breaks them too, and what is not whole by then
+gets no label. Two versions take turns (control/member.py says when), so that a death in the middle never leaves none.
 """
 
 import queue
 import threading
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ class Snapshot(OwnedSlices):
     @property
     def payload(self) -> memoryview:
         """Its bytes, as they are sent."""
-        return memoryview(self.flat.view(torch.uint8).numpy())
+        array: Any = self.flat.view(torch.uint8).numpy()
+        return memoryview(array)
 
 
 _Key = tuple[Generation, Version]
@@ -77,7 +79,7 @@ class _Links:
 
 
 class Mirrors:
-    """The snapshots in one worker's memory. Which of them are whole, and which may be written over, its Member knows."""
+    """The snapshots in one worker's memory. Which are whole, and which may be written over, the Member knows."""
 
     def __init__(self, worker_id: WorkerId, model: ModelShape, seat: Seat) -> None:
         self._id = worker_id
@@ -160,7 +162,7 @@ class Mirrors:
                 self._carry_out(task)
             except (GroupBroken, GroupAborted):
                 pass  # the generation is over, or will be: the training notices by itself
-            except Exception:  # the border of the thread: nobody mirrors any more in this generation, and training goes on
+            except Exception:  # the border of the thread: no more mirrors in this generation; training goes on
                 traceback.print_exc()
             finally:
                 self._idle.set()

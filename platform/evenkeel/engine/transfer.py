@@ -1,7 +1,7 @@
 """Moves slices of the state between workers, so that everybody holds what the new layout wants of it.
 
-What goes from one worker to another goes in batches of slices packed side by side, so that the memory that this takes is
-bounded, and the controller sees that it goes on however long it takes.
+What goes from one worker to another goes in batches of slices packed side by side, so that the memory that this takes
+is bounded, and the controller sees that it goes on however long it takes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,8 +32,8 @@ def carry_out(
 ) -> None:
     """This worker's part of a resharding: fills `target`, and sends what others lack.
 
-    In each round all members go through the pairs of workers in one order, and nobody waits for what it sends before it has
-    received what it is sent, so that nobody waits in a circle.
+    In each round all members go through the pairs of workers in one order, and nobody waits for what it sends before it
+    has received what it is sent, so that nobody waits in a circle.
 
     Args:
         sources: what this worker holds of the version, only read; if `target` is among them it is left as it is.

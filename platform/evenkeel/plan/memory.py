@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.model import ModelShape, Shard
 from evenkeel.plan.copies import place_copies, shards
@@ -68,7 +69,7 @@ def copies_that_fit(
     short = ""
     for copies in range(most, 0, -1):
         if copies == most:
-            held: Mapping[str, Shard] = {worker: layout.shard(worker) for worker in layout.members}
+            held: Mapping[WorkerId, Shard] = {worker: layout.shard(worker) for worker in layout.members}
         else:
             held = shards(place_copies(layout, model, copies, node_of), layout, model)
         takes = {shard: state_bytes(model, shard, precision).total for shard in dict.fromkeys(held.values())}
@@ -80,7 +81,7 @@ def copies_that_fit(
     return 1, f"1 copy of the optimizer state, though even {short}"
 
 
-def _room(infos: tuple[WorkerInfo, ...]) -> Mapping[str, float]:
+def _room(infos: tuple[WorkerInfo, ...]) -> Mapping[WorkerId, float]:
     """Bytes for the state, by worker; 0 where that is not known."""
     on_cpu = [info.node_id for info in infos if info.device == "cpu"]
     return {

@@ -1,8 +1,8 @@
 """Mirrors: which part of the state each worker has a copy of in the host memory of another, and of which.
 
-Where only one worker keeps a slice of the state, its death would take everybody back to the last checkpoint. So every few
-steps each worker takes a snapshot of what it is the first owner of, keeps it, and sends it to another worker: a version of
-which all snapshots are alive, at their owner or there, can be gone back to.
+Where only one worker keeps a slice of the state, its death would take everybody back to the last checkpoint. So every
+few steps each worker takes a snapshot of what it is the first owner of, keeps it, and sends it to another worker: a
+version of which all snapshots are alive, at their owner or there, can be gone back to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ def are_needed(layout: Layout, copies: int | None) -> bool:
 
 
 def mirrors_of(world: World, model: ModelShape, copies: Copies | None = None) -> Mapping[WorkerId, Mirroring]:
-    """For each member that owns anything what it mirrors; together that is all of the state. Every member comes to the same.
+    """What each member that owns anything mirrors; together that is all of the state. Every member comes to the same.
 
     Args:
         copies: copies_of(world, model), if it is known already.
@@ -57,8 +57,8 @@ def keepers_of(members: Sequence[WorkerId], node_of: Mapping[WorkerId, NodeId]) 
     """Who keeps the mirror of whom: another worker, on another node where there are two, and each keeps equally many.
 
     With members in order of their nodes, the one that is as many places further as the largest node has members is on
-    another node, unless that node has more than half of all. Those of its members that find nobody elsewhere so are spread
-    over the other nodes, which keep more then: a failure domain of its own is worth more than an equal load.
+    another node, unless that node has more than half of all. Those of its members that find nobody elsewhere so are
+    spread over the other nodes, which keep more then: another failure domain is worth more than an equal load.
 
     Raises:
         ValueError: if there is only one member.

@@ -28,6 +28,7 @@ from evenkeel.runtime.names import worker_id
 from evenkeel.runtime.spec import ControllerFault, RunSpec, WorkerSpec
 from evenkeel.store.run_directory import RunDirectory
 
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A run that could be started.

@@ -57,9 +57,8 @@ class Mirrorer:
         fleet.clock.after(fleet.mirrored.uniform(0.0, fleet.mirrored.choice(SEND_S)), arrive)
 
     def expects(self, snapshot: Snapshot) -> bool:
-        """Whether it has begun to mirror this version, and has room for this shard of it."""
-        generation, version, shard = snapshot
-        return any((x.generation, x.version) == (generation, version) for x in self.worker.member.mirrors[-1:])
+        """Whether it has begun to mirror this version."""
+        return any((x.generation, x.version) == snapshot[:2] for x in self.worker.member.mirrors[-1:])
 
     def take(self, snapshot: Snapshot, contents: dict[Slice, History]) -> None:
         self.worker.memory.mirrors[snapshot] = contents

@@ -1,4 +1,4 @@
-"""What must hold of mirrors (rules 7 to 9): what was whole everywhere can be gone back to, while one copy of each is alive."""
+"""What must hold of mirrors (rules 7 to 9): what was whole everywhere can be gone back to, while one copy is alive."""
 
 from typing import TYPE_CHECKING
 
