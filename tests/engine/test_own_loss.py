@@ -13,11 +13,11 @@ from evenkeel.engine.local import LocalRun
 from evenkeel.engine.model import Model, model_shape
 from evenkeel.plan.layout import Wish
 
-WEIGHT = 0.001
+WEIGHT = 2.0**-10
 
 
 class Weighted(Tiny):
-    """64 tokens a step, each with the weight of a thousandth."""
+    """64 tokens a step, each with the same small weight, which is exact in any type."""
 
     def model(self) -> Model:
         model = super().model()

@@ -7,7 +7,6 @@ version of which all snapshots are alive, at their owner or there, can be gone b
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout
@@ -49,7 +48,7 @@ def mirrors_of(world: World, model: ModelShape, copies: Copies | None = None) ->
     for worker in layout.members:
         spans = [(span.start, span.stop) for span in written_by(worker, owned, layout, model)]
         if spans:
-            found[worker] = Mirroring(replace(layout.shard(worker), owned=_joined(spans)), keepers[worker])
+            found[worker] = Mirroring(replace(layout.shard(worker), owned=tuple(sorted(spans))), keepers[worker])
     return found
 
 
@@ -80,11 +79,3 @@ def keepers_of(members: Sequence[WorkerId], node_of: Mapping[WorkerId, NodeId]) 
             spread += 1
         keepers[worker] = keeper
     return keepers
-
-
-def _joined(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """In order, neighbours as one."""
-    ordered = sorted(spans)
-    starts = [ordered[0][0], *(b[0] for a, b in pairwise(ordered) if a[1] != b[0])]
-    stops = [*(a[1] for a, b in pairwise(ordered) if a[1] != b[0]), ordered[-1][1]]
-    return tuple(zip(starts, stops, strict=True))
