@@ -69,7 +69,7 @@ class Holdings:
                 load(self._job, world.base, memory.state, progress)
         elif world.base == INITIAL:
             if not same:
-                memory.state.initialise(self._job.settings.seed)
+                memory.state.initialise(self._job.settings.seed, progress.moved)
         else:
             holders = [(source.worker_id, source.shard) for source in world.sources]
             plan = transfers(self._job.shape, holders, world.layout, dict(world.nodes), shards)

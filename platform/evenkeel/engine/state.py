@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from evenkeel.core.boxes import Box
 from evenkeel.core.model import ModelShape, Shard
-from evenkeel.engine.model import Model, Stage, build_stage, initial_values
+from evenkeel.engine.model import Model, Stage, build_stage, cast, initial_values
 from evenkeel.engine.parallel import TensorGroup, set_group
 from evenkeel.plan.flat import ALIGNMENT, Place, flat_places
 from evenkeel.plan.state import KINDS
@@ -100,7 +100,7 @@ class ShardState:
             for name, place in self._places.items()
         }
         stage = build_stage(model, shard.start, shard.stop, shard.part, shard.parts, device, seed)
-        self.stage = self._with_parameters(stage.to(compute))
+        self.stage = self._with_parameters(cast(stage, compute))
 
     def _with_parameters(self, stage: Stage) -> Stage:
         for name, place in self._places.items():
@@ -195,10 +195,11 @@ class ShardState:
     def zero_grad(self) -> None:
         self.grads.zero_()
 
-    def initialise(self, seed: int) -> None:
-        """Version 0: parameters by seed and name, moments zero."""
+    def initialise(self, seed: int, moved: Callable[[], None] = lambda: None) -> None:
+        """Version 0: parameters by seed and name, moments zero. Calls `moved` before each parameter."""
         shapes = {name: self._places[name].param.shape for name, owned in self._pieces.items() if owned}
         for name, whole in initial_values(self._model, seed, shapes):
+            moved()
             for box, _ in self._pieces[name]:
                 self.view(f"param/{name}", box).copy_(whole[box.slices])
         self.exp_avg.zero_()
