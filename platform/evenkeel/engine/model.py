@@ -15,7 +15,7 @@ is random in a forward pass (engine/random.py): who holds a layer changes nothin
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import gcd
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -224,6 +224,8 @@ def _check_state(layer: nn.Module, spec: LayerSpec) -> None:
     for name, parameter in layer.named_parameters():
         if not parameter.requires_grad:
             raise ValueError(f"{spec.name}.{name} does not require a gradient; frozen parameters are not supported")
+        if parameter.is_complex():
+            raise ValueError(f"{spec.name}.{name} is complex; hold its parts in a real one, see torch.view_as_complex")
     saved = layer.state_dict().keys() - {n for n, _ in layer.named_parameters(remove_duplicate=False)}
     if saved:
         raise ValueError(
@@ -272,7 +274,7 @@ def boundary_shapes(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[t
         for layer in layers:
             shapes.append(tuple(x.shape))
             _zero_parameters(layer, device)
-            x = layer.to(dtype).eval()(x)
+            x = cast(layer, dtype).eval()(x)
     return tuple(shapes)
 
 
@@ -282,6 +284,19 @@ def _zero_parameters(layer: nn.Module, device: str) -> None:
     for module in layer.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)))
+
+
+_CASTS = {torch.float32: nn.Module.float, torch.bfloat16: nn.Module.bfloat16, torch.float64: nn.Module.double}
+Cast = TypeVar("Cast", bound=nn.Module)
+
+
+def cast(module: Cast, dtype: torch.dtype) -> Cast:
+    """The module with all that is floating-point in it, and nothing else, in this type.
+
+    `module.to(dtype)` would cast complex buffers too, such as tables of rotations, and so drop their imaginary parts.
+    """
+    _CASTS[dtype](module)
+    return module
 
 
 def cast_inputs(inputs: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
@@ -321,4 +336,4 @@ def whole_model(
     shapes = {name: tuple(parameter.shape) for name, parameter in stage.named()}
     for name, value in initial_values(model, seed, shapes):
         stage.assign(name, nn.Parameter(value.to(device, dtype)))
-    return stage.to(dtype)
+    return cast(stage, dtype)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from evenkeel.core.boxes import Box
 from evenkeel.core.model import ModelShape, Shard
-from evenkeel.engine.model import Model, Stage, build_stage, initial_values
+from evenkeel.engine.model import Model, Stage, build_stage, cast, initial_values
 from evenkeel.engine.parallel import TensorGroup, set_group
 from evenkeel.engine.slices import OwnedSlices
 from evenkeel.plan.flat import ALIGNMENT, Place, flat_places
@@ -95,7 +95,7 @@ class ShardState(OwnedSlices):
         self.exp_avg, self.exp_avg_sq = (torch.zeros(self.size, dtype=master, device=device) for _ in range(2))
         self._flat = dict(zip(KINDS, (self.params, self.exp_avg, self.exp_avg_sq), strict=True))
         stage = build_stage(model, shard.start, shard.stop, shard.part, shard.parts, device, seed)
-        self.stage = self._with_parameters(stage.to(compute))
+        self.stage = self._with_parameters(cast(stage, compute))
 
     def _with_parameters(self, stage: Stage) -> Stage:
         for name, place in self._places.items():
@@ -161,7 +161,7 @@ class ShardState(OwnedSlices):
         self.grads.zero_()
 
     def initialise(self, seed: int, moved: Callable[[], None] = lambda: None) -> None:
-        """Version 0: parameters by seed and name, moments zero. Calls `moved` for each tensor: it may take long."""
+        """Version 0: parameters by seed and name, moments zero. Calls `moved` before each parameter."""
         shapes = {name: self._places[name].param.shape for name, owned in self._pieces.items() if owned}
         for name, whole in initial_values(self._model, seed, shapes):
             moved()

@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 
@@ -261,9 +262,7 @@ class Worker:
                 self._faults.fire("save", vote.step)
                 self._saver.copy(Version(vote.step, vote.generation))
         except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(COMMIT_FAILED)
+            _die()
         if report is not None:
             self._send(report)
 
@@ -297,9 +296,7 @@ class Worker:
         try:
             torch.cuda.synchronize(self._device)
         except RuntimeError:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(COMMIT_FAILED)
+            _die()
 
     def _describe(self, error: BaseException) -> m.Fault:
         broken = isinstance(error, GroupBroken)
@@ -310,3 +307,12 @@ class Worker:
         layer = "" if at.layer < 0 else self._job.shape.layers[at.layer].name
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         return m.Fault(open_step, at.phase, at.micro, layer, text, broken)
+
+
+def _die() -> NoReturn:
+    """After an error that leaves torn state behind. It dies also where the error cannot be printed: on a full disk."""
+    try:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(COMMIT_FAILED)

@@ -55,6 +55,10 @@ GRAIN = 4
 """Ray counts amounts of resources to so many decimal places."""
 
 
+class NoClusterError(ConnectionError):
+    """The given cluster cannot be joined; says which, and why."""
+
+
 class NotEnoughError(ValueError):
     """More is asked for than this Ray could ever have; says what is there."""
 
@@ -103,7 +107,7 @@ def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
 
     Raises:
         NotEnoughError: if the need could never be met.
-        ConnectionError: if RAY_ADDRESS names a cluster that cannot be reached.
+        NoClusterError: if the given cluster cannot be joined.
     """
     # Ray would ask on the terminal, and report home.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -118,12 +122,34 @@ def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
         return
     import ray
 
-    _connect(address=address)
+    _join(address)
     try:
         check_need(need, *_capacity(), f"the cluster at {address}")
         yield RayUsed(False, address)
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connects to a given cluster; a wrong address is found out before Ray would try it for half a minute.
+
+    Raises:
+        NoClusterError: if that fails.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    way_out = "name another one, or 'local' to train on this machine"
+    if "://" in address:
+        raise NoClusterError(f"{address!r} is not the host:port of a cluster's GCS; {way_out}")
+    if address != "auto" and not _answers(address):
+        raise NoClusterError(f"nothing answers at {address!r}; {way_out}")
+    try:
+        _connect(address=address)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        ray.shutdown()
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise NoClusterError(f"no cluster can be joined at {address!r}: {reason}; {way_out}") from error
 
 
 @contextmanager
@@ -268,7 +294,7 @@ def _local_gpus() -> float:
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=2.0):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
             return True
     except (OSError, ValueError):
         return False

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from evenkeel.config import Config, ConfigError, with_absolute_data, with_absolute_storage
 from evenkeel.control.policy import Policy
@@ -68,7 +69,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
     with _blamed(config, "data.name", repr(config.data.name)):
         data = make_data(found, made)
         fingerprint = data.train.fingerprint()
-        inputs, _ = data.train.get(range(1))
+        inputs, _ = check_samples(data.train.get(range(1)))
     check_data(config, data, made)
     with _model_blamed(config, model):
         boundary_shapes(made, inputs, PRECISIONS[config.train.precision])
@@ -107,8 +108,10 @@ def check_degrees(config: Config, shape: ModelShape) -> None:
     """Raises ConfigError where the model's layers, heads and widths do not allow the degrees asked for."""
     parallel, micro_batches = config.parallel, config.train.micro_batches
     if parallel.tensor is not None and shape.tensor_divides % parallel.tensor:
-        what = f"{parallel.tensor} does not divide {shape.tensor_divides}, the most that heads and widths allow"
-        raise config.error("parallel.tensor", what)
+        cut = [(p.shape[p.split], p.name) for layer in shape.layers for p in layer.params if p.split is not None]
+        uneven = [f"{size}, the width of {name}" for size, name in cut if size % parallel.tensor]
+        most = f"{shape.tensor_divides}, the most that heads and widths allow"
+        raise config.error("parallel.tensor", f"{parallel.tensor} does not divide {uneven[0] if uneven else most}")
     stages = most_stages([layer.cost for layer in shape.layers])
     if parallel.pipeline is not None and parallel.pipeline > stages:
         what = f"{parallel.pipeline} stages, but the model has only {stages} layers with work of their own"
@@ -122,14 +125,25 @@ def check_degrees(config: Config, shape: ModelShape) -> None:
         raise config.error("parallel.data", what)
 
 
+def check_samples(samples: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Raises TypeError for a dataset of a user's that gives anything else."""
+    for given in samples:
+        if not isinstance(given, Tensor):
+            raise TypeError(f"a sample is made of torch.Tensor, not of {type(given).__name__}")
+    return samples
+
+
 def check_data(config: Config, data: Data, model: Model) -> None:
-    """Raises ConfigError if there is not one global batch of it, or the model does not know all of its tokens."""
+    """Raises ConfigError if there is less than a batch to train or validate on, or the model does not know all tokens."""
     samples, needed = len(data.train), config.train.global_batch
     if samples < needed:
         what = f"{config.data.path} gives {samples} samples to train on; train.global_batch is {needed}"
         raise config.error("data.path", what)
     if config.train.eval_every and data.eval is None:
         raise config.error("train.eval_every", f"is {config.train.eval_every}, but there is no data to validate on")
+    if config.train.eval_every and data.eval is not None and len(data.eval) < config.train.micro_batch:
+        what = f"is {config.train.eval_every}, but there are {len(data.eval)} samples to validate on"
+        raise config.error("train.eval_every", f"{what}; train.micro_batch is {config.train.micro_batch}")
     if model.vocab_size is not None and data.vocab_size is not None and data.vocab_size > model.vocab_size:
         what = f"is {model.vocab_size}, but the tokens of data.name {config.data.name!r} go up to {data.vocab_size - 1}"
         raise config.error("model.vocab_size", what)
