@@ -439,7 +439,7 @@ BUGS = (
     bug(
         "no-snapshot-of-its-own",
         9,
-        (MIRROR, "self.take((world.generation, version, mine.shard), contents)\n", "self.worker.member.mirrors = ()\n"),
+        (MIRROR, "self.take((version, mine.shard), contents)\n", "self.worker.member.mirrors = ()\n"),
     ),
     bug(
         "mirrors-overwritten-before-the-next-is-whole",
@@ -449,11 +449,7 @@ BUGS = (
     bug(
         "one-slot-for-mirrors",
         9,
-        (
-            MEMBER,
-            "(*self.mirrors[-1:], Mirror(self.generation, version, shards))",
-            "(Mirror(self.generation, version, shards),)",
-        ),
+        (MEMBER, "kept = others if version == self.world.base else others[-1:]", "kept = ()"),
     ),
     bug(
         "base-of-a-world-not-mirrored",
@@ -466,15 +462,9 @@ BUGS = (
         (FORMING, "mirrored=holders.newest_mirrored(s) if mirrors else None", "mirrored=None"),
     ),
     bug(
-        "mirrors-of-a-line-given-up",
-        7,
-        (HOLDERS, "held.version is not None and in_line(s, held.version)", "held.version is not None"),
-        (FORMING, "mirrored is not None and saving.is_newest(s, mirrored)", "mirrored is not None"),
-    ),
-    bug(
         "mirror-labelled-before-its-last-byte",
         8,
-        (MEMBER, "Mirror(self.generation, version, shards))", "Mirror(self.generation, version, shards, shards))"),
+        (MEMBER, "version, shards, earlier=earlier)", "version, shards, shards, earlier)"),
     ),
     bug(
         "mirrors-that-lack-something-gone-back-to",

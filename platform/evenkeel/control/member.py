@@ -22,15 +22,21 @@ class Mirror:
     """A version in a worker's host memory beside what it trains: a snapshot of its own part, and those of others.
 
     Attributes:
-        generation: that began it.
-        shards: its own and those that it keeps for others.
+        generation: that mirrored it last.
+        shards: its own and those that it keeps for others, by the layout of that generation.
         whole: those of which the last byte is there (rule 8).
+        earlier: those that are there since an earlier generation mirrored the same version.
     """
 
     generation: Generation
     version: Version
     shards: tuple[Shard, ...]
     whole: tuple[Shard, ...] = ()
+    earlier: tuple[Shard, ...] = ()
+
+    @property
+    def held(self) -> tuple[Shard, ...]:
+        return tuple(dict.fromkeys((*self.whole, *self.earlier)))
 
     @property
     def is_whole(self) -> bool:
@@ -48,7 +54,8 @@ class Member:
         parked: the training thread runs nothing.
         held: the shard that it trains, if any.
         kept: shards of earlier generations, not freed before the first vote of this one is complete (rule 13).
-        mirrors: two at most, older first. The older one is whole everywhere, or the best there is (rule 9).
+        mirrors: older first. Two, of which the older is whole everywhere, or the best there is (rule 9); until the first
+            vote of a generation also that of its base, from which others may still need something (rule 13).
         mirrored_at: the step of the last mirror.
         prepared: what committing the summed gradients in hand would make.
         saw: the completed vote of the open or just committed step.
@@ -80,7 +87,7 @@ class Member:
     @property
     def holdings(self) -> tuple[Held, ...]:
         """All shards in memory, the current one first."""
-        mirrored = (Held(s, x.version, mirror=True) for x in self.mirrors for s in x.shards if s in x.whole)
+        mirrored = (Held(shard, x.version, mirror=True) for x in self.mirrors for shard in x.held)
         return (*self.trained, *mirrored)
 
     @property
@@ -193,8 +200,7 @@ class Member:
         assert self.world is not None
         self.kept = tuple(h for h in self.trained if h.version == version and h.shard != shard)
         self.held = Held(shard, version)
-        useful = [x for x in self.mirrors if x.version == self.world.mirrored]
-        self.mirrors = tuple(sorted(useful, key=lambda x: x.is_whole)[-1:])
+        self.mirrors = tuple(x for x in self.mirrors if x.version in (self.world.mirrored, version))
 
     def tear(self) -> None:
         """The held shard is about to be written (rule 8)."""
@@ -230,6 +236,8 @@ class Member:
             return False
         self.saw = vote
         self.kept = ()
+        useful = (x for x in self.mirrors if x.generation == self.generation or x.version == self.world.mirrored)
+        self.mirrors = tuple(useful)
         self.pending = (self.pending | self.flags(vote.step)) & ~(vote.flags | Flags.MIRROR)
         return True
 
@@ -253,15 +261,19 @@ class Member:
         """It is about to write a snapshot of this version, and to receive those of others, over the older mirror.
 
         After a vote that says so: the newer one is whole everywhere then. Or with the base of a world: then what there
-        is besides is what the controller knows to be the best (rule 9).
+        is besides is what the controller knows to be the best (rule 9), or the very same version.
         """
-        self.mirrors = (*self.mirrors[-1:], Mirror(self.generation, version, shards))
+        assert self.world is not None
+        others = tuple(x for x in self.mirrors if x.version != version)
+        earlier = tuple(shard for x in self.mirrors if x.version == version for shard in x.held)
+        kept = others if version == self.world.base else others[-1:]
+        self.mirrors = (*kept, Mirror(self.generation, version, shards, earlier=earlier))
         self.mirrored_at = version.step
 
-    def mirrored(self, generation: Generation, version: Version, shard: Shard) -> None:
-        """The last byte of a shard of a mirror is written. Nothing, if that mirror has been given up."""
+    def mirrored(self, version: Version, shard: Shard) -> None:
+        """The last byte of a shard of a mirror is written. Nothing, if that version is not mirrored any more."""
         self.mirrors = tuple(
-            replace(x, whole=(*x.whole, shard)) if (x.generation, x.version) == (generation, version) else x
+            replace(x, whole=(*x.whole, shard)) if x.version == version and shard in x.shards else x
             for x in self.mirrors
         )
 

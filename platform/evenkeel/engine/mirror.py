@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.core.ids import Generation, Version, WorkerId
+from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.model import ModelShape, Shard
 from evenkeel.core.world import World
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet
@@ -56,14 +56,11 @@ class Snapshot(OwnedSlices):
         return memoryview(array)
 
 
-_Key = tuple[Generation, Version]
-
-
 @dataclass(frozen=True, slots=True)
 class _Round:
     """One version on its way: this worker's own snapshot to its keeper, those of others to here."""
 
-    key: _Key
+    version: Version
     groups: GroupSet
     mine: tuple[Snapshot, WorkerId] | None
     kept: tuple[tuple[Snapshot, WorkerId], ...]
@@ -85,7 +82,7 @@ class Mirrors:
         self._id = worker_id
         self._model = model
         self._seat = seat
-        self._held: dict[_Key, dict[Shard, Snapshot]] = {}
+        self._held: dict[Version, dict[Shard, Snapshot]] = {}
         self._mine: Mirroring | None = None
         self._kept: dict[WorkerId, Shard] = {}
         self._links: _Links | None = None
@@ -106,27 +103,29 @@ class Mirrors:
         Whether the mirror before it is whole was voted on, so no thread uses its buffers any more.
         """
         self.wait()
-        key = (groups.generation, version)
         shards = tuple(self._kept.values()) if self._mine is None else (self._mine.shard, *self._kept.values())
         with self._seat.changed:
             self._seat.member.begin_mirror(version, shards)
-            alive = {(x.generation, x.version) for x in self._seat.member.mirrors}
-        # What is written over serves again, where it has the same shape.
-        freed = {s: x for k, held in self._held.items() if k not in alive for s, x in held.items()}
-        self._held = {k: held for k, held in self._held.items() if k in alive}
-        held = self._held[key] = {shard: self._room(shard, freed, state) for shard in dict.fromkeys(shards)}
+            alive = {x.version for x in self._seat.member.mirrors}
+        # What is written over serves again, where it is of the same shard.
+        freed = {s: x for v, held in self._held.items() if v not in alive for s, x in held.items()}
+        self._held = {v: held for v, held in self._held.items() if v in alive}
+        held = self._held.setdefault(version, {})
+        for shard in shards:
+            if shard not in held:  # if it is, the same bytes are written there again
+                held[shard] = freed.pop(shard, None) or self._make(shard, state)
         mine = None
         if self._mine is not None:
             mine = held[self._mine.shard], self._mine.keeper
             mine[0].take(state)
-            self._label(key, mine[0].shard)
-        self._go(_Round(key, groups, mine, tuple((held[shard], worker) for worker, shard in self._kept.items())))
+            self._label(version, mine[0].shard)
+        self._go(_Round(version, groups, mine, tuple((held[shard], worker) for worker, shard in self._kept.items())))
 
     def of(self, version: Version) -> list[Snapshot]:
         """Those of a version that are whole."""
         with self._seat.changed:
-            whole = {((x.generation, x.version), s) for x in self._seat.member.mirrors for s in x.whole}
-        return [x for k, held in self._held.items() for s, x in held.items() if k[1] == version and (k, s) in whole]
+            whole = [s for x in self._seat.member.mirrors if x.version == version for s in x.held]
+        return [self._held[version][shard] for shard in whole]
 
     def wait(self) -> None:
         """Until nothing is sent or received any more; if the groups are aborted that is at once."""
@@ -137,15 +136,12 @@ class Mirrors:
             self._rounds.put(None)
             self._thread.join()
 
-    def _room(self, shard: Shard, freed: dict[Shard, Snapshot], state: ShardState) -> Snapshot:
-        room = freed.pop(shard, None)
-        if room is not None:
-            return room
+    def _make(self, shard: Shard, state: ShardState) -> Snapshot:
         return Snapshot(self._model, shard, state.params.dtype, state.params.device.type == "cuda")
 
-    def _label(self, key: _Key, shard: Shard) -> None:
+    def _label(self, version: Version, shard: Shard) -> None:
         with self._seat.changed:
-            self._seat.member.mirrored(*key, shard)
+            self._seat.member.mirrored(version, shard)
 
     # ------------------------------------------------------------ its thread
 
@@ -176,4 +172,4 @@ class Mirrors:
         sends = {} if task.mine is None or links.keeper is None else {links.keeper: task.mine[0].payload}
         exchange(sends, {c: snapshot.payload for c, (snapshot, _) in zip(links.owners, task.kept, strict=True)})
         for snapshot, _ in task.kept:
-            self._label(task.key, snapshot.shard)
+            self._label(task.version, snapshot.shard)

@@ -221,20 +221,31 @@ def _with_mirrors(scenario: Scenario, rng: Random) -> Scenario:
     if rng.random() < 0.2:
         return replace(scenario, policy=policy)  # beside whatever layout and copies it has
     stages, tensor = rng.choice((2, 2, 3)), policy.wish.tensor
-    wish = Wish(1, stages, tensor, stages * (tensor or 1), stages * (tensor or 1))
-    policy = replace(policy, wish=wish, last_step=max(6, policy.last_step), spares=rng.choice((1, 2)))
-    policy = replace(policy, model=_model(stages + 1, tied=rng.random() < 0.3))
-    faults = tuple(
+    size = stages * (tensor or 1)
+    policy = replace(policy, wish=Wish(1, stages, tensor, size, size), last_step=max(7, policy.last_step))
+    policy = replace(policy, model=_model(stages + 1, tied=rng.random() < 0.3), spares=rng.choice((1, 2)))
+    moment = rng.choice((*MIRROR_MOMENTS, "forward", "reduce", "commit"))
+    countdown = rng.randint(2 * size, 5 * size)
+    faults = (Fault("crash", moment=moment, countdown=countdown, at_once=rng.random() < 0.5), *_more(rng))
+    storage = scenario.storage if rng.random() < 0.5 else None
+    if storage is None:
+        policy = replace(policy, checkpoint_every=None)
+    return replace(scenario, policy=policy, faults=faults, storage=storage, nodes=max(2, scenario.nodes))
+
+
+def _more(rng: Random) -> tuple[Fault, ...]:
+    """What else goes wrong when mirrors are gone back to, or before that."""
+    kinds, moments = ("crash", "crash", "node", "controller", "hang"), (*MIRROR_MOMENTS, "commit", "forward", "joined")
+    return tuple(
         Fault(
-            rng.choice(("crash", "crash", "crash", "node", "controller", "hang")),
-            moment=rng.choice((*MIRROR_MOMENTS, *MIRROR_MOMENTS, "commit", "forward", "joined")),
+            kind,
+            moment=rng.choice(MODES if kind == "controller" else moments),
             countdown=rng.randint(1, 16),
             seconds=rng.uniform(0.5, 5.0),
             at_once=rng.random() < 0.5,
         )
-        for _ in range(rng.choice((1, 1, 2, 3)))
+        for kind in rng.choices(kinds, k=rng.choice((0, 0, 1, 2)))
     )
-    return replace(scenario, policy=policy, faults=faults, nodes=max(2, scenario.nodes))
 
 
 def _goes_back_twice(scenario: Scenario, rng: Random) -> Scenario:

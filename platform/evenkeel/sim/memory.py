@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from evenkeel.core.boxes import Box
-from evenkeel.core.ids import Generation, Version
+from evenkeel.core.ids import Version
 from evenkeel.core.model import ModelShape, Shard
 from evenkeel.plan.state import Slice, slices
 
@@ -23,8 +23,8 @@ def join(want: Slice, parts: Iterable[tuple[Box, History]]) -> History:
     return histories.pop() if got == want.box.size and len(histories) == 1 else TORN
 
 
-Snapshot = tuple[Generation, Version, Shard]
-"""What a mirrored shard is known by: the generation that mirrored it, its version, and which shard."""
+Snapshot = tuple[Version, Shard]
+"""What a mirrored shard is known by."""
 
 
 @dataclass

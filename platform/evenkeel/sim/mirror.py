@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from evenkeel.core.boxes import Box
-from evenkeel.core.ids import Version
+from evenkeel.core.ids import Generation, Version
 from evenkeel.core.model import Shard
 from evenkeel.core.world import World
 from evenkeel.plan.mirrors import mirrors_of
@@ -36,29 +36,28 @@ class Mirrorer:
             return
         assert worker.member.held is not None
         contents = worker.memory.snapshot(worker.member.held.shard, mine.shard)
-        self.take((world.generation, version, mine.shard), contents)
-        keeper = worker.fleet.workers[mine.keeper].mirrorer
-        self._send((world.generation, version, mine.shard), contents, keeper)
+        self.take((version, mine.shard), contents)
+        self._send((version, mine.shard), contents, worker.fleet.workers[mine.keeper].mirrorer)
 
     def _send(self, snapshot: Snapshot, contents: dict[Slice, History], keeper: "Mirrorer") -> None:
         """Until it has arrived, or one of the two has left the generation. It may come while they are leaving it."""
-        fleet = self.worker.fleet
+        fleet, generation = self.worker.fleet, self.worker.member.generation
 
         def arrive() -> None:
             generations = {self.worker.member.generation, keeper.worker.member.generation}
-            if not (self.worker.alive and keeper.worker.alive) or generations != {snapshot[0]}:
+            if not (self.worker.alive and keeper.worker.alive) or generations != {generation}:
                 return
-            if keeper.expects(snapshot) and fleet.clock.now >= keeper.worker.hung_until:
+            if keeper.expects(generation, snapshot[0]) and fleet.clock.now >= keeper.worker.hung_until:
                 keeper.take(snapshot, contents)
                 fleet.moment(keeper.worker, "mirrored")
-            elif keeper.worker.member.running(snapshot[0]):
+            elif keeper.worker.member.running(generation):
                 fleet.clock.after(0.02, arrive)
 
         fleet.clock.after(fleet.mirrored.uniform(0.0, fleet.mirrored.choice(SEND_S)), arrive)
 
-    def expects(self, snapshot: Snapshot) -> bool:
-        """Whether it has begun to mirror this version."""
-        return any((x.generation, x.version) == snapshot[:2] for x in self.worker.member.mirrors[-1:])
+    def expects(self, generation: Generation, version: Version) -> bool:
+        """Whether it has begun to mirror this version in this generation."""
+        return any((x.generation, x.version) == (generation, version) for x in self.worker.member.mirrors[-1:])
 
     def take(self, snapshot: Snapshot, contents: dict[Slice, History]) -> None:
         self.worker.memory.mirrors[snapshot] = contents
@@ -67,15 +66,15 @@ class Mirrorer:
 
     def read(self, version: Version, tensor: str, box: Box) -> History:
         """The bytes of a box of this version, as its mirrors have them."""
-        held = [(x.generation, x.version, s) for x in self.worker.member.mirrors for s in x.whole]
-        return self.worker.memory.read_mirrored((h for h in held if h[1] == version), tensor, box)
+        held = [(version, shard) for shard in shards_of(self.worker, version)]
+        return self.worker.memory.read_mirrored(held, tensor, box)
 
     def _forget(self) -> None:
         """Frees what the member has no mirror of any more; also what the next one is written over (rule 8)."""
-        shards: set[Snapshot] = {(x.generation, x.version, s) for x in self.worker.member.mirrors for s in x.shards}
+        shards: set[Snapshot] = {(x.version, s) for x in self.worker.member.mirrors for s in x.held}
         self.worker.memory.mirrors = {k: c for k, c in self.worker.memory.mirrors.items() if k in shards}
 
 
 def shards_of(worker: "SimWorker", version: Version) -> list[Shard]:
     """What a worker's mirrors hold of a version."""
-    return [s for x in worker.member.mirrors if x.version == version for s in x.whole]
+    return [s for x in worker.member.mirrors if x.version == version for s in x.held]

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from evenkeel.control import messages as m
 from evenkeel.core.ids import INITIAL, Version, WorkerId
+from evenkeel.core.model import Shard
 from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
 from evenkeel.plan.coverage import lost_slices
@@ -30,9 +32,9 @@ class MirrorChecks:
 
     def taken(self, worker: "SimWorker", snapshot: Snapshot, contents: dict[Slice, History]) -> None:
         """The last byte of a snapshot is there: it is of the version that it will be labelled with."""
-        known = self.checks.histories.get(snapshot[1])
+        known = self.checks.histories.get(snapshot[0])
         wrong = {history for history in contents.values() if history != known}
-        require(not wrong, f"{worker.info.worker_id} mirrors {snapshot[1]} with {wrong}; it is {known}")
+        require(not wrong, f"{worker.info.worker_id} mirrors {snapshot[0]} with {wrong}; it is {known}")
 
     def opened(self, world: World) -> None:
         if world.mirror_every is None:
@@ -56,9 +58,9 @@ class MirrorChecks:
 
     def restored(self, name: str, base: Version, mirrored: bool) -> None:
         """Nobody goes back further than to what is whole and alive; nor to mirrors that are not."""
-        promised = self._promised()
-        if promised is not None:
-            require(_age(base) >= _age(promised), f"{name}, but the mirrors of {promised} are alive")
+        for newer in (self._promised(), self._told()):
+            if newer is not None:
+                require(_age(base) >= _age(newer), f"{name}, but the mirrors of {newer} are alive")
         if mirrored:
             shards = [s for w in self.checks.counts() for s in shards_of(w, base)]
             lost = lost_slices(self.checks.fleet.scenario.policy.model, shards)
@@ -77,6 +79,19 @@ class MirrorChecks:
         version, holders = self.whole
         here = {w.info.worker_id for w in self.checks.counts()}
         return version if all(owner in here or keeper in here for owner, keeper in holders) else None
+
+    def _told(self) -> Version | None:
+        """The newest version of which the mirrors that were told of in the last answers, and are alive, are all."""
+        settled = [entry for entry in self.checks.fleet.journal if isinstance(entry, m.StepSettled)]
+        here = {w.info.worker_id for w in self.checks.counts()}
+        shards: dict[Version, list[Shard]] = {}
+        for worker, answer in settled[-1].evidence.items() if settled else ():
+            for held in answer.held:
+                if held.mirror and held.version is not None and worker in here:
+                    shards.setdefault(held.version, []).append(held.shard)
+        model = self.checks.fleet.scenario.policy.model
+        whole = [v for v, of in shards.items() if not self.checks.is_gone(v) and not lost_slices(model, of)]
+        return max(whole, key=_age, default=None)
 
     def _holders(self, world: World) -> list[tuple[WorkerId, WorkerId]]:
         plan = mirrors_of(world, self.checks.fleet.scenario.policy.model)
