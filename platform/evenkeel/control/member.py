@@ -54,8 +54,8 @@ class Member:
         parked: the training thread runs nothing.
         held: the shard that it trains, if any.
         kept: shards of earlier generations, not freed before the first vote of this one is complete (rule 13).
-        mirrors: older first. Two, of which the older is whole everywhere, or the best there is (rule 9); until the first
-            vote of a generation also that of its base, from which others may still need something (rule 13).
+        mirrors: older first. Two, of which the older is whole everywhere, or the best there is (rule 9); until the
+            first vote of a generation also that of its base, of which others may still need something (rule 13).
         mirrored_at: the step of the last mirror.
         prepared: what committing the summed gradients in hand would make.
         saw: the completed vote of the open or just committed step.

@@ -66,7 +66,9 @@ def failed(s: State, now: float, event: m.Failed) -> None:
         return
     fault = event.fault
     incident = break_world(s, now, "broken collective" if fault.collective else "exception")
-    if not fault.collective:
+    if fault.collective:
+        incident.broken = incident.broken or f"{event.worker_id}: {fault.error}"
+    else:
         text = _describe(event.worker_id, fault)
         s.trouble.exception(fault.step, event.generation, text)
         s.log("exception", worker_id=event.worker_id, text=text)

@@ -113,7 +113,7 @@ class Mirrors:
         held = self._held.setdefault(version, {})
         for shard in shards:
             if shard not in held:  # if it is, the same bytes are written there again
-                held[shard] = freed.pop(shard, None) or self._make(shard, state)
+                held[shard] = freed.pop(shard) if shard in freed else self._make(shard, state)
         mine = None
         if self._mine is not None:
             mine = held[self._mine.shard], self._mine.keeper

@@ -114,16 +114,15 @@ class Training:
 
     def _make_executor(self, passes: "_Passes", actions: Sequence[Action]) -> Executor:
         stage = self._pipeline.stages[self.place.stage]
-        shapes = self.job.boundaries
-        dtype, device = PRECISIONS[self.settings.precision], self.memory.device
+        entries, device = self.job.boundaries, self.memory.device
         return Executor(
             self.place.stage,
             self._depth,
             actions,
             passes,
             self.groups[pipeline_name(self.place.pipeline, self.place.tp)] if self._depth > 1 else None,
-            Boundary(shapes[stage.start], dtype, device),
-            Boundary(shapes[stage.stop] if stage.stop < len(shapes) else (), dtype, device),
+            Boundary(entries[stage.start], device),
+            Boundary(entries[stage.stop], device) if stage.stop < len(entries) else None,
             self.progress,
             self.faults,
             before_last=self.sums.overlap,

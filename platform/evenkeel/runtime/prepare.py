@@ -18,7 +18,7 @@ from evenkeel.core.ids import NodeId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.model import ModelShape
 from evenkeel.data.dataset import Data
-from evenkeel.engine.model import Model, boundary_shapes, model_shape
+from evenkeel.engine.model import Model, boundaries_of, model_shape
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.plan.cuts import most_stages
 from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
@@ -72,7 +72,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         inputs, _ = check_samples(data.train.get(range(1)))
     check_data(config, data, made)
     with _model_blamed(config, model):
-        boundary_shapes(made, inputs, PRECISIONS[config.train.precision])
+        boundaries_of(made, inputs, PRECISIONS[config.train.precision])
     directory = RunDirectory.of(config.run.storage_path, config.run.name)
     each = resources(config)
     worker = WorkerSpec(
