@@ -25,11 +25,11 @@ def refusal(tmp_path: Path, address: str) -> str:
 
 
 def test_nobody_listens_there(tmp_path: Path) -> None:
-    assert "nothing answers at '127.0.0.1:1'; name another one, or 'local'" in refusal(tmp_path, "127.0.0.1:1")
+    assert "no cluster answers at '127.0.0.1:1'; name another one, or 'local'" in refusal(tmp_path, "127.0.0.1:1")
 
 
 def test_somebody_else_listens_there(tmp_path: Path, port: int) -> None:
-    assert f"no cluster can be joined at '127.0.0.1:{port}': " in refusal(tmp_path, f"127.0.0.1:{port}")
+    assert f"no cluster answers at '127.0.0.1:{port}'" in refusal(tmp_path, f"127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "nonsense"])
