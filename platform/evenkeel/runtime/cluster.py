@@ -125,9 +125,9 @@ def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
         with _local_ray(need, variables) as used:
             yield used
         return
+    _join(address)
     import ray
 
-    _join(address)
     try:
         check_need(need, *_capacity(), f"the cluster at {address}")
         yield RayUsed(False, address)
@@ -136,19 +136,19 @@ def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
 
 
 def _join(address: str) -> None:
-    """Connects to a given cluster; a wrong address is found out before Ray would try it for half a minute.
+    """Connects to a given cluster.
 
     Raises:
         NoClusterError: if that fails.
     """
-    import ray
-    from ray.exceptions import RayError
-
     way_out = "name another one, or 'local' to train on this machine"
     if "://" in address:
         raise NoClusterError(f"{address!r} is not the host:port of a cluster's GCS; {way_out}")
     if address != "auto" and not _answers(address):
         raise NoClusterError(f"no cluster answers at {address!r}; {way_out}")
+    import ray
+    from ray.exceptions import RayError
+
     try:
         _connect(address=address)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
@@ -297,7 +297,7 @@ def _local_gpus() -> float:
 
 
 def _answers(address: str) -> bool:
-    """Whether a gRPC server listens there, as a cluster's GCS is one. Ray would try others, such as a Redis, for minutes.
+    """Whether a gRPC server listens there, as a cluster's GCS is one. Ray would try a Redis, or whatever, for minutes.
 
     It begins with its settings, like every server of HTTP/2 (RFC 9113, 3.4). Under TLS it is enough that it listens.
     """
