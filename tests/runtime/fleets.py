@@ -24,12 +24,13 @@ from evenkeel.runtime.tasks import Tasks
 
 LIMIT_S = 120
 PLATFORM = str(Path(__file__).parents[2] / "platform")
+RUNTIME = {"env_vars": {"PYTHONPATH": PLATFORM}}
 
 
 def worker(folder: str, kind: type[WorkerSpec] = WorkerSpec) -> WorkerSpec:
     """One that never gets ready."""
     make = cloudpickle.dumps(lambda worker_id: threading.Event().wait())
-    return kind(folder, make, "cpu", {"CPU": 1.0}, {"PYTHONPATH": PLATFORM})
+    return kind(folder, make, "cpu", {"CPU": 1.0}, RUNTIME["env_vars"])
 
 
 async def loss(spec: WorkerSpec, then: Callable[[Any], object] = lambda actor: None) -> tuple[str, list[str]]:

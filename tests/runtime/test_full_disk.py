@@ -55,13 +55,20 @@ def test_a_run_whose_disk_is_full_ends_with_one_line(site: Site, disk: Path) -> 
     assert "internal error" not in done.err
 
 
+LINE = {"step": 1, "text": "x" * 1000}
+
+
+def write_on(lines: LocalLines) -> None:
+    while True:
+        lines.write(LINE)
+
+
 def test_lines_are_appended_whole_or_not_at_all(disk: Path) -> None:
     run = RunDirectory.at(str(disk))
     lines = LocalLines(run.files, "metrics")  # type: ignore[arg-type]
     with pytest.raises(StoreError, match=r"metrics\.jsonl: No space left on device; free some"):
-        while True:
-            lines.write({"step": 1, "text": "x" * 1000})
-    assert all(line == {"step": 1, "text": "x" * 1000} for line in run.follow("metrics").poll())
+        write_on(lines)
+    assert all(line == LINE for line in run.follow("metrics").poll())
     assert (disk / "metrics.jsonl").read_bytes().endswith(b"}\n")
     lines.close()
 

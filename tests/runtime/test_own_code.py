@@ -63,7 +63,7 @@ def config(folder: Path, changes: dict[str, Any]) -> Config:
         ({"train": {"eval_every": 2, "micro_batch": 4}}, "train.eval_every: is 2, but there are 3 samples to validate"),
         (
             {"model": {"name": "decoder", "vocab_size": 257}, "parallel": {"tensor": 2, "data": 1}},
-            "parallel.tensor: 2 does not divide 257, the width of tokens",
+            "parallel.tensor: 2 does not divide 257, the width of embed.tokens.weight",
         ),
     ],
 )

@@ -5,21 +5,26 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import fleets
+import pytest
 import ray
 from ray import cloudpickle
 from ray_runs import Site, merged
 
 from evenkeel.config import load_config
+from evenkeel.control import messages as m
+from evenkeel.runtime.calls import ActorDead, reply
 from evenkeel.runtime.names import NAMESPACE, controller_name
 from evenkeel.runtime.prepare import prepare
 from evenkeel.runtime.run import run_prepared
 from evenkeel.runtime.spec import WorkerSpec
 from evenkeel.runtime.tasks import Tasks
+from evenkeel.runtime.worker_actor import Outbox
 
 
 class NoEnvironment(WorkerSpec):
@@ -102,3 +107,23 @@ def test_what_a_task_raises_is_told_at_once() -> None:
         raise ValueError("no")
 
     assert asyncio.run(one_fails()) == ["ValueError('no')"]
+
+
+def test_a_worker_that_can_tell_nothing_any_more_is_dead(shared_ray: str) -> None:
+    class Deaf:
+        def hear(self, event: m.Event) -> int:
+            raise ValueError("deaf")
+
+    class Teller:
+        def tell(self, deaf: Any) -> None:
+            outbox = Outbox(deaf, None)  # type: ignore[arg-type]
+            outbox.begin(None)  # type: ignore[arg-type]
+            outbox.put(m.Tick())
+            threading.Event().wait()
+
+    deaf, teller = (ray.remote(kind).options(runtime_env=fleets.RUNTIME).remote() for kind in (Deaf, Teller))
+    call = teller.tell.remote(deaf)
+    assert ray.wait([call], timeout=fleets.LIMIT_S)[0] == [call]
+    with pytest.raises(ActorDead, match="its process died"):
+        reply(call)
+    ray.kill(deaf)

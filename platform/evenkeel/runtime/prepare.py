@@ -134,7 +134,7 @@ def check_samples(samples: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def check_data(config: Config, data: Data, model: Model) -> None:
-    """Raises ConfigError if there is less than a batch to train or validate on, or the model does not know all tokens."""
+    """Raises ConfigError for less than a batch to train or to validate on, or tokens that the model does not know."""
     samples, needed = len(data.train), config.train.global_batch
     if samples < needed:
         what = f"{config.data.path} gives {samples} samples to train on; train.global_batch is {needed}"

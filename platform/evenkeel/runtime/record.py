@@ -89,7 +89,7 @@ class RunRecord:
         return past
 
     def complete(self, past: Past) -> None:
-        """Writes the worlds down that an earlier life opened and then died too soon to: their members train all the same."""
+        """Writes down the worlds that an earlier life opened and died too soon to: their members train all the same."""
         opened = [entry for entry in past.entries if isinstance(entry, m.WorldOpened)]
         written = set(self._run.generations()) if opened else set()
         for entry in opened:

@@ -181,7 +181,7 @@ def _segment_numbers(names: Iterable[str]) -> list[int]:
 
 
 def append(fd: int, data: bytes) -> None:
-    """Appends all of it to a file of one writer, by one write if nothing is in the way, or none of it: raises OSError."""
+    """Appends all of it to a file of one writer, with one write as a rule; or none of it, and raises OSError."""
     written = 0
     try:
         while written < len(data):
