@@ -14,7 +14,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 GROUPS = {
-    "unit, scripts, sim": ("sim", "scripts", "unit"),  # the long ones first, so that the cores end together
+    "unit, scripts, sim": ("unit", "scripts", "sim"),
     "store": ("store",),
     "engine": ("engine",),
     "runtime": ("runtime", "cluster"),
