@@ -1,5 +1,9 @@
-"""Runs every test that needs no GPU, group by group, and prints how long each group took."""
+"""Runs every test that needs no GPU, group by group, and prints how long each group took.
 
+Within a group the tests are shared out over the cores by pytest-xdist; see conftest.py for what stays together.
+"""
+
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +20,8 @@ GROUPS = {
     "runtime": ("runtime", "cluster"),
 }
 NO_TESTS_COLLECTED = 5
+MOST_PROCESSES = 4
+"""Many tests start several processes of their own."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,9 @@ def run_group(folders: list[str]) -> Result:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not soak and not gpu", f"--junitxml={report}", *folders]
-        status = subprocess.run(command, cwd=TESTS.parent).returncode
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "not soak and not gpu", f"--junitxml={report}"]
+        shared_out = [f"--numprocesses={min(MOST_PROCESSES, len(os.sched_getaffinity(0)))}", "--dist=loadgroup"]
+        status = subprocess.run([*command, *shared_out, *folders], cwd=TESTS.parent).returncode
         seconds = time.monotonic() - begun
         if status == NO_TESTS_COLLECTED:
             return Result(0, 0, 0, seconds, 0)

@@ -10,7 +10,11 @@ from servers import BUCKET, CEPH_MISSING, S3, Ceph, Moto, ceph_missing
 
 from evenkeel.store.files import Files, open_files
 
-SERVERS = ("moto", "rgw")
+SERVERS = {
+    "moto": pytest.param("moto", marks=pytest.mark.xdist_group("moto")),
+    "rgw": pytest.param("rgw", marks=[pytest.mark.rgw, pytest.mark.xdist_group("ceph")]),
+}
+"""Each is started once, also where several processes share the tests out; see tests/conftest.py."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -19,11 +23,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     marker = metafunc.definition.get_closest_marker("stores")
     servers = marker.args if marker else ()
-    assert set(servers) <= set(SERVERS), servers
-    marks = {"rgw": pytest.mark.rgw}
-    names = ("local", "memory", *servers)
+    assert set(servers) <= SERVERS.keys(), servers
     # Of one scope with the servers, so that the tests of one server run together: clients are slow to build.
-    metafunc.parametrize("store", [pytest.param(n, marks=marks.get(n, ())) for n in names], scope="session")
+    params = ["local", "memory", *(SERVERS[name] for name in servers)]
+    metafunc.parametrize("store", params, scope="session")
 
 
 @pytest.fixture
