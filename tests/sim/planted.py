@@ -117,7 +117,7 @@ BUGS = (
         13,
         (
             MEMBER,
-            "        self.kept = tuple(h for h in self.holdings if h.version == version and h.shard != shard)\n",
+            "        self.kept = tuple(h for h in self.trained if h.version == version and h.shard != shard)\n",
             "        self.kept = ()\n",
         ),
     ),
@@ -166,9 +166,9 @@ BUGS = (
     bug(
         "request-forgotten-when-not-carried",
         16,
-        (MEMBER, "(self.pending | self.flags(vote.step)) & ~vote.flags", "Flags.NONE"),
+        (MEMBER, "(self.pending | self.flags(vote.step)) & ~(vote.flags | Flags.MIRROR)", "Flags.NONE"),
         (PROGRESS, "        if s.pending:\n            forming.send_flags(s, world)\n", ""),
-        (WORKER, "float(flag in flags)", "float(flag in flags and flag is not Flags.STOP)"),
+        ("core/vote.py", "float(flag in flags)", "float(flag in flags and flag is not Flags.STOP)"),
     ),
     bug(
         "unreported-votes-dropped",
@@ -353,7 +353,7 @@ BUGS = (
     bug(
         "copied-while-the-last-is-written",
         11,
-        ("core/vote.py", " if self.values[Slot.BUSY] > 0 else flags", " if False else flags"),
+        ("core/vote.py", "if self.values[Slot.BUSY] > 0:", "if False:"),
     ),
     bug(
         "dead-writer-waited-for",
