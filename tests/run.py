@@ -43,7 +43,7 @@ def run_group(folders: list[str]) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "not soak and not gpu", f"--junitxml={report}"]
-        shared_out = [f"--numprocesses={min(MOST_PROCESSES, len(os.sched_getaffinity(0)))}", "--dist=loadgroup"]
+        shared_out = [f"--numprocesses={min(MOST_PROCESSES, len(os.sched_getaffinity(0)))}", "--dist=loadscope"]
         status = subprocess.run([*command, *shared_out, *folders], cwd=TESTS.parent).returncode
         seconds = time.monotonic() - begun
         if status == NO_TESTS_COLLECTED:

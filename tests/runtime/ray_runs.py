@@ -39,6 +39,8 @@ TINY = {
 
 EVERY = 4
 SAVING: dict[str, Any] = {"train": {"steps": 16}, "checkpoint": {"every_steps": EVERY}}
+SLOWLY: dict[str, Any] = {**SAVING, "emulate": {"slowdown": {0: 10.0}}}
+"""The same run, for those who want to come between two steps of it."""
 
 
 def merged(changes: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +99,10 @@ class Started:
             self.process.communicate()
 
 
+def steps_in(directory: RunDirectory) -> list[int]:
+    return [line["step"] for line in directory.follow("metrics").poll()]
+
+
 @dataclass
 class Finished:
     status: int
@@ -108,7 +114,7 @@ class Finished:
     @property
     def steps(self) -> list[int]:
         """As they stand in metrics.jsonl, one by one."""
-        return [line["step"] for line in self.directory.follow("metrics").poll()]
+        return steps_in(self.directory)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.directory.events() if event["event"] == name]

@@ -3,9 +3,7 @@
 import os
 import signal
 
-from ray_runs import SAVING, Finished, Site, Started
-
-SLOW = {**SAVING, "emulate": {"slowdown": {0: 10.0}}}
+from ray_runs import SLOWLY, Finished, Site, Started
 
 
 def failed_starts(started: Started) -> list[str]:
@@ -16,7 +14,7 @@ def test_a_replacement_that_finds_other_data_is_told_and_none_once_it_is_put_bac
     original = site.text.read_bytes()
     text = site.folder / "live.txt"
     text.write_bytes(original)
-    started = site.start(SLOW, f"data.path={text}")
+    started = site.start(SLOWLY, f"data.path={text}")
     started.after_step(5)
     os.replace(text, site.folder / "before.txt")
     text.write_bytes(original.replace(b"a", b"b"))

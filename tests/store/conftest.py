@@ -10,11 +10,7 @@ from servers import BUCKET, CEPH_MISSING, S3, Ceph, Moto, ceph_missing
 
 from evenkeel.store.files import Files, open_files
 
-SERVERS = {
-    "moto": pytest.param("moto", marks=pytest.mark.xdist_group("moto")),
-    "rgw": pytest.param("rgw", marks=[pytest.mark.rgw, pytest.mark.xdist_group("ceph")]),
-}
-"""Each is started once, also where several processes share the tests out; see tests/conftest.py."""
+SERVERS = ("moto", "rgw")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,10 +19,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     marker = metafunc.definition.get_closest_marker("stores")
     servers = marker.args if marker else ()
-    assert set(servers) <= SERVERS.keys(), servers
+    assert set(servers) <= set(SERVERS), servers
+    marks = {"rgw": pytest.mark.rgw}
+    names = ("local", "memory", *servers)
     # Of one scope with the servers, so that the tests of one server run together: clients are slow to build.
-    params = ["local", "memory", *(SERVERS[name] for name in servers)]
-    metafunc.parametrize("store", params, scope="session")
+    metafunc.parametrize("store", [pytest.param(n, marks=marks.get(n, ())) for n in names], scope="session")
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_half_a_file_is_refused_by_name(tmp_path: Path) -> None:
 # ------------------------------------------------------------ processes
 
 
-@pytest.fixture(params=["local", pytest.param("moto", marks=pytest.mark.xdist_group("moto"))])
+@pytest.fixture(params=["local", "moto"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A root that processes share."""
     if request.param == "local":
