@@ -20,7 +20,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="wins over every file")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--dry-run", action="store_true", help="check all but the cluster, print the plan and exit")
+    parser.add_argument("--dry-run", action="store_true", help="check what leaves no trace, print the plan and exit")
     help_resume = "where there is a run of this name: go on from its newest checkpoint (auto), begin anew, or a step"
     parser.add_argument("--resume", type=_resume, default="auto", metavar="auto|never|STEP", help=help_resume)
     parser.add_argument("--version", action="version", version=f"evenkeel {evenkeel.__version__}")

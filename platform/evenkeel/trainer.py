@@ -28,18 +28,18 @@ def run(config: Config, *, dry_run: bool = False, resume: str = "auto", out: Tex
     """Trains as configured and returns the exit status (design, section 10); says in one line why it is not 0.
 
     Args:
-        dry_run: checks everything but the cluster, and prints the plan, but starts nothing.
+        dry_run: checks what can be checked without a trace, and prints the plan, but starts nothing.
         resume: "auto", "never" or the step of a checkpoint; what to do where there is a run of this name already.
     """
     try:
         require_linux()
         from evenkeel.runtime.prepare import describe
-        from evenkeel.runtime.run import check_shared, look, run_prepared
+        from evenkeel.runtime.run import check_shared, look_only, run_prepared
 
         prepared = _prepare(config)
         if dry_run:
             check_shared(config)
-            look(prepared)
+            look_only(prepared)
             print(describe(prepared), file=out)
             return 0
 

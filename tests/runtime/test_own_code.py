@@ -92,4 +92,4 @@ def test_a_dry_run_looks_at_the_run_that_is_there(
     (code / "runs" / "r" / "run.json").unlink()
     (code / "file").touch()
     assert run(config(code, {"run": {"name": "r", "storage_path": str(code / "file")}}), dry_run=True) == 2
-    assert "run.storage_path" in capsys.readouterr().err
+    assert "Not a directory" in capsys.readouterr().err

@@ -109,6 +109,12 @@ def look(prepared: Prepared) -> RunRecord | None:
     return record
 
 
+def look_only(prepared: Prepared) -> None:
+    """Like `look`, without a trace: whether the storage can be written to is not tried."""
+    if prepared.directory.read_run() is not None:
+        check_same(prepared)
+
+
 def _check_writable(config: Config) -> None:
     try:
         RunDirectory.at(config.run.storage_path).check_writable()
