@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.core.model import Shard
-from evenkeel.engine.model import LayerSpec, Model, boundary_shapes, model_shape, whole_model
+from evenkeel.engine.model import LayerSpec, Model, boundaries_of, model_shape, whole_model
 from evenkeel.engine.state import PRECISIONS, ShardState
 
 WIDTH, LENGTH = 8, 6
@@ -46,7 +46,7 @@ def test_the_engine_computes_what_plain_pytorch_does(precision: str) -> None:
     x = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(2)).to(dtype)
     assert torch.equal(state.stage(x), plain(x))
     assert torch.equal(whole_model(MODEL, 1, dtype)(x), plain(x))
-    assert boundary_shapes(MODEL, x, dtype) == ((2, LENGTH, WIDTH),) * 2
+    assert tuple(h.shape for h in boundaries_of(MODEL, x, dtype)) == ((2, LENGTH, WIDTH),) * 2
 
 
 class Turned(nn.Module):

@@ -256,8 +256,16 @@ _CHEAP = 2e10
 operations there makes it import its compiler, for 1 to 3 s."""
 
 
-def boundary_shapes(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[tuple[int, ...], ...]:
-    """Shape of the tensor that enters each layer, whole on each TP rank.
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Shape and type of what one layer hands to the next."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def boundaries_of(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[Hidden, ...]:
+    """What enters each layer, whole on each TP rank. A layer of the user's may give another type than `dtype`.
 
     Found by a forward pass; for large models by one without memory or arithmetic.
 
@@ -269,13 +277,13 @@ def boundary_shapes(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[t
     size = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     device = "cpu" if 2 * size * inputs.numel() < _CHEAP else "meta"
     x = torch.zeros(inputs.shape, dtype=dtype if inputs.is_floating_point() else inputs.dtype, device=device)
-    shapes: list[tuple[int, ...]] = []
+    found: list[Hidden] = []
     with torch.no_grad():
         for layer in layers:
-            shapes.append(tuple(x.shape))
+            found.append(Hidden(tuple(x.shape), x.dtype))
             _zero_parameters(layer, device)
             x = cast(layer, dtype).eval()(x)
-    return tuple(shapes)
+    return tuple(found)
 
 
 def _zero_parameters(layer: nn.Module, device: str) -> None:

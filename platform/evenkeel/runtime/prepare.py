@@ -1,6 +1,5 @@
 """Everything about a run that can be known, and found wrong, before anything is started."""
 
-import logging
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor
 
 from evenkeel.config import Config, ConfigError, with_absolute_data, with_absolute_storage
-from evenkeel.config_check import without_effect
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import NodeId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.model import ModelShape
 from evenkeel.data.dataset import Data
-from evenkeel.engine.model import Model, boundary_shapes, model_shape
+from evenkeel.engine.model import Model, boundaries_of, model_shape
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.plan.cuts import most_stages
 from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
@@ -30,8 +28,6 @@ from evenkeel.runtime.job import CONTROLLER, JobMaker, ModelSource, make_data, m
 from evenkeel.runtime.names import worker_id
 from evenkeel.runtime.spec import ControllerFault, RunSpec, WorkerSpec
 from evenkeel.store.run_directory import RunDirectory
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +72,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         inputs, _ = check_samples(data.train.get(range(1)))
     check_data(config, data, made)
     with _model_blamed(config, model):
-        boundary_shapes(made, inputs, PRECISIONS[config.train.precision])
-    for key in without_effect(config):
-        log.warning("%s: %s has no effect yet", config.source(key), key)
+        boundaries_of(made, inputs, PRECISIONS[config.train.precision])
     directory = RunDirectory.of(config.run.storage_path, config.run.name)
     each = resources(config)
     worker = WorkerSpec(
@@ -164,7 +158,9 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         last_step=config.train.steps,
         spares=config.scaling.spares,
         max_bad_steps=config.train.max_bad_steps,
+        precision=config.train.precision,
         copies=config.redundancy.copies,
+        mirror_every=config.redundancy.mirror_every,
         checkpoint_every=config.checkpoint.every_steps,
         max_checkpoint_failures=config.checkpoint.max_failures,
     )
