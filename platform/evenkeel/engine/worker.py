@@ -64,7 +64,7 @@ class Worker:
         self._progress = Progress()
         self._faults = Faults(worker_id, job.settings.faults, job.fault_once)
         self._holdings = Holdings(job, self._device)
-        self._saver = Saver(worker_id, job, send)
+        self._saver = Saver(worker_id, job, self._faults, send)
         self._groups: GroupSet | None = None
         self._aborts = 0
         self._tasks: queue.SimpleQueue[World | Vote | None] = queue.SimpleQueue()
@@ -203,6 +203,7 @@ class Worker:
         self._progress.enter("reshard")
         seat = self._seat
         memory = self._holdings.reshard(world, self._id, seat.member.holdings, groups.world, self._progress)
+        self._faults.loaded(world)
         with seat.changed:
             self._progress.check()
             seat.member.resharded(memory.state.shard, world.base)

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import signal
 import threading
 import time
 import traceback
@@ -20,6 +18,7 @@ from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.runtime import saving
 from evenkeel.runtime.compat import log_folder
+from evenkeel.runtime.faults import ControllerFaults
 from evenkeel.runtime.fleet import Fleet
 from evenkeel.runtime.logs import ProcessLog
 from evenkeel.runtime.record import Past, RunRecord
@@ -42,7 +41,6 @@ RELEASE_S = 10.0
 """After the end, for followers to hear of it."""
 REMEMBERED = 20_000
 """Lines kept for followers that are behind."""
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,7 @@ class ControllerActor:
         self._spec = spec
         self._log = ProcessLog(spec.folder, "controller")
         self._run = RunDirectory.at(spec.folder).patient(_storage_trouble, threading.Event().wait)
+        self._faults = ControllerFaults(self._run, spec.faults)
         self._begun = asyncio.Event()
         self._news = asyncio.Event()
         self._released = asyncio.Event()
@@ -113,7 +112,7 @@ class ControllerActor:
             return
         except Exception as error:  # the border of the process: a run that cannot begin says why
             traceback.print_exc()
-            self._ended(m.End("failed", _internal(error)))
+            self._ended(m.End("failed", _line(error)))
             return
         if past.ended is not None and not again:
             self._ended(past.ended)
@@ -163,7 +162,7 @@ class ControllerActor:
 
     def send(self, command: ToWorker) -> None:
         if isinstance(command, m.Settle):
-            self._fire(command.decision.base.step + 1, recovery=True)
+            self._faults.fire("recovery", command.decision.base.step + 1)
         self._fleet.send(command)
 
     def start(self, count: int) -> None:
@@ -174,17 +173,23 @@ class ControllerActor:
 
     def committed(self, step: int) -> None:
         self._fleet.committed(step)
-        self._fire(step + 1, recovery=False)
+        self._faults.fire("step", step + 1)
 
     def commit_checkpoint(self, command: m.CommitCheckpoint) -> None:
         self._spawn(self._complete(command))
 
     async def _complete(self, command: m.CommitCheckpoint) -> None:
         try:
-            event = await asyncio.to_thread(saving.complete, self._run, self._spec, command)
-        except (StoreError, ValueError) as error:
-            event = m.CheckpointFailed(command.version, str(error))
+            event = await asyncio.to_thread(self._write_manifest, command)
+        except Exception as error:  # the border of a thread: a checkpoint that cannot be completed is an event
+            event = m.CheckpointFailed(command.version, _line(error))
         self._feed(event)
+
+    def _write_manifest(self, command: m.CommitCheckpoint) -> m.Event:
+        self._faults.fire("write", command.version.step)
+        event = saving.complete(self._run, self._spec, command)
+        self._faults.fire("written", command.version.step)
+        return event
 
     def set_timer(self, at: float) -> None:
         if self._timer is not None:
@@ -199,14 +204,6 @@ class ControllerActor:
         since = past.entries[self._spec.begun :]
         heeded = any(isinstance(entry, m.Restored | m.WorldOpened) for entry in since)
         return m.Started(alive, saved, damaged, None if heeded else self._spec.resume)
-
-    def _fire(self, step: int, recovery: bool) -> None:
-        """Lets the faults happen that are planned for the controller in this open step."""
-        for fault in self._spec.faults:
-            if fault.recovery == recovery and fault.step <= step and self._run.claim_fault(fault.key):
-                if fault.kind == "exception":
-                    raise RuntimeError(f"planned fault {fault.key}")
-                os.kill(os.getpid(), SIGNALS[fault.kind])
 
     def _tick(self, at: float) -> None:
         """Hears a Tick, but a late one only after what came in meanwhile: nobody is condemned for our own delay."""
@@ -233,10 +230,13 @@ class ControllerActor:
         except JournalFenced as error:
             self._yield_to_another(error)
             return 0
+        except StoreError as error:  # what cannot be written down is not done; the driver notes the end, if it can
+            self._ended(m.End("failed", str(error)))
+            return 0
         except Exception as error:  # the border of the process: a defect ends the run and is told, it does not hang it
             traceback.print_exc()
-            end = m.End("failed", _internal(error))
-            with suppress(StoreError):  # which may be the very defect; then the driver writes it down
+            end = m.End("failed", _line(error))
+            with suppress(StoreError):  # then the driver writes it down
                 self._record.status(end)
             self._ended(end)
             return 0
@@ -307,6 +307,9 @@ def _storage_trouble(trouble: Trouble) -> None:
     logging.warning("the store fails, attempt %d: %s", trouble.attempt, trouble.error)
 
 
-def _internal(error: Exception) -> str:
+def _line(error: Exception) -> str:
+    """What the store says for itself; anything else is a defect, or planned."""
+    if isinstance(error, StoreError):
+        return str(error)
     text = str(error).splitlines()[0] if str(error) else ""
     return f"internal error in the controller: {type(error).__name__}: {text}"

@@ -2,9 +2,11 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from evenkeel.runtime.compat import log_folder
+from evenkeel.store.errors import StoreError
 from evenkeel.store.run_directory import RunDirectory
 
 
@@ -32,8 +34,9 @@ class ProcessLog:
         os.close(fd)
 
     def publish(self) -> None:
-        """Makes what was written so far visible in the run directory."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if self._remote:
-            self._run.files.replace(self._name, self._path.read_bytes())
+        """Makes what was written so far visible in the run directory, if that can be done: it is here in any case."""
+        with suppress(OSError, StoreError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if self._remote:
+                self._run.files.replace(self._name, self._path.read_bytes())

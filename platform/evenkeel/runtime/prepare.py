@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from evenkeel.config import Config, ConfigError, with_absolute_data, with_absolute_storage
-from evenkeel.config_check import without_effect
+from evenkeel.config_check import STEP_PHASES, without_effect
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import NodeId
 from evenkeel.core.layout import WorkerInfo
@@ -165,8 +165,9 @@ def make_schedule(config: Config) -> partial[float]:
 
 
 def controller_faults(config: Config) -> tuple[ControllerFault, ...]:
+    """Of a step the controller knows only its end: any phase of it is when the one before has become visible."""
     return tuple(
-        ControllerFault(key, fault.step, fault.phase == "recovery", fault.kind)
+        ControllerFault(key, fault.step, "step" if fault.phase in STEP_PHASES else fault.phase, fault.kind)
         for key, fault in zip(config.fault_keys(), config.faults, strict=True)
         if fault.target == CONTROLLER
     )

@@ -5,12 +5,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any, TextIO
 
 from evenkeel.config import Config, ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
+from evenkeel.config_values import hide_in_url
 from evenkeel.control.messages import End
 from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
@@ -86,6 +87,9 @@ def check_shared(config: Config) -> None:
             f"{config.run.storage_path!r} is memory of one process; the run's processes need a store that all can see"
         )
         raise config.error(STORAGE, what)
+    if hide_in_url(config.run.storage_path) != config.run.storage_path:
+        what = "holds credentials, which the run's other processes would not get; give them in the environment"
+        raise config.error(STORAGE, f"{what}, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 
 
 def look(prepared: Prepared) -> RunRecord | None:
@@ -174,9 +178,12 @@ def _run_on_ray(start: _Start, requests: StopRequests, out: TextIO) -> Outcome:
         return Outcome(INTERRUPTED, "interrupted; every process of the run was killed")
     except driver.RayDiedError as error:
         end = End("failed", str(error))
-    end = settle_status(directory, end, cluster)
-    _say_summary(start.prepared, out)
-    return _outcome(end, directory)
+    traces: list[str] = []
+    with suppress(StoreError):  # which may be what the run has failed of
+        end = settle_status(directory, end, cluster)
+        _say_summary(start.prepared, out)
+        traces = _traces(directory, end.error)
+    return _outcome(end, traces)
 
 
 def _begin(start: _Start, tenure: Tenure, cluster: str, requests: StopRequests) -> Any | None:
@@ -321,15 +328,19 @@ def versions(evenkeel: str) -> dict[str, str]:
     return found
 
 
-def _outcome(end: End, directory: RunDirectory) -> Outcome:
+def _traces(directory: RunDirectory, error: str) -> list[str]:
+    """Logs of the processes that an error names, if they have a traceback."""
+    logs = (f"logs/{name}.log" for name in re.findall(r"\bw\d{4,}\b|\bcontroller\b", error))
+    return [directory.files.where(log) for log in logs if TRACEBACK in (directory.files.read(log) or b"")]
+
+
+def _outcome(end: End, traces: Sequence[str]) -> Outcome:
     match end.status:
         case "finished":
             return Outcome(FINISHED)
         case "stopped":
             return Outcome(STOPPED, f"stopped on request ({end.error})")
         case _:
-            logs = (f"logs/{name}.log" for name in re.findall(r"\bw\d{4,}\b|\bcontroller\b", end.error))
-            traces = [directory.files.where(log) for log in logs if TRACEBACK in (directory.files.read(log) or b"")]
             return Outcome(FAILED, end.error + (f" (traceback in {', '.join(traces)})" if traces else ""))
 
 

@@ -6,6 +6,7 @@ Bounded, however long the run: the first part stays, and of what came after it t
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ PART_BYTES = 4 * 2**20
 
 
 class Trace:
-    """Goes on with the trace in `folder`, if there is one. Every line is in the file when `write` returns."""
+    """Goes on with the trace in `folder`, if there is one. A line is in the file when `write` returns, if there is room."""
 
     def __init__(self, folder: Path, part_bytes: int = PART_BYTES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,20 +27,26 @@ class Trace:
         self._open(LAST if (folder / LAST).exists() else FIRST)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        if self._bytes >= self._part_bytes:
-            self._file.close()
-            if self._name == LAST:
-                os.replace(self._folder / LAST, self._folder / BEFORE_LAST)
-            self._open(LAST)
+        """Where the disk is full, lines wait for the next one: nothing depends on them, and least of all the run."""
         text = json.dumps(line) + "\n"
-        self._file.write(text)
-        self._file.flush()
-        self._bytes += len(text)
+        with suppress(OSError):
+            if self._bytes >= self._part_bytes:
+                self._next_part()
+            self._bytes += len(text)
+            self._file.write(text)
+            self._file.flush()
+
+    def _next_part(self) -> None:
+        full = self._file
+        if (self._folder / LAST).exists():
+            os.replace(self._folder / LAST, self._folder / BEFORE_LAST)
+        self._open(LAST)
+        full.close()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
     def _open(self, name: str) -> None:
-        self._name = name
         self._file = (self._folder / name).open("a", encoding="ascii")
         self._bytes = self._file.tell()

@@ -1,5 +1,6 @@
 """JSON lines that grow: one file on a local path, numbered segments on an object store."""
 
+import errno
 import json
 import os
 import time
@@ -8,6 +9,7 @@ from math import isfinite
 from typing import Any, Protocol
 
 from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import explain
 from evenkeel.store.files import Files, LocalFiles
 
 SEGMENT_LINES = 1000
@@ -43,7 +45,7 @@ class LocalLines:
             self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._drop_torn_line()
         except OSError as error:
-            raise StoreError(f"{self._path}: {error.strerror}") from error
+            raise StoreError(f"{self._path}: {explain(error)}") from error
 
     def _drop_torn_line(self) -> None:
         """A writer that died within a write leaves a line without an end, which no reader has taken."""
@@ -65,9 +67,10 @@ class LocalLines:
             written = os.write(self._fd, data)
             if written < len(data):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-                raise StoreError(f"{self._path}: only {written} of {len(data)} bytes were written")
+                short = f"{self._path}: only {written} of {len(data)} bytes were written"
+                raise StoreError(short) from OSError(errno.ENOSPC, short)  # if it is another limit, the next try tells
         except OSError as error:
-            raise StoreError(f"{self._path}: {error.strerror}") from error
+            raise StoreError(f"{self._path}: {explain(error)}") from error
 
     def flush(self) -> None:
         """Every line is visible already."""
