@@ -121,11 +121,18 @@ def marked(mark: str) -> list[psutil.Process]:
 
 @dataclass
 class Site:
-    """Where a test's runs live. `address` is the shared Ray's, or "local" for one of the run's own."""
+    """Where a test's runs live.
+
+    Attributes:
+        address: of the shared Ray, or "local" for one of the run's own.
+        storage: where the run directories are, if not in `folder`; this process reads them with `options`.
+    """
 
     folder: Path
     address: str
     python: str = sys.executable
+    storage: str = ""
+    options: dict[str, Any] | None = None
     started: list[Started] = field(default_factory=list)
 
     def start(self, changes: dict[str, Any], *overrides: str, name: str = "run") -> Started:
@@ -135,12 +142,13 @@ class Site:
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
         environment |= {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled", "TMPDIR": "/tmp", MARK: mark}
         command = [self.python, str(ROOT / "jobs" / "train.py"), "--config", str(config)]
-        own = [f"run.name={name}", f"run.storage_path={self.folder / 'runs'}", f"data.path={self.text}", *overrides]
+        storage = self.storage or str(self.folder / "runs")
+        own = [f"run.name={name}", f"run.storage_path={storage}", f"data.path={self.text}", *overrides]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         # A group of its own, as a shell or a supervisor would make it.
         apart = {"start_new_session": True, "text": True, **pipes}
         process = subprocess.Popen([*command, *own], cwd=self.folder, env=environment, **apart)
-        self.started.append(Started(process, RunDirectory.of(str(self.folder / "runs"), name), mark))
+        self.started.append(Started(process, RunDirectory.of(storage, name, self.options), mark))
         return self.started[-1]
 
     def run(self, changes: dict[str, Any], *overrides: str, name: str = "run") -> Finished:

@@ -65,7 +65,8 @@ class ControllerActor:
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._log = ProcessLog(spec.folder, "controller")
-        self._run = RunDirectory.at(spec.folder).patient(_storage_trouble, threading.Event().wait)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._run = RunDirectory.at(spec.folder).patient(self._storage_trouble, threading.Event().wait)
         self._faults = ControllerFaults(self._run, spec.faults)
         self._begun = asyncio.Event()
         self._news = asyncio.Event()
@@ -93,6 +94,7 @@ class ControllerActor:
         if self._beginning:
             return
         self._beginning = True
+        self._loop = asyncio.get_running_loop()
         try:
             spec = self._spec
             self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
@@ -222,6 +224,13 @@ class ControllerActor:
         else:
             asyncio.get_running_loop().call_soon(self._feed, event)
 
+    def _storage_trouble(self, trouble: Trouble) -> None:
+        """From any thread, which waits then; told once the store is there again."""
+        logging.warning("the store fails, attempt %d: %s", trouble.attempt, trouble.error)
+        if self._loop is not None:
+            event = m.StorageTrouble(WorkerId("controller"), str(trouble.error))
+            self._loop.call_soon_threadsafe(self._hear, event)
+
     def _feed(self, event: m.Event) -> int:
         if self._end is not None:
             return 0
@@ -301,10 +310,6 @@ class ControllerActor:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _storage_trouble(trouble: Trouble) -> None:
-    logging.warning("the store fails, attempt %d: %s", trouble.attempt, trouble.error)
 
 
 def _line(error: Exception) -> str:
