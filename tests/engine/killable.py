@@ -64,6 +64,10 @@ class Stop:
     controller: bool = False
 
     @property
+    def kills_workers(self) -> bool:
+        return self.everyone or (self.ranks_die and bool(self.ranks))
+
+    @property
     def holds_controller(self) -> bool:
         return self.phase in (MANIFEST, VISIBLE)
 
@@ -78,6 +82,21 @@ class Stops:
     def gate(self, stop: int) -> Path | None:
         """Exists once the run may go on to that stop; None if nothing holds it before."""
         return None if self.stops[stop].phase == LOAD else self.folder / f"{stop}-gate"
+
+    def at_gate(self, stop: int) -> Path:
+        """Exists once the run waits at the gate, after all that came before it."""
+        return self.folder / f"{stop}-at-gate"
+
+    def wait_at_gate(self, stop: int) -> None:
+        """Whoever comes while processes are still held at the stop before goes on if that breaks its world."""
+        if stop and not self.over(stop - 1).exists():
+            _await(self.over(stop - 1))
+            if self.stops[stop - 1].kills_workers:
+                return
+        self.at_gate(stop).touch()
+        gate = self.gate(stop)
+        assert gate is not None
+        _await(gate)
 
     def over(self, stop: int) -> Path:
         return self.folder / f"{stop}-over"
@@ -127,9 +146,7 @@ class Held:
 
     def _meet(self, index: int) -> bool:
         if index < HOLD:
-            gate = self.stops.gate(index - GATE)
-            assert gate is not None
-            _await(gate)
+            self.stops.wait_at_gate(index - GATE)
             return False
         stop, rank = divmod(index - HOLD, RANKS)
         if self.stops.is_next(stop):
@@ -313,7 +330,7 @@ class KillableRun:
         self._lost: set[WorkerId] = set()
         self._forgotten: set[WorkerId] = set()
         self._restored = 0
-        self._step = 0
+        self._step = self._generation = self._broken = 0
         self._members = 0
         self._uploads: set[int] = set()
         self._near: dict[int, int] = {}
@@ -418,14 +435,15 @@ class KillableRun:
 
     def _note(self, kind: str, line: dict[str, Any]) -> None:
         if kind == "metrics":
-            self._step = line["step"]
-            if self._healing:
+            self._step, self._generation = line["step"], line["generation"]
+            if self._healing and line["generation"] > self._broken:
                 self.struck[-1] = replace(self.struck[-1], heal_s=time.monotonic() - self._healing)
                 self._healing = 0.0
             for worker in self._ready.keys() - self._lost:
                 self._fleet.acknowledge(worker, self._step)
         elif line.get("event") == "restored":
             self._restored += 1
+            self._step = line["base"]
         elif line.get("event") == "checkpoint_started":
             self._uploads.add(line["checkpoint"])
         elif line.get("event") in ("checkpoint_committed", "checkpoint_failed"):
@@ -435,13 +453,13 @@ class KillableRun:
 
     def _look(self) -> None:
         number = len(self.struck)
-        if number == len(self._stops.stops) or self._healing:
+        if number == len(self._stops.stops):
             return
         stop, gate = self._stops.stops[number], self._stops.gate(number)
         if number not in self._near:
             if gate is None:
                 self._near[number] = self._newest()
-            elif self._step >= stop.step - 2 and not self._uploads and self._is_complete():
+            elif self._stops.at_gate(number).exists() and self._is_quiet(stop.step):
                 self._near[number] = self._newest()
                 gate.touch()
         else:
@@ -450,8 +468,10 @@ class KillableRun:
             if held.keys() == expected:
                 self._strike(number, stop)
 
-    def _is_complete(self) -> bool:
-        return len(self._ready.keys() - self._lost) >= self._members
+    def _is_quiet(self, step: int) -> bool:
+        """Whether all before the gate is visible, no checkpoint is being written, and everybody is there."""
+        there = len(self._ready.keys() - self._lost)
+        return self._step >= step - 2 and not self._uploads and there >= self._members
 
     def _newest(self) -> int:
         good, _ = Checkpoints(self._directory.files).newest_first()
@@ -476,6 +496,7 @@ class KillableRun:
         self.struck.append(Struck(stop, near, newest, texts, frozenset(victims), self._restored))
         following = self._stops.stops[number + 1 : number + 2]
         self._healing = 0.0 if following and following[0].phase == LOAD else time.monotonic()
+        self._broken = self._generation if stop.kills_workers else 0
         self._stops.over(number).touch()
         if stop.controller:
             # The next life finds who is there; of the others it has never heard.
@@ -490,5 +511,5 @@ class KillableRun:
             return there if stop.everyone else set()
         pids = set(self._stops.held(number).values())
         if stop.holds_controller:
-            pids = {m["pid"] for m in self._directory.read_worlds()[-1]["members"] if m["rank"] in stop.ranks}
+            pids = {one["pid"] for one in self._directory.read_worlds()[-1]["members"] if one["rank"] in stop.ranks}
         return {worker for worker in there if self._fleet.pid(worker) in pids}

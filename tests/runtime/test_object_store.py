@@ -110,7 +110,10 @@ def test_everything_dies_and_the_same_command_goes_on(remote: Site, shared_ray: 
     assert done.events("restored")[0]["base"] >= EVERY
 
 
-@pytest.mark.parametrize(("name", "said"), [("AWS_SECRET_ACCESS_KEY", "refuses the secret"), ("AWS_ACCESS_KEY_ID", "does not know the access key")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("AWS_SECRET_ACCESS_KEY", "refuses the secret"), ("AWS_ACCESS_KEY_ID", "does not know the access key")],
+)
 def test_a_wrong_key_is_told_before_anything_is_started(
     remote: Site, ceph: Ceph, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:

@@ -78,7 +78,7 @@ def test_other_faults_in_a_checkpoint(site: Site, truth: Finished, kind: str) ->
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("phase", "target"),
-    [*((phase, "rank:0") for phase in ("save", "write", "written")), ("write", "controller"), ("written", "controller")],
+    [(p, "rank:0") for p in ("save", "write", "written")] + [(p, "controller") for p in ("write", "written")],
     ids=lambda value: str(value).replace(":", ""),
 )
 def test_everything_dies_at_once(alone: Site, truth: Finished, phase: str, target: str) -> None:
