@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def test_no_secret_is_left_anywhere(alone: Site, moto: S3, link: Proxy, monkeypa
     assert any(name.endswith("/config.yaml") for name in bodies) and any("/logs/" in name for name in bodies)
     assert [name for name, data in bodies.items() if _holds(data)] == []
     assert b"***" in bodies["secrets/run/config.yaml"]
-    shown = alone.command("evenkeel", "status", f"s3://{KEY}:{SECRET}@nosuch/run")
+    shown = alone.command(sys.executable, "-m", "evenkeel.cli", "status", f"s3://{KEY}:{SECRET}@nosuch/run")
     assert shown.returncode == 2 and not _holds((shown.stdout + shown.stderr).encode())
 
 
