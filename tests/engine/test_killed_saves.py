@@ -227,13 +227,13 @@ def problem_of(struck: Struck, setting: Setting, bases: Sequence[int]) -> str:
         return f"the newest checkpoint is of step {struck.newest}, not {there}"
     # A controller that lives makes the checkpoint visible all the same, and everybody waits for that.
     base = stop.step if stop.phase == MANIFEST and not stop.controller else there
+    if stop.phase == LOAD and set(bases) <= {base}:
+        return ""  # that is where it stands already, and maybe it says so again
     dead = set(stop.ranks) if stop.ranks_die else set()
     lost = stop.everyone or any(set(holders) <= dead for holders in setting.holders)
-    if lost and set(bases) != {base}:
-        return f"went back to {list(bases)}, not to {base}"
-    # A worker that was held in its load counts as a holder as soon as it goes on: before the next life asks, or after.
-    unclear = stop.phase == LOAD and not stop.ranks_die and set(bases) <= {base}
-    return f"went back to {list(bases)}" if bases and not lost and not unclear else ""
+    if set(bases) == ({base} if lost else set()):
+        return ""
+    return f"went back to {list(bases)} " + (f"and not to {base}" if lost else "although nothing was lost")
 
 
 Check = Callable[[str, list[Result]], None]

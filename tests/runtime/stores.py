@@ -10,8 +10,8 @@ from ray_runs import Site
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
 
-from proxy import Proxy  # noqa: E402
-from servers import BUCKET, KEY, S3, SECRET, Ceph, Moto, require_ceph  # noqa: E402
+from proxy import Proxy
+from servers import BUCKET, KEY, S3, SECRET, Ceph, Moto, require_ceph
 
 __all__ = ["BUCKET", "KEY", "S3", "SECRET", "Ceph", "Moto", "Proxy", "on_s3", "require_ceph", "slow_data"]
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_a_server_that_is_cut_off_and_killed(
     check_checkpoints(done)
     times = [line["time"] for line in done.directory.metrics()]
     thirds = [cut_at + (mended_at - cut_at) * n / 3 for n in range(4)]
-    assert all(any(a < t < b for t in times) for a, b in zip(thirds, thirds[1:], strict=False)), (thirds, times)
+    assert all(any(a < t < b for t in times) for a, b in pairwise(thirds)), (thirds, times)
     assert len(done.worlds()) == 1 and done.events("worker_lost") == []
     told = done.events("storage_trouble")
     assert {event["worker_id"] for event in told} >= {"controller"}

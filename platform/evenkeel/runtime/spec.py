@@ -45,9 +45,9 @@ class ControllerFault:
     """A fault planned for the controller itself; `key` names it for RunDirectory.claim_fault.
 
     Attributes:
-        phase: "step": when `step` has become the open one, "recovery": in the first repair from then on, or of the first
-            checkpoint from then on: "write", when all parts are there and the manifest is about to be written, and
-            "written", when it is there and the controller has not heard of it.
+        phase: "step": when `step` has become the open one, "recovery": in the first repair from then on, or of
+            the first checkpoint from then on "write": all parts are there and the manifest is about to be written, and
+            "written": it is there, and the controller has not heard of it.
     """
 
     key: str

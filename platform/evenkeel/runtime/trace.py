@@ -18,7 +18,7 @@ PART_BYTES = 4 * 2**20
 
 
 class Trace:
-    """Goes on with the trace in `folder`, if there is one. A line is in the file when `write` returns, if there is room."""
+    """Goes on with the trace in `folder`, if there is one. If there is room, a line is there when `write` returns."""
 
     def __init__(self, folder: Path, part_bytes: int = PART_BYTES) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ _PASSING = {
     errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.EAGAIN, errno.EINTR, errno.ESTALE,
 }  # fmt: skip
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-"""Neither they nor EIO are among the passing: they outlast any wait, so the next checkpoint is the time to try again."""
+"""They, like EIO, are not among the passing: they outlast any wait, so the next checkpoint is the time to try again."""
 
 _PASSING_CLASSES = {
     "botocore.exceptions.ConnectionError",
