@@ -44,6 +44,7 @@ class Started:
     process: "subprocess.Popen[str]"
     directory: RunDirectory
     mark: str
+    pause_s: float = 0.02
 
     def finish(self) -> "Finished":
         out, err = self.process.communicate(timeout=LIMIT_S)
@@ -77,7 +78,7 @@ class Started:
     def process_pause(self) -> None:
         """Waits a moment for the run to go on, or until it ends."""
         try:
-            self.process.wait(timeout=0.02)
+            self.process.wait(timeout=self.pause_s)
         except subprocess.TimeoutExpired:
             return
 
@@ -148,7 +149,9 @@ class Site:
         # A group of its own, as a shell or a supervisor would make it.
         apart = {"start_new_session": True, "text": True, **pipes}
         process = subprocess.Popen([*command, *own], cwd=self.folder, env=environment, **apart)
-        self.started.append(Started(process, RunDirectory.of(storage, name, self.options), mark))
+        directory = RunDirectory.of(storage, name, self.options)
+        # A look at an object store is some requests, which the run waits for.
+        self.started.append(Started(process, directory, mark, 0.2 if "://" in storage else 0.02))
         return self.started[-1]
 
     def run(self, changes: dict[str, Any], *overrides: str, name: str = "run") -> Finished:

@@ -111,9 +111,28 @@ def test_everything_dies_and_the_same_command_goes_on(remote: Site, shared_ray: 
     assert done.events("restored")[0]["base"] >= EVERY
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_server_that_is_killed_as_the_model_is_written(
+    remote: Site, ceph: Ceph, link: Proxy, shared_ray: str, tmp_path: Path
+) -> None:
+    """What a worker streams cannot be streamed again by itself: it raises, and the next world waits and writes it."""
+    run = remote.start(config(remote, 12, 0.05))
+    dead = kill_at_the_next(b"/model.safetensors", link, ceph)
+    run.until(dead.is_set)
+    time.sleep(5)
+    ceph.start_gateway()
+    done = run.finish()
+    check_same(done, undisturbed(tmp_path / "local", shared_ray, 12))
+    check_checkpoints(done)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("AWS_SECRET_ACCESS_KEY", "refuses the secret"), ("AWS_ACCESS_KEY_ID", "does not know the access key")],
+    [
+        ("AWS_SECRET_ACCESS_KEY", "refuses the secret"),
+        pytest.param("AWS_ACCESS_KEY_ID", "does not know the access key", marks=pytest.mark.soak),
+    ],
 )
 def test_a_wrong_key_is_told_before_anything_is_started(
     remote: Site, ceph: Ceph, monkeypatch: pytest.MonkeyPatch, name: str, said: str
