@@ -31,8 +31,14 @@ def saved(run: Finished | Started) -> list[int]:
 
 
 def check_cell(run: Finished, truth: Finished, fired: int) -> None:
+    """It is the same run, and its last step is saved, or it says that and why it is not."""
     check_same(run, truth)
-    assert saved(run)[0] == truth.steps[-1]
+    last, record = truth.steps[-1], run.directory.read_run()
+    assert record is not None
+    if record.error:
+        assert record.error == f"step {last} is not saved: the controller was restarted meanwhile"
+    else:
+        assert saved(run)[0] == last
     assert len(run.directory.files.names("faults")) == fired
 
 
