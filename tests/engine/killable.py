@@ -40,6 +40,7 @@ HALF, MANIFEST, VISIBLE = "half", "manifest", "visible"
 GATE, HOLD, RANKS = 10_000, 20_000, 100
 """Faults with such an index are none: who reaches them waits at a gate, or at a stop."""
 POLL_S = 0.002
+HIGH = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,16 @@ class Stops:
         return self.folder / f"{stop}-over"
 
     def held(self, stop: int) -> dict[str, int]:
-        """By "controller" or rank, the processes that are held."""
+        """By rank the processes that are held; by "controller" the step of the checkpoint that it is held in."""
         return {path.name.split("-")[2]: int(path.read_text() or 0) for path in self.folder.glob(f"{stop}-held-*")}
 
     def is_next(self, stop: int) -> bool:
         return not self.over(stop).exists() and (stop == 0 or self.over(stop - 1).exists())
 
-    def hold(self, stop: int, who: str) -> None:
+    def hold(self, stop: int, who: str, number: int) -> None:
         """Returns when the stop is over, to whoever is still there."""
         half = self.folder / f"{stop}-half-{who}"
-        half.write_text(str(os.getpid()))
+        half.write_text(str(number))
         half.rename(self.folder / f"{stop}-held-{who}")
         _await(self.over(stop))
 
@@ -150,7 +151,7 @@ class Held:
             return False
         stop, rank = divmod(index - HOLD, RANKS)
         if self.stops.is_next(stop):
-            hold = partial(self.stops.hold, stop, str(rank))
+            hold = partial(self.stops.hold, stop, str(rank), os.getpid())
             if self.stops.stops[stop].phase == HALF:
                 _interrupt_next_stream(hold)
             else:
@@ -278,7 +279,7 @@ class Life:
     def _pass(self, phase: str, version: Version) -> None:
         for number, stop in enumerate(self._stops.stops):
             if stop.phase == phase and stop.step <= version.step and self._stops.is_next(number):
-                self._stops.hold(number, "controller")
+                self._stops.hold(number, "controller", version.step)
 
 
 # ---------------------------------------------------------------- all of it
@@ -290,6 +291,7 @@ class Struck:
 
     Attributes:
         before: the newest complete checkpoint when the run came near the stop.
+        at: the one that was being written; of no meaning, and high, in a load.
         newest: the newest complete checkpoint in the end.
         damage: what was wrong with the complete ones.
         died: the workers.
@@ -299,6 +301,7 @@ class Struck:
 
     stop: Stop
     before: int
+    at: int
     newest: int
     damage: tuple[str, ...]
     died: frozenset[WorkerId]
@@ -478,7 +481,8 @@ class KillableRun:
         return good[0].manifest.version.step if good else 0
 
     def _strike(self, number: int, stop: Stop) -> None:
-        victims = self._victims(number, stop)
+        held = self._stops.held(number)
+        victims = self._victims(stop, held)
         if stop.controller:
             self._process.kill()
         for worker in victims:
@@ -492,8 +496,9 @@ class KillableRun:
         damage = [*damaged.values(), *(error for found in good for error in found.damage(thorough=True))]
         newest = good[0].manifest.version.step if good else 0
         texts = tuple(str(error) for error in damage)
+        at = HIGH if stop.phase == LOAD else held.get("controller", stop.step)
         near = self._near[number]
-        self.struck.append(Struck(stop, near, newest, texts, frozenset(victims), self._restored))
+        self.struck.append(Struck(stop, near, at, newest, texts, frozenset(victims), self._restored))
         following = self._stops.stops[number + 1 : number + 2]
         self._healing = 0.0 if following and following[0].phase == LOAD else time.monotonic()
         self._broken = self._generation if stop.kills_workers else 0
@@ -505,11 +510,11 @@ class KillableRun:
             self._unheard = deque((worker, event) for worker, event in self._unheard if worker not in victims)
             self._begin_life()
 
-    def _victims(self, number: int, stop: Stop) -> set[WorkerId]:
+    def _victims(self, stop: Stop, held: dict[str, int]) -> set[WorkerId]:
         there = {worker for worker in self._started if worker not in self._lost}
         if stop.everyone or not stop.ranks_die:
             return there if stop.everyone else set()
-        pids = set(self._stops.held(number).values())
+        pids = set(held.values())
         if stop.holds_controller:
             pids = {one["pid"] for one in self._directory.read_worlds()[-1]["members"] if one["rank"] in stop.ranks}
         return {worker for worker in there if self._fleet.pid(worker) in pids}

@@ -72,7 +72,7 @@ class Setting:
         text = folder / "text.txt"
         text.write_bytes(bytes(range(32, 127)) * 100)
         train = {"steps": self.steps, "global_batch": 8, "micro_batch": 2, "learning_rate": 0.01, "warmup_steps": 2}
-        decoder = {"d_model": 32, "layers": 2, "heads": 2, "kv_heads": 1, "seq_len": 16, "dropout": 0.1}
+        decoder = {"d_model": 32, "layers": 2, "heads": 2, "kv_heads": 2, "seq_len": 16, "dropout": 0.1}
         values = {
             "run": {"name": "run", "storage_path": str(folder), "seed": 3},
             "model": {"name": "decoder", **decoder},
@@ -218,22 +218,20 @@ def difference_of(outcome: Truth, truth: Truth, precision: str) -> str:
 
 
 def problem_of(struck: Struck, setting: Setting, bases: Sequence[int]) -> str:
-    """What is wrong with what was there when they were dead, or with what the run went back to."""
-    stop = struck.stop
-    there = stop.step if stop.phase == VISIBLE else struck.before
+    """What is wrong with what was there when they were dead, or with what the run went back to.
+
+    It says that it goes back if that takes back a step; so not in a load, nor to the step that was committed last.
+    """
+    stop, newest = struck.stop, struck.newest
     if struck.damage:
         return "; ".join(struck.damage)
-    if struck.newest != there:
-        return f"the newest checkpoint is of step {struck.newest}, not {there}"
+    if not (newest == struck.at if stop.phase == VISIBLE else struck.before <= newest < struck.at):
+        return f"the newest checkpoint is of step {newest}; {struck.before} was there, {struck.at} was being written"
     # A controller that lives makes the checkpoint visible all the same, and everybody waits for that.
-    base = stop.step if stop.phase == MANIFEST and not stop.controller else there
-    if stop.phase == LOAD and set(bases) <= {base}:
-        return ""  # that is where it stands already, and maybe it says so again
+    base = struck.at if stop.phase == MANIFEST and not stop.controller else newest
     dead = set(stop.ranks) if stop.ranks_die else set()
-    lost = stop.everyone or any(set(holders) <= dead for holders in setting.holders)
-    if set(bases) == ({base} if lost else set()):
-        return ""
-    return f"went back to {list(bases)} " + (f"and not to {base}" if lost else "although nothing was lost")
+    lost = stop.everyone or stop.phase == LOAD or any(set(holders) <= dead for holders in setting.holders)
+    return "" if set(bases) <= ({base} if lost else set()) else f"went back to {list(bases)}; {base} is the newest"
 
 
 Check = Callable[[str, list[Result]], None]
