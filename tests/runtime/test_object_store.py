@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_runs import Finished, Site, marked
+from ray_runs import EVERY, Finished, Site, marked
 from stores import BUCKET, Ceph, Proxy, on_s3, require_ceph, slow_data
 from test_resume import check_same, kill_everything
 
 from evenkeel.store.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.rgw
-EVERY = 4
 HUSH = "hush-9f3c57e1a2"
 
 
@@ -39,15 +38,18 @@ def remote(alone: Site, ceph: Ceph, link: Proxy, monkeypatch: pytest.MonkeyPatch
     return on_s3(alone, ceph.s3, link, monkeypatch)
 
 
-def config(site: Site, steps: int, pause_s: float) -> dict[str, Any]:
-    return {"train": {"steps": steps}, "checkpoint": {"every_steps": EVERY}, "data": slow_data(site, pause_s)}
+def config(steps: int) -> dict[str, Any]:
+    return {"train": {"steps": steps}, "checkpoint": {"every_steps": EVERY}}
 
 
-def undisturbed(folder: Path, address: str, steps: int) -> Finished:
+def slow(site: Site, steps: int, pause_s: float) -> dict[str, Any]:
+    return {**config(steps), "data": slow_data(site, pause_s)}
+
+
+def undisturbed(folder: Path, address: str, site: Site, steps: int) -> Finished:
     """The same on local files, where nothing happens."""
     folder.mkdir()
-    site = Site(folder, address)
-    return site.run(config(site, steps, 0.0))
+    return Site(folder, address, site.text).run(config(steps))
 
 
 def check_checkpoints(run: Finished) -> None:
@@ -75,7 +77,7 @@ def test_a_server_that_is_cut_off_and_killed(
 ) -> None:
     """Steps take twice the pause. Meanwhile nobody hears of them, and training goes on."""
     steps = 56
-    run = remote.start(config(remote, steps, pause_s))
+    run = remote.start(slow(remote, steps, pause_s))
     run.after_step(3)
     link.cut()
     cut_at = time.time()
@@ -87,7 +89,7 @@ def test_a_server_that_is_cut_off_and_killed(
         run.until(dead.is_set)
         ceph.start_gateway()
     done = run.finish()
-    check_same(done, undisturbed(tmp_path / "local", shared_ray, steps))
+    check_same(done, undisturbed(tmp_path / "local", shared_ray, remote, steps))
     check_checkpoints(done)
     times = [line["time"] for line in done.directory.metrics()]
     thirds = [cut_at + (mended_at - cut_at) * n / 3 for n in range(4)]
@@ -101,12 +103,12 @@ def test_a_server_that_is_cut_off_and_killed(
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_everything_dies_and_the_same_command_goes_on(remote: Site, shared_ray: str, tmp_path: Path) -> None:
-    wanted = config(remote, 24, 0.05)
+    wanted = slow(remote, 24, 0.05)
     run = remote.start(wanted)
     run.after_step(10)
     kill_everything(run)
     done = remote.run(wanted)
-    check_same(done, undisturbed(tmp_path / "local", shared_ray, 24))
+    check_same(done, undisturbed(tmp_path / "local", shared_ray, remote, 24))
     check_checkpoints(done)
     assert done.events("restored")[0]["base"] >= EVERY
 
@@ -117,13 +119,13 @@ def test_a_server_that_is_killed_as_the_model_is_written(
     remote: Site, ceph: Ceph, link: Proxy, shared_ray: str, tmp_path: Path
 ) -> None:
     """What a worker streams cannot be streamed again by itself: it raises, and the next world waits and writes it."""
-    run = remote.start(config(remote, 12, 0.05))
+    run = remote.start(slow(remote, 12, 0.05))
     dead = kill_at_the_next(b"/model.safetensors", link, ceph)
     run.until(dead.is_set)
     time.sleep(5)
     ceph.start_gateway()
     done = run.finish()
-    check_same(done, undisturbed(tmp_path / "local", shared_ray, 12))
+    check_same(done, undisturbed(tmp_path / "local", shared_ray, remote, 12))
     check_checkpoints(done)
 
 
@@ -138,12 +140,11 @@ def test_a_wrong_key_is_told_before_anything_is_started(
     remote: Site, ceph: Ceph, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
     monkeypatch.setenv(name, HUSH)
-    run = remote.start(config(remote, 8, 0.0))
-    folders = set(Path("/tmp").glob("evenkeel-*"))
+    run = remote.start(config(8))
     done = run.finish()
     assert (done.status, done.out) == (2, "")
     assert f"run.storage_path: {remote.storage}/" in done.err and said in done.err and done.err.count("\n") == 1
     assert HUSH not in done.err
-    assert marked(run.mark) == [] and set(Path("/tmp").glob("evenkeel-*")) <= folders
+    assert marked(run.mark) == []
     listed = ceph.s3.client.list_objects_v2(Bucket=BUCKET, Prefix=remote.storage.rpartition("/")[2])
     assert listed["KeyCount"] == 0

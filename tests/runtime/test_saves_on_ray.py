@@ -1,22 +1,22 @@
 """Cells of the matrix of checkpoints and loads through the whole product: jobs on real Ray, with planned faults."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from ray_runs import Finished, Site, Started
+from ray_runs import EVERY, Finished, Site, Started
 from test_resume import check_same, kill_everything
 
 from evenkeel.store.checkpoints import Checkpoints
 
-EVERY = 4
 CONFIG: dict[str, Any] = {"train": {"steps": 28}, "checkpoint": {"every_steps": EVERY}}
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory: pytest.TempPathFactory, shared_ray: str) -> Finished:
-    return Site(tmp_path_factory.mktemp("truth"), shared_ray).run(CONFIG)
+def truth(tmp_path_factory: pytest.TempPathFactory, shared_ray: str, corpus: Path) -> Finished:
+    return Site(tmp_path_factory.mktemp("truth"), shared_ray, corpus).run(CONFIG)
 
 
 def fault(step: int, phase: str, target: str, kind: str = "kill") -> dict[str, Any]:

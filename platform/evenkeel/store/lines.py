@@ -1,6 +1,5 @@
 """JSON lines that grow: one file on a local path, numbered segments on an object store."""
 
-import errno
 import json
 import os
 import time
@@ -62,13 +61,8 @@ class LocalLines:
             os.ftruncate(self._fd, kept)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        data = to_line(record)
         try:
-            written = os.write(self._fd, data)
-            if written < len(data):
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-                short = f"{self._path}: only {written} of {len(data)} bytes were written"
-                raise StoreError(short) from OSError(errno.ENOSPC, short)  # if it is another limit, the next try tells
+            append(self._fd, to_line(record))
         except OSError as error:
             raise StoreError(f"{self._path}: {explain(error)}") from error
 
@@ -184,6 +178,18 @@ def _segment(folder: str, number: int) -> str:
 
 def _segment_numbers(names: Iterable[str]) -> list[int]:
     return sorted(int(n[:-6]) for n in names if n.endswith(".jsonl") and n[:-6].isdecimal())
+
+
+def append(fd: int, data: bytes) -> None:
+    """Appends all of it to a file of one writer, with one write as a rule; or none of it, and raises OSError."""
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(fd, data[written:])
+    except OSError:
+        if written:
+            os.ftruncate(fd, os.fstat(fd).st_size - written)
+        raise
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:

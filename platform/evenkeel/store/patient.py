@@ -8,9 +8,10 @@ from typing import TypeVar
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import transient
 from evenkeel.store.files import Files, Sink
-from evenkeel.store.retry import Trouble, retrying
+from evenkeel.store.retry import Patience, Trouble, retrying
 
 T = TypeVar("T")
+PATIENCE = Patience()
 
 
 class PatientFiles:
@@ -29,13 +30,15 @@ class PatientFiles:
         files: Files,
         report: Callable[[Trouble], None],
         wait: Callable[[float], bool],
+        patience: Patience = PATIENCE,
         passes: Callable[[StoreError], bool] = transient,
     ) -> None:
-        self._files, self._report, self._wait, self._passes = files, report, wait, passes
+        self._files, self._report, self._wait = files, report, wait
+        self._patience, self._passes = patience, passes
 
     def repeat(self, call: Callable[[], T]) -> T:
         """As any other call here."""
-        return retrying(call, self._report, self._wait, passes=self._passes)
+        return retrying(call, self._report, self._wait, self._patience, passes=self._passes)
 
     def where(self, name: str = "") -> str:
         return self._files.where(name)

@@ -16,9 +16,11 @@ from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
 from evenkeel.store.journal import Journal, check_format
 from evenkeel.store.lines import LineReader, LineWriter, Record, line_writer
 from evenkeel.store.patient import PatientFiles
-from evenkeel.store.retry import Trouble
+from evenkeel.store.retry import Patience, Trouble
 
 FORMAT = 1
+ROOM = Patience(total_s=30.0)
+"""For a full disk: what fills it may be a part of a checkpoint, which is gone as soon as that has failed."""
 STATUSES = ("starting", "running", "paused", "finished", "stopped", "failed")
 Stream = Literal["metrics", "events"]
 
@@ -73,7 +75,7 @@ class RunDirectory:
         On a local path while the disk is full, but for checkpoints and the model: of these there is a next one.
         """
         if isinstance(self.files, LocalFiles):
-            return RunDirectory(self.files, PatientFiles(self.files, report, wait, _passes_or_full))
+            return RunDirectory(self.files, PatientFiles(self.files, report, wait, ROOM, _passes_or_full))
         return RunDirectory(PatientFiles(self.files, report, wait))
 
     @property
@@ -116,12 +118,15 @@ class RunDirectory:
 
     def write_world(self, record: Mapping[str, Any]) -> None:
         """worlds/NNNNNN.json, from `world_record`; whole before the generation's first metrics line."""
-        self._write_json(f"worlds/{record['generation']:06d}.json", record)
+        self._write_json(_world(record["generation"]), record)
+
+    def generations(self) -> list[int]:
+        """Of the worlds that are written down."""
+        return sorted(int(n[:-5]) for n in self.files.names("worlds") if n.endswith(".json"))
 
     def read_worlds(self) -> list[Record]:
         """By generation."""
-        names = [n for n in self.files.names("worlds") if n.endswith(".json")]
-        return [w for n in names if (w := self._read_json(f"worlds/{n}")) is not None]
+        return [w for g in self.generations() if (w := self._read_json(_world(g))) is not None]
 
     def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
         self._small.replace(name, json.dumps(values, indent=2).encode() + b"\n")
@@ -206,6 +211,10 @@ def _once(call: Callable[[], None]) -> None:
 
 def _passes_or_full(error: StoreError) -> bool:
     return transient(error) or full(error)
+
+
+def _world(generation: int) -> str:
+    return f"worlds/{generation:06d}.json"
 
 
 def _fault(key: str) -> str:
