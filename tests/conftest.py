@@ -18,7 +18,7 @@ TOGETHER = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    # Not `--dist=loadgroup`: pytest-xdist 3.8 adds the names of groups to node ids, which pytest 9.1 no longer allows.
+    # Not `--dist=loadgroup`: pytest-xdist 3.8 adds the names of groups to node ids, which pytest 9.2 no longer allows.
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):

@@ -20,8 +20,8 @@ def silent() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_nobody_listens_there(tmp_path: Path) -> None:
-    done = Site(tmp_path, NOBODY).run({})
+def test_nobody_listens_there(tmp_path: Path, corpus: Path) -> None:
+    done = Site(tmp_path, NOBODY, corpus).start({}).finish()
     assert (done.status, done.out) == (2, "")
     assert done.err == (
         f"evenkeel: RAY_ADDRESS: no cluster answers at {NOBODY!r}; name another one, or 'local' to train on this "

@@ -45,7 +45,7 @@ def code(tmp_path: Path) -> Path:
 
 
 def test_a_job_finds_what_lies_in_the_working_directory(code: Path, site: Site) -> None:
-    done = site.run(OWN)
+    done = site.start(OWN).finish()
     assert (done.status, done.err) == (0, "")
     assert done.steps == list(range(1, 9))
 
