@@ -11,6 +11,7 @@ TOGETHER = (
     r"store/(test_s3_faults\.py|.*\[.*\b(moto|rgw)\b)",
     *(rf"engine/test_{name}\.py" for name in ("heal", "load", "matrix", "moments")),
     r"runtime/test_(resume|changed_data)\.py",
+    *(rf"runtime/test_{name}\.py" for name in ("object_store", "no_room", "saves_on_ray")),
 )
 """Tests whose names match one of these are run by one process: they share what is costly to make, such as a server."""
 

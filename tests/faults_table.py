@@ -25,10 +25,15 @@ TITLES = {
     "spare": "A spare is hit",
     "unequal": "Three workers: a pipeline of two stages beside one of a single stage, a spare for every death",
     "one pipeline": "One pipeline of two stages, each on a tensor-parallel pair",
+    "saves": "Checkpoints and loads: two pipelines of one stage",
+    "saves, stages": "Checkpoints and loads: two pipelines of two stages",
+    "saves, one copy": "Checkpoints and loads: two pipelines of one stage, each holds half of the optimizer's state",
+    "saves, other layouts": "Checkpoints and loads: everything dies, and goes on in another layout, in fp64",
     "ray": "Through `jobs/train.py` on Ray, two pipelines of two stages, two spares",
 }
 KINDS = ("kill", "segv", "exception", "stop")
-PHASES = ("while idle", "forward", "backward", "reduce", "before_vote", "after_vote", "commit", "recovery")
+STEP = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
+PHASES = ("while idle", *STEP, "recovery", "save", "write", "half", "written", "manifest", "visible", "load")
 Line = dict[str, Any]
 
 

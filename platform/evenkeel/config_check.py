@@ -7,7 +7,8 @@ from evenkeel.config_schema import Config, FaultSection
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 SCHEDULES = ("cosine", "linear", "constant")
-PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit", "recovery")
+STEP_PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
+PHASES = (*STEP_PHASES, "save", "write", "written", "recovery", "load")
 KINDS = ("kill", "stop", "segv", "exception")
 LONGEST_NAME = 200
 
@@ -111,7 +112,9 @@ def _check_target(config: Config, fault: FaultSection, key: str) -> None:
         stages = parallel.pipeline or most
         known = f"is {fault.target!r}, but there are only stages 0 to {stages - 1}"
         _require(config, int(number) < stages, f"{key}.target", known)
-    if what == "spare" and fault.phase != "recovery":
+    if what == "controller" and fault.phase in ("save", "load"):
+        raise config.error(f"{key}.phase", f"is {fault.phase!r}, but the controller holds no state to copy or to load")
+    if what == "spare" and fault.phase not in ("recovery", "load"):
         _require(config, config.scaling.spares > 0, f"{key}.target", "is 'spare', but scaling.spares is 0")
         idle = "is 'exception', but an idle spare runs no training code that could raise one"
         _require(config, fault.kind != "exception", f"{key}.kind", idle)

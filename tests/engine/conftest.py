@@ -2,9 +2,19 @@
 
 import json
 from collections.abc import Callable
+from multiprocessing import forkserver, get_context
 
 import pytest
 from matrix import Result
+
+PRELOAD = ("torch", "torch.distributed", "evenkeel.engine.worker", "evenkeel.runtime.job", "evenkeel.runtime.record")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded() -> None:
+    """Processes fork from a server that has imported all that they need; it starts with the first list that it gets."""
+    get_context("forkserver").set_forkserver_preload(list(PRELOAD))
+    forkserver.ensure_running()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,22 @@ def test_each_fault_fires_once_and_where_it_is_planned(tmp_path: Path) -> None:
 
 def recovery_from(step: int) -> World:
     return World(2, WORLD.layout, Version(step, 1), WORLD.members, (), WORLD.nodes, 9, "worker lost", "")
+
+
+def test_within_a_checkpoint_the_first_one_counts_that_is_not_before_the_step(tmp_path: Path) -> None:
+    faults = Faults(ME, [FaultPlan(0, 3, "write", "rank:0", "exception")], once_in(tmp_path))
+    faults.joining(WORLD)
+    faults.fire("write", 2)
+    faults.fire("save", 4)
+    with pytest.raises(RuntimeError, match="planned fault 0: write of step 3"):
+        faults.fire("write", 4)
+    faults.fire("write", 8)
+
+
+def test_a_load_is_of_a_world_that_begins_from_a_checkpoint(tmp_path: Path) -> None:
+    faults = Faults(ME, [FaultPlan(0, 3, "load", "rank:0", "exception")], once_in(tmp_path))
+    faults.joining(WORLD)
+    faults.loaded(recovery_from(2))
+    faults.loaded(replace(recovery_from(1), saved=True))
+    with pytest.raises(RuntimeError, match="planned fault 0"):
+        faults.loaded(replace(recovery_from(2), saved=True))

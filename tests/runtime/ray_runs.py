@@ -56,6 +56,7 @@ class Started:
     process: "subprocess.Popen[str]"
     directory: RunDirectory
     mark: str
+    pause_s: float = 0.02
 
     def finish(self) -> "Finished":
         out, err = self.process.communicate(timeout=LIMIT_S)
@@ -89,7 +90,7 @@ class Started:
     def process_pause(self) -> None:
         """Waits a moment for the run to go on, or until it ends."""
         try:
-            self.process.wait(timeout=0.02)
+            self.process.wait(timeout=self.pause_s)
         except subprocess.TimeoutExpired:
             return
 
@@ -137,12 +138,19 @@ def marked(mark: str) -> list[psutil.Process]:
 
 @dataclass
 class Site:
-    """Where a test's runs live. `address` is the shared Ray's, to which this process is connected, or LOCAL."""
+    """Where a test's runs live.
+
+    Attributes:
+        address: the shared Ray's, to which this process is connected, or LOCAL.
+        storage: where the run directories are, if not in `folder`; this process reads them with `options`.
+    """
 
     folder: Path
     address: str
     text: Path
     python: str = sys.executable
+    storage: str = ""
+    options: dict[str, Any] | None = None
     started: list[Started] = field(default_factory=list)
 
     def start(self, changes: dict[str, Any], *overrides: str, name: str = "run") -> Started:
@@ -155,7 +163,9 @@ class Site:
         # A group of its own, as a shell or a supervisor would make it.
         apart = {"start_new_session": True, "text": True, **pipes}
         process = subprocess.Popen([*command, *self._own(name), *overrides], cwd=self.folder, env=environment, **apart)
-        self.started.append(Started(process, self._directory(name), mark))
+        # A look at an object store is some requests, which the run waits for.
+        pause_s = 0.2 if "://" in self.storage else 0.02
+        self.started.append(Started(process, self._directory(name), mark, pause_s))
         return self.started[-1]
 
     def run(self, changes: dict[str, Any], *overrides: str, name: str = "run", resume: str = "auto") -> Finished:
@@ -183,7 +193,11 @@ class Site:
         return path
 
     def _own(self, name: str) -> list[str]:
-        return [f"run.name={name}", f"run.storage_path={self.folder / 'runs'}", f"data.path={self.text}"]
+        return [f"run.name={name}", f"run.storage_path={self._storage}", f"data.path={self.text}"]
 
     def _directory(self, name: str) -> RunDirectory:
-        return RunDirectory.of(str(self.folder / "runs"), name)
+        return RunDirectory.of(self._storage, name, self.options)
+
+    @property
+    def _storage(self) -> str:
+        return self.storage or str(self.folder / "runs")

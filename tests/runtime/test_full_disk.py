@@ -41,7 +41,8 @@ def fill(folder: Path) -> None:
                 continue
 
 
-def test_a_run_whose_disk_is_full_ends_with_one_line(site: Site, disk: Path) -> None:
+@pytest.mark.soak
+def test_a_run_whose_disk_stays_full_ends_with_one_line(site: Site, disk: Path) -> None:
     changes = {"train": {"steps": 1_000_000}}
     started = site.start(changes, f"run.storage_path={disk}")
     run = RunDirectory.of(str(disk), "run")

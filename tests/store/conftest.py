@@ -1,4 +1,3 @@
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import s3fs
-from servers import BUCKET, CEPH_MISSING, S3, Ceph, Moto, ceph_missing
+from servers import BUCKET, S3, Ceph, Moto, require_ceph
 
 from evenkeel.store.files import Files, open_files
 
@@ -57,11 +56,7 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 @pytest.fixture(scope="session")
 def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
     """A real S3 server. Where it must be, that is in CI, a missing one is a failure."""
-    if missing := ceph_missing():
-        text = f"not installed: {', '.join(missing)}; get them with: {CEPH_MISSING}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(text)
-        pytest.skip(text)
+    require_ceph()
     server = Ceph(tmp_path_factory.mktemp("ceph"))
     yield server
     server.stop()

@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 METHODS = (b"GET /", b"PUT /", b"POST /", b"HEAD /", b"DELETE /")
@@ -29,6 +30,7 @@ class Proxy:
         self._errors: list[tuple[str, str]] = []
         self._cut_after: int | None = None
         self._replies_to_lose = 0
+        self._awaited: tuple[bytes, Callable[[], None]] | None = None
         self._listener = self._listen(0)
         self.port = self._listener.getsockname()[1]
         self.requests = 0
@@ -68,6 +70,10 @@ class Proxy:
         """Breaks the connection in place of the next answer: the client cannot know what the server has done."""
         self._replies_to_lose = 1
 
+    def before_put(self, name: bytes, call: Callable[[], None]) -> None:
+        """Calls once, before the next PUT to a name with this in it is passed on."""
+        self._awaited = name, call
+
     @property
     def errors_left(self) -> int:
         return len(self._errors)
@@ -76,7 +82,7 @@ class Proxy:
         """Whatever was wrong is so no longer."""
         self.flow()
         self._errors.clear()
-        self._cut_after, self._replies_to_lose = None, 0
+        self._cut_after, self._replies_to_lose, self._awaited = None, 0, None
         if self._listener.fileno() < 0:
             self.mend()
 
@@ -114,6 +120,7 @@ class Proxy:
                         _refuse(client, *error)
                         break
                     self.requests += 1
+                    self._meet(data.partition(b"\r\n")[0])
                 server.sendall(data)
                 self._count(len(data))
         _end(client, server)
@@ -131,6 +138,12 @@ class Proxy:
     def _next_error(self) -> tuple[str, str] | None:
         with self._lock:
             return self._errors.pop(0) if self._errors else None
+
+    def _meet(self, request: bytes) -> None:
+        if self._awaited is not None and request.startswith(b"PUT") and self._awaited[0] in request:
+            _, call = self._awaited
+            self._awaited = None
+            call()
 
     def _count(self, size: int) -> None:
         if self._cut_after is None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import boto3
+import pytest
 from botocore.config import Config
 
 BUCKET = "tests"
@@ -242,6 +243,15 @@ class Ceph:
             "rgw_run_sync_thread": "false",
         }
         return "[global]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
+
+
+def require_ceph() -> None:
+    """Skips the test where the server is not installed; in CI, where it must be, that is a failure."""
+    if missing := ceph_missing():
+        text = f"not installed: {', '.join(missing)}; get them with: {CEPH_MISSING}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text)
+        pytest.skip(text)
 
 
 def ceph_missing() -> list[str]:

@@ -1,6 +1,8 @@
 """The run directory: names and fields that tools outside rely on."""
 
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
 from evenkeel.core.world import World
 from evenkeel.store.errors import StoreError
 from evenkeel.store.final import FinalWriter, TensorSpec, header
+from evenkeel.store.retry import Trouble
 from evenkeel.store.run_directory import RunDirectory, RunRecord, world_record
 
 pytestmark = pytest.mark.stores("moto", "rgw")
@@ -184,3 +187,21 @@ def test_the_data_begins_aligned_and_specs_are_checked() -> None:
         header([SPECS[0], SPECS[0]])
     with pytest.raises(ValueError, match="x has dtype I3; expected one of F64"):
         header([TensorSpec("x", "I3", ())])
+
+
+def test_lines_wait_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "")
+
+    def wait(seconds: float) -> bool:
+        monkeypatch.setattr(os, "write", whole)
+        return False
+
+    told: list[Trouble] = []
+    run = RunDirectory.at(str(tmp_path)).patient(told.append, wait)
+    whole = os.write
+    monkeypatch.setattr(os, "write", full)
+    run.append_event({"a": 1})
+    assert run.events() == [{"a": 1}]
+    (trouble,) = told
+    assert str(trouble.error).startswith(f"{tmp_path}/events.jsonl: No space left on device; free some")

@@ -180,6 +180,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("faults=[{step: 1, phase: forward, target: 'rank:x'}]", "faults.0.target", '"rank:N"'),
         ("faults=[{step: 1, phase: forward, target: 'rank:-1'}]", "faults.0.target", '"rank:N"'),
         ("faults=[{step: 1, phase: forward, target: everybody}]", "faults.0.target", '"controller"'),
+        ("faults=[{step: 1, phase: save, target: controller}]", "faults.0.phase", "the controller holds no state"),
         ("faults=[{step: 1, phase: forward, target: spare, kind: nap}]", "faults.0.kind", "kill, stop, segv"),
         ("faults=[{step: 1, phase: forward, target: 'rank:9'}]", "faults.0.target", "there are only ranks 0 to 0"),
         ("faults=[{step: 1, phase: forward, target: 'stage:1'}]", "faults.0.target", "there are only stages 0 to 0"),

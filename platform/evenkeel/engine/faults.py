@@ -1,4 +1,4 @@
-"""Planned faults: real signals and exceptions at exact moments of a step or a recovery (design, section 10)."""
+"""Planned faults: real signals and exceptions at exact moments of a step, a checkpoint or a recovery (section 10)."""
 
 import os
 import signal
@@ -11,7 +11,8 @@ from evenkeel.core.ids import WorkerId
 from evenkeel.core.world import World
 
 STEP_PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
-RECOVERY = "recovery"
+SAVE_PHASES = ("save", "write", "written")
+RECOVERY, LOAD = "recovery", "load"
 KINDS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}
 
 
@@ -25,11 +26,15 @@ class FaultPlan:
 
     Attributes:
         index: its place in the configured list; each index fires once per run, across resumes.
-        step: the step in which it fires; in phase "recovery" the first recovery whose open step is not below it.
-        phase: one of STEP_PHASES, or "recovery": while a generation after the first is formed.
+        step: the step in which it fires; in SAVE_PHASES the first checkpoint of a step that is not below it, in
+            "recovery" and "load" the first such world whose open step is not.
+        phase: one of STEP_PHASES; or of a checkpoint: "save", when the step is committed and nothing is copied yet,
+            "write", when the part is copied and is about to be written, by its own thread, and "written", when it is
+            durable and nobody has been told; or "recovery", while a generation after the first is formed; or "load",
+            when the worker has read its shard from a checkpoint and does not count as its holder yet.
         target: "rank:N"; "stage:S", which is the first worker of stage S in the first pipeline that has one; or
-            "spare", a worker that has held no place yet (outside of a recovery it is signalled while idle, once the
-            step before is acknowledged; it runs no training code there that could raise).
+            "spare", a worker that has held no place yet (but for "recovery" and "load" it is signalled while idle, once
+            the step before is acknowledged; it runs no training code there that could raise).
         kind: "kill", "stop", "segv" or "exception".
     """
 
@@ -78,23 +83,32 @@ class Faults:
     def recovering(self, world: World) -> None:
         """Fires what is planned for a recovery; to be called between regrouping and resharding."""
         if world.generation > 1:
-            for plan in self._mine:
-                if plan.phase == RECOVERY and plan.step <= world.base.step + 1:
-                    self._fire(plan)
+            self._fire_forming(RECOVERY, world)
+
+    def loaded(self, world: World) -> None:
+        """Fires what is planned for a load; to be called when the state is there that the world begins from."""
+        if world.saved:
+            self._fire_forming(LOAD, world)
 
     def fire(self, phase: str, step: int) -> None:
         """Fires what is planned for this phase of this step. Raises InjectedError for the kind "exception"."""
         for plan in self._mine:
-            if plan.step == step and plan.phase == phase and plan.target != "spare":
+            due = plan.step == step or (plan.step < step and phase in SAVE_PHASES)
+            if due and plan.phase == phase and plan.target != "spare":
                 self._fire(plan)
 
     def idle(self, acknowledged: int) -> None:
         """Fires on a spare: the step after `acknowledged` is the one that the others are in."""
         if self._was_spare:
             for plan in self._plans:
-                due = plan.phase != RECOVERY and plan.step <= acknowledged + 1
+                due = plan.phase not in (RECOVERY, LOAD) and plan.step <= acknowledged + 1
                 if plan.target == "spare" and due and plan.kind in KINDS:
                     self._fire(plan)
+
+    def _fire_forming(self, phase: str, world: World) -> None:
+        for plan in self._mine:
+            if plan.phase == phase and plan.step <= world.base.step + 1:
+                self._fire(plan)
 
     def _fire(self, plan: FaultPlan) -> None:
         if not self._once(plan.index):

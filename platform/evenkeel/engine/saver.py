@@ -11,6 +11,7 @@ from torch import Tensor
 from evenkeel.control import messages as m
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import Layout
+from evenkeel.engine.faults import Faults
 from evenkeel.engine.job import Job, Piece
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.state import ShardState
@@ -32,9 +33,10 @@ class Saver:
         send: takes PartWritten and PartFailed; must not block.
     """
 
-    def __init__(self, worker_id: WorkerId, job: Job, send: Callable[[m.Event], None]) -> None:
+    def __init__(self, worker_id: WorkerId, job: Job, faults: Faults, send: Callable[[m.Event], None]) -> None:
         self._id = worker_id
         self._job = job
+        self._faults = faults
         self._send = send
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -97,7 +99,9 @@ class Saver:
         over = threading.Event()
         threading.Thread(target=self._tell, args=(version, over), name="still-writing", daemon=True).start()
         try:
+            self._faults.fire("write", version.step)
             written = self._job.save(version, self._id, part.pieces, self._troubled)
+            self._faults.fire("written", version.step)
         except Exception as error:  # the border to the store and to threads: a checkpoint that fails is an event
             text = str(error).splitlines()[0] if str(error) else ""
             event: m.Event = m.PartFailed(self._id, version, text or type(error).__name__)

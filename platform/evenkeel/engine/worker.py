@@ -68,7 +68,7 @@ class Worker:
         self._progress = Progress()
         self._faults = Faults(worker_id, job.settings.faults, job.fault_once)
         self._holdings = Holdings(job, self._device)
-        self._saver = Saver(worker_id, job, send)
+        self._saver = Saver(worker_id, job, self._faults, send)
         self._mirrors = Mirrors(worker_id, job.shape, self._seat)
         self._groups: GroupSet | None = None
         self._aborts = 0
@@ -211,6 +211,7 @@ class Worker:
         seat = self._seat
         mirrored = self._mirrors.of(world.base)
         memory = self._holdings.reshard(world, self._id, seat, mirrored, groups.world, self._progress)
+        self._faults.loaded(world)
         with seat.changed:
             self._progress.check()
             seat.member.resharded(memory.state.shard, world.base)

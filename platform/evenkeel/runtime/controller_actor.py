@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import signal
 import threading
 import time
 import traceback
@@ -20,6 +18,7 @@ from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.runtime import saving
 from evenkeel.runtime.compat import log_folder
+from evenkeel.runtime.faults import ControllerFaults
 from evenkeel.runtime.fleet import Fleet
 from evenkeel.runtime.logs import ProcessLog
 from evenkeel.runtime.record import Past, RunRecord
@@ -43,7 +42,6 @@ RELEASE_S = 10.0
 """After the end, for followers to hear of it."""
 REMEMBERED = 20_000
 """Lines kept for followers that are behind."""
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,9 @@ class ControllerActor:
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._log = ProcessLog(spec.folder, "controller")
-        self._run = RunDirectory.at(spec.folder).patient(_storage_trouble, threading.Event().wait)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._run = RunDirectory.at(spec.folder).patient(self._storage_trouble, threading.Event().wait)
+        self._faults = ControllerFaults(self._run, spec.faults)
         self._begun = asyncio.Event()
         self._news = asyncio.Event()
         self._released = asyncio.Event()
@@ -95,6 +95,7 @@ class ControllerActor:
         if self._beginning:
             return
         self._beginning = True
+        self._loop = asyncio.get_running_loop()
         try:
             spec = self._spec
             self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
@@ -165,7 +166,7 @@ class ControllerActor:
 
     def send(self, command: ToWorker) -> None:
         if isinstance(command, m.Settle):
-            self._fire(command.decision.base.step + 1, recovery=True)
+            self._faults.fire("recovery", command.decision.base.step + 1)
         self._fleet.send(command)
 
     def start(self, count: int) -> None:
@@ -176,17 +177,23 @@ class ControllerActor:
 
     def committed(self, step: int) -> None:
         self._fleet.committed(step)
-        self._fire(step + 1, recovery=False)
+        self._faults.fire("step", step + 1)
 
     def commit_checkpoint(self, command: m.CommitCheckpoint) -> None:
         self._tasks.spawn(self._complete(command))
 
     async def _complete(self, command: m.CommitCheckpoint) -> None:
         try:
-            event = await asyncio.to_thread(saving.complete, self._run, self._spec, command)
-        except (StoreError, ValueError) as error:
-            event = m.CheckpointFailed(command.version, str(error))
+            event = await asyncio.to_thread(self._write_manifest, command)
+        except Exception as error:  # the border of a thread: a checkpoint that cannot be completed is an event
+            event = m.CheckpointFailed(command.version, _words(error))
         self._feed(event)
+
+    def _write_manifest(self, command: m.CommitCheckpoint) -> m.Event:
+        self._faults.fire("write", command.version.step)
+        event = saving.complete(self._run, self._spec, command)
+        self._faults.fire("written", command.version.step)
+        return event
 
     def set_timer(self, at: float) -> None:
         if self._timer is not None:
@@ -201,14 +208,6 @@ class ControllerActor:
         since = past.entries[self._spec.begun :]
         heeded = any(isinstance(entry, m.Restored | m.WorldOpened) for entry in since)
         return m.Started(alive, saved, damaged, None if heeded else self._spec.resume)
-
-    def _fire(self, step: int, recovery: bool) -> None:
-        """Lets the faults happen that are planned for the controller in this open step."""
-        for fault in self._spec.faults:
-            if fault.recovery == recovery and fault.step <= step and self._run.claim_fault(fault.key):
-                if fault.kind == "exception":
-                    raise RuntimeError(f"planned fault {fault.key}")
-                os.kill(os.getpid(), SIGNALS[fault.kind])
 
     def _tick(self, at: float) -> None:
         """Hears a Tick, but a late one only after what came in meanwhile: nobody is condemned for our own delay."""
@@ -226,6 +225,13 @@ class ControllerActor:
             self._early.append(event)
         else:
             asyncio.get_running_loop().call_soon(self._feed, event)
+
+    def _storage_trouble(self, trouble: Trouble) -> None:
+        """From any thread, which waits then; told once the store is there again."""
+        logging.warning("the store fails, attempt %d: %s", trouble.attempt, trouble.error)
+        if self._loop is not None:
+            event = m.StorageTrouble(WorkerId("controller"), str(trouble.error))
+            self._loop.call_soon_threadsafe(self._hear, event)
 
     def _feed(self, event: m.Event) -> int:
         if self._end is not None:
@@ -245,8 +251,9 @@ class ControllerActor:
             return
         end = m.End("failed", _words(error))
         try:
-            with suppress(StoreError):  # which may be the very defect; then the driver writes it down
-                self._record.status(end)
+            if not isinstance(error, StoreError):  # which was waited for; the driver tries once more
+                with suppress(StoreError):
+                    self._record.status(end)
         finally:
             self._ended(end)
 
@@ -307,10 +314,6 @@ class ControllerActor:
             if self._end is None and alone_s > max(self._spec.orphan_s, ALONE_S):
                 self._feed(m.StopRequested(f"without a driver for {alone_s / 60:.2g} minutes"))
                 return
-
-
-def _storage_trouble(trouble: Trouble) -> None:
-    logging.warning("the store fails, attempt %d: %s", trouble.attempt, trouble.error)
 
 
 def _words(error: BaseException) -> str:

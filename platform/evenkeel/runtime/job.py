@@ -94,7 +94,7 @@ class JobMaker:
 
     def _write_final(self, final: FinalTensors) -> None:
         specs = [TensorSpec(name, _DTYPES[final.dtype], shape) for name, shape in final.shapes.items()]
-        with RunDirectory.at(self.folder).final(specs, hide_secrets(self.config.as_mapping())) as writer:
+        with self._patient().final(specs, hide_secrets(self.config.as_mapping())) as writer:
             for name, tensor in final.tensors:
                 writer.write(name, _bytes(tensor))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.config import Config, ConfigError, with_absolute_data, with_absolute_storage
+from evenkeel.config_check import STEP_PHASES
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import NodeId
 from evenkeel.core.layout import WorkerInfo
@@ -175,8 +176,9 @@ def make_schedule(config: Config) -> partial[float]:
 
 
 def controller_faults(config: Config) -> tuple[ControllerFault, ...]:
+    """Of a step the controller knows only its end: any phase of it is when the one before has become visible."""
     return tuple(
-        ControllerFault(key, fault.step, fault.phase == "recovery", fault.kind)
+        ControllerFault(key, fault.step, "step" if fault.phase in STEP_PHASES else fault.phase, fault.kind)
         for key, fault in zip(config.fault_keys(), config.faults, strict=True)
         if fault.target == CONTROLLER
     )

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any, TextIO
 
 from evenkeel.config import Config, ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
+from evenkeel.config_values import hide_in_url
 from evenkeel.control.messages import End
 from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
@@ -89,6 +90,9 @@ def check_shared(config: Config) -> None:
             f"{config.run.storage_path!r} is memory of one process; the run's processes need a store that all can see"
         )
         raise config.error(STORAGE, what)
+    if hide_in_url(config.run.storage_path) != config.run.storage_path:
+        what = "holds credentials, which the run's other processes would not get; give them in the environment"
+        raise config.error(STORAGE, f"{what}, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 
 
 def look(prepared: Prepared) -> RunRecord | None:

@@ -42,14 +42,17 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ControllerFault:
-    """A fault planned for the controller itself: in `step`, or with `recovery` in the first repair from then on.
+    """A fault planned for the controller itself; `key` names it for RunDirectory.claim_fault.
 
-    `key` names it for RunDirectory.claim_fault.
+    Attributes:
+        phase: "step": when `step` has become the open one, "recovery": in the first repair from then on, or of
+            the first checkpoint from then on "write": all parts are there and the manifest is about to be written, and
+            "written": it is there, and the controller has not heard of it.
     """
 
     key: str
     step: int
-    recovery: bool
+    phase: str
     kind: str
 
 

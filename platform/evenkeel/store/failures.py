@@ -12,7 +12,8 @@ _PASSING = {
     errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH,
     errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.EAGAIN, errno.EINTR, errno.ESTALE,
 }  # fmt: skip
-"""ENOSPC and EIO are not among them: they outlast any wait, so the next checkpoint is the time to try again."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+"""They, like EIO, are not among the passing: they outlast any wait, so the next checkpoint is the time to try again."""
 
 _PASSING_CLASSES = {
     "botocore.exceptions.ConnectionError",
@@ -57,6 +58,11 @@ def transient(error: BaseException) -> bool:
     if any(_LASTING_CLASSES & _class_names(cause) for cause in causes):
         return False
     return any(_passes(cause) for cause in causes)
+
+
+def full(error: BaseException) -> bool:
+    """Whether the disk, or what the user may take of it, is full."""
+    return any(getattr(cause, "errno", None) in _FULL for cause in _causes(error))
 
 
 def no_bucket(error: BaseException) -> bool:
@@ -105,6 +111,12 @@ def hide(text: str, secrets: Collection[str]) -> str:
 def reveals(error: BaseException, secrets: Collection[str]) -> bool:
     """Whether a traceback of the error would show one of them."""
     return any(secret in f"{cause} {cause!r}" for cause in _causes(error) for secret in secrets)
+
+
+def credentials_in(url: str) -> list[str]:
+    """What stands before the @ of a URL: "user:password", and the password."""
+    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    return [user, user.partition(":")[2]]
 
 
 def without_credentials(url: str) -> str:

@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from fsspec.asyn import AsyncFileSystem
+from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from evenkeel.store.errors import StoreError
-from evenkeel.store.failures import explain, hide, no_bucket, past_the_end, reveals, secrets_in, without_credentials
+from evenkeel.store.failures import (
+    credentials_in,
+    explain,
+    hide,
+    no_bucket,
+    past_the_end,
+    reveals,
+    secrets_in,
+    without_credentials,
+)
 from evenkeel.store.options import open_file_system
 
 TEMPORARY = ".tmp-"
@@ -82,7 +92,7 @@ def open_files(url: str, options: dict[str, Any] | None = None) -> Files:
     Raises:
         StoreError: if no file system of that name is installed, or its options are wrong.
     """
-    secrets = secrets_in(options)
+    secrets = secrets_in([options, conf, credentials_in(url)])
     with _told(without_credentials(url), (ImportError, ValueError, TypeError, OSError), secrets):
         fs, path = open_file_system(url, options)
     return LocalFiles(Path(path)) if isinstance(fs, LocalFileSystem) else ObjectFiles(fs, path, url, secrets)

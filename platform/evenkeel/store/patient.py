@@ -5,10 +5,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
+from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import transient
 from evenkeel.store.files import Files, Sink
-from evenkeel.store.retry import Trouble, retrying
+from evenkeel.store.retry import Patience, Trouble, retrying
 
 T = TypeVar("T")
+PATIENCE = Patience()
 
 
 class PatientFiles:
@@ -19,6 +22,7 @@ class PatientFiles:
     Args:
         report: told before each pause, by the thread that waits.
         wait: returns after so many seconds, or earlier and True to give up.
+        passes: whether to wait for an error to pass.
     """
 
     def __init__(
@@ -26,44 +30,48 @@ class PatientFiles:
         files: Files,
         report: Callable[[Trouble], None],
         wait: Callable[[float], bool],
+        patience: Patience = PATIENCE,
+        passes: Callable[[StoreError], bool] = transient,
     ) -> None:
         self._files, self._report, self._wait = files, report, wait
+        self._patience, self._passes = patience, passes
 
-    def _do(self, call: Callable[[], T]) -> T:
-        return retrying(call, self._report, self._wait)
+    def repeat(self, call: Callable[[], T]) -> T:
+        """As any other call here."""
+        return retrying(call, self._report, self._wait, self._patience, passes=self._passes)
 
     def where(self, name: str = "") -> str:
         return self._files.where(name)
 
     def read(self, name: str, offset: int = 0) -> bytes | None:
-        return self._do(partial(self._files.read, name, offset))
+        return self.repeat(partial(self._files.read, name, offset))
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
-        return self._do(partial(self._files.read_into, name, offset, buffer))
+        return self.repeat(partial(self._files.read_into, name, offset, buffer))
 
     def replace(self, name: str, data: bytes) -> None:
-        self._do(partial(self._files.replace, name, data))
+        self.repeat(partial(self._files.replace, name, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        return self._do(partial(self._files.create, name, data))
+        return self.repeat(partial(self._files.create, name, data))
 
     def remove(self, name: str) -> None:
-        self._do(partial(self._files.remove, name))
+        self.repeat(partial(self._files.remove, name))
 
     def names(self, folder: str) -> list[str]:
-        return self._do(partial(self._files.names, folder))
+        return self.repeat(partial(self._files.names, folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        return self._do(partial(self._files.sizes, folder))
+        return self.repeat(partial(self._files.sizes, folder))
 
     def folders(self, folder: str) -> list[str]:
-        return self._do(partial(self._files.folders, folder))
+        return self.repeat(partial(self._files.folders, folder))
 
     def remove_folder(self, folder: str) -> None:
-        self._do(partial(self._files.remove_folder, folder))
+        self.repeat(partial(self._files.remove_folder, folder))
 
     def drop_unfinished(self, folder: str) -> int:
-        return self._do(partial(self._files.drop_unfinished, folder))
+        return self.repeat(partial(self._files.drop_unfinished, folder))
 
     def stream(self, name: str) -> AbstractContextManager[Sink]:
         return self._files.stream(name)

@@ -53,6 +53,7 @@ def retrying(
     wait: Callable[[float], bool],
     patience: Patience = Patience(),
     clock: Callable[[], float] = time.monotonic,
+    passes: Callable[[StoreError], bool] = transient,
 ) -> T:
     """What `call` returns, which is repeated after errors that pass. It must be such that repeating it does no harm.
 
@@ -61,6 +62,7 @@ def retrying(
     Args:
         report: is told each time before a pause.
         wait: returns after so many seconds, or earlier and True to give up: the `wait` of a threading.Event.
+        passes: whether to wait for an error to pass.
 
     Raises:
         StoreError: an error that does not pass, or the last one when `wait` gave up, as they were; or one that
@@ -72,7 +74,7 @@ def retrying(
             return call()
         except StoreError as error:
             since = clock() - begun
-            if not transient(error):
+            if not passes(error):
                 raise
             if since + pause > patience.total_s:
                 raise StoreError(f"{error} (given up after {attempt} attempts in {since:.0f} s)") from error

@@ -10,14 +10,17 @@ from typing import Any, Literal
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.world import World
 from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import full, transient
 from evenkeel.store.files import Files, LocalFiles, open_files
 from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
 from evenkeel.store.journal import Journal, check_format
 from evenkeel.store.lines import LineReader, LineWriter, Record, line_writer
 from evenkeel.store.patient import PatientFiles
-from evenkeel.store.retry import Trouble
+from evenkeel.store.retry import Patience, Trouble
 
 FORMAT = 1
+ROOM = Patience(total_s=30.0)
+"""For a full disk: what fills it may be a part of a checkpoint, which is gone as soon as that has failed."""
 STATUSES = ("starting", "running", "paused", "finished", "stopped", "failed")
 Stream = Literal["metrics", "events"]
 
@@ -45,10 +48,16 @@ class RunRecord:
 
 
 class RunDirectory:
-    """Every method raises StoreError, in one line, where the store fails."""
+    """Every method raises StoreError, in one line, where the store fails.
 
-    def __init__(self, files: Files) -> None:
+    Args:
+        small: where all but checkpoints and the model is written; `files` where it is the same.
+    """
+
+    def __init__(self, files: Files, small: PatientFiles | None = None) -> None:
         self.files = files
+        self._small: Files = small or files
+        self._repeat: Callable[[Callable[[], None]], None] = small.repeat if small else _once
         self._writers: dict[Stream, LineWriter] = {}
 
     @classmethod
@@ -61,9 +70,12 @@ class RunDirectory:
         return cls(open_files(url, options))
 
     def patient(self, report: Callable[[Trouble], None], wait: Callable[[float], bool]) -> "RunDirectory":
-        """The same directory, with calls that are repeated while an object store is out of reach; see PatientFiles."""
+        """The same directory, with calls that are repeated while an object store is out of reach; see PatientFiles.
+
+        On a local path while the disk is full, but for checkpoints and the model: of these there is a next one.
+        """
         if isinstance(self.files, LocalFiles):
-            return self
+            return RunDirectory(self.files, PatientFiles(self.files, report, wait, ROOM, _passes_or_full))
         return RunDirectory(PatientFiles(self.files, report, wait))
 
     @property
@@ -98,7 +110,7 @@ class RunDirectory:
             raise StoreError(f"{self.files.where('run.json')}: damaged: {error}") from None
 
     def write_config(self, text: str) -> None:
-        self.files.replace("config.yaml", text.encode())
+        self._small.replace("config.yaml", text.encode())
 
     def read_config(self) -> str | None:
         data = self.files.read("config.yaml")
@@ -117,7 +129,7 @@ class RunDirectory:
         return [w for g in self.generations() if (w := self._read_json(_world(g))) is not None]
 
     def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        self.files.replace(name, json.dumps(values, indent=2).encode() + b"\n")
+        self._small.replace(name, json.dumps(values, indent=2).encode() + b"\n")
 
     def _read_json(self, name: str) -> Record | None:
         data = self.files.read(name)
@@ -135,10 +147,10 @@ class RunDirectory:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """One committed step. On a local path at once visible; on an object store after `flush`, or some seconds."""
-        self._writer("metrics").write(record)
+        self._repeat(lambda: self._writer("metrics").write(record))
 
     def append_event(self, record: Mapping[str, Any]) -> None:
-        self._writer("events").write(record)
+        self._repeat(lambda: self._writer("events").write(record))
 
     def flush(self) -> None:
         """Returns when every line so far is visible."""
@@ -174,7 +186,7 @@ class RunDirectory:
     # ------------------------------------------------------------ the rest
 
     def journal(self) -> Journal:
-        return Journal(self.files)
+        return Journal(self._small)
 
     def claim_fault(self, key: str) -> bool:
         """True for the one caller, over all processes and resumes, that is to let this configured fault happen."""
@@ -191,6 +203,14 @@ class RunDirectory:
     def log_folder(self) -> str | None:
         """Where processes of this machine write their logs; None on an object store."""
         return self.files.where("logs") if isinstance(self.files, LocalFiles) else None
+
+
+def _once(call: Callable[[], None]) -> None:
+    call()
+
+
+def _passes_or_full(error: StoreError) -> bool:
+    return transient(error) or full(error)
 
 
 def _world(generation: int) -> str:
