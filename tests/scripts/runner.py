@@ -1,7 +1,7 @@
 """Plays a text scenario to a real controller and writes down what it says; see README.md for the words."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
@@ -10,7 +10,7 @@ from evenkeel.control.policy import Policy
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
-from evenkeel.core.vote import SLOTS, Slot, Vote
+from evenkeel.core.vote import SLOTS, Difference, Slot, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.layout import Wish
 
@@ -237,7 +237,19 @@ class Script:
             self._vote(int(saw), generation, line) if saw else None,
             version(prepared, generation) if prepared else None,
             tuple(m.Report(self._vote(step, generation, line), self.now) for step in unreported),
+            self._diverged(line, generation),
         )
+
+    def _diverged(self, line: Line, generation: int) -> Vote | None:
+        """differ=PART:w1=7,w2=8: it refused the vote of its step, because copies of this part differ; more after ";"."""
+        if "differ" not in line.settings:
+            return None
+        found: list[Difference] = []
+        for text in line.settings["differ"].split(";"):
+            part, _, sums = text.partition(":")
+            pairs = (pair.split("=") for pair in sums.split(","))
+            found.append(Difference(part, tuple((WorkerId(owner), int(checksum)) for owner, checksum in pairs)))
+        return replace(self._vote(line.number("step", 0), generation, line), differences=tuple(found))
 
     def _position(self, line: Line, generation: int) -> m.Position:
         phase = m.PHASES.index(line.settings.get("phase", "forward"))
@@ -360,6 +372,6 @@ def other_line(command: m.Kill | m.Start | m.CommitCheckpoint | m.Metrics | m.Lo
 
 def log_fields(event: str, fields: dict[str, object]) -> str:
     """What tells the story; the rest (pids, phases) has tests of its own."""
-    common = ("worker_id", "checkpoint", "cause", "lost", "reason", "error", "text")
+    common = ("worker_id", "checkpoint", "cause", "lost", "parts", "workers", "reason", "error", "text")
     told = (*common, "attempts", "rolled_forward", "total")
     return "".join(f" {key}={fields[key]}" for key in told if key in fields and event != "world_formed")

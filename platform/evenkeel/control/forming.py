@@ -31,7 +31,7 @@ def try_form(s: State, now: float) -> None:
         return
     if lost and s.committed not in s.saved:
         deaths = s.trouble.deaths(s.committed.step + 1)
-        what = f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
+        what = s.doubt or f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
         what = f"{deaths}; {what}" if deaths else what
         if saving.newer_is_coming(s):
             _wait_for(s, f"a checkpoint to be written, as {what}")
@@ -108,11 +108,13 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         saved=saved,
         checkpoint_every=s.policy.checkpoint_every,
         copies=_copies(s, len(layout.pipelines)),
+        compare_every=s.policy.compare_every,
     )
     spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
     s.journal.append(m.WorldOpened(world, spares))
     s.layout = layout
     s.witness = None
+    s.doubt = ""
     s.pending &= ~Flags.PAUSE
     s.mode = Forming(world)
     s.liveness.begin(now)

@@ -29,6 +29,7 @@ class World:
         saved: everybody reads its part of `base` from the checkpoint of that version; nobody is a source.
         copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
+        compare_every: steps between two votes that compare the copies; see plan/comparison.py.
     """
 
     generation: Generation
@@ -43,6 +44,7 @@ class World:
     saved: bool = False
     checkpoint_every: int | None = None
     copies: int | None = None
+    compare_every: int = 10
 
     @property
     def size(self) -> int:

@@ -32,6 +32,17 @@ class Seat:
         with self.changed:
             return self.member.busy(step, writing)
 
+    def compares(self, step: int) -> bool:
+        """Whether the vote of a step compares copies; see Member.compares."""
+        with self.changed:
+            return self.member.compares(step)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the vote of the open step was refused because copies differ."""
+        with self.changed:
+            return self.member.diverged is not None
+
     def begin_sums(self, count: int) -> None:
         with self.changed:
             self.member.begin_sums(count)

@@ -21,6 +21,7 @@ from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.engine.sums import GradientSums
+from evenkeel.plan.comparison import compared
 from evenkeel.plan.copies import copies_of
 from evenkeel.plan.samples import sample_indices
 from evenkeel.plan.schedule import Action, Kind, one_f_one_b
@@ -39,6 +40,7 @@ class Training:
 
     Attributes:
         copies: who owns what of the state.
+        compared: what of it several own.
         sums: of the gradients.
     """
 
@@ -64,6 +66,7 @@ class Training:
         memory.state.set_group(watched)
         self._loss_group = loss_group(job.model, watched)
         self.copies = copies_of(world, job.shape)
+        self.compared = compared(world, self.copies)
         self.sums = GradientSums(
             memory.state,
             world.layout,

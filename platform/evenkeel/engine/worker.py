@@ -25,7 +25,7 @@ from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
 from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
-from evenkeel.engine.step import commit, train_step
+from evenkeel.engine.step import DivergedError, commit, train_step
 from evenkeel.engine.training import Training, group_specs
 
 ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
@@ -62,7 +62,7 @@ class Worker:
         self._store = StoreServer(host)
         self._seat = Seat(worker_id)
         self._progress = Progress()
-        self._faults = Faults(worker_id, job.settings.faults, job.fault_once)
+        self._faults = Faults(worker_id, job.settings.faults, job.fault_once, lambda: self._holdings.current.flip())
         self._holdings = Holdings(job, self._device)
         self._saver = Saver(worker_id, job, send)
         self._groups: GroupSet | None = None
@@ -278,7 +278,7 @@ class Worker:
             os._exit(COMMIT_FAILED)
 
     def _describe(self, error: BaseException) -> m.Fault:
-        broken = isinstance(error, GroupBroken)
+        broken = isinstance(error, GroupBroken | DivergedError)
         if not broken:
             traceback.print_exc()
         at = self._progress

@@ -11,6 +11,7 @@ from evenkeel.core.world import World
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.state import slices
+from evenkeel.sim.corruption import Corruption
 from evenkeel.sim.memory import TORN, History
 from evenkeel.sim.saved import SavedChecks
 from evenkeel.sim.violation import require
@@ -52,6 +53,7 @@ class Checks:
         self.worlds: dict[int, World] = {}
         self.entries = 0
         self.saved = SavedChecks(self)
+        self.corruption = Corruption(self)
 
     def forget(self) -> None:
         """A new controller knows of a loss only if a decision that rests on it was written down."""
@@ -152,6 +154,10 @@ class Checks:
 
     def _justified(self, worker_id: WorkerId, reason: str) -> None:
         """Nobody is killed for nothing: only where messages are lost or late, or something hangs or is slow."""
+        if "silent corruption" in reason:
+            # The majority may have its content from the one whose bits have flipped.
+            require(bool(self.corruption.since), f"{worker_id} was killed: {reason}, though no bit has flipped")
+            return
         struck = {"hang", "cut", "slow", "suspect"} & self.fleet.workers[worker_id].struck
         network = self.fleet.scenario.network
         # Probes and worlds are sent again; but an abort or a decision that is lost looks like a worker that hangs.
@@ -204,6 +210,7 @@ class Checks:
         self._in_line(world.base, f"the base of generation {generation}")
         require(self.base == world.base, f"generation {generation} begins from {world.base}, not {self.base}")
         self.saved.opened(world)
+        self.corruption.opened()
         if newest:
             require(newest in self.bases, f"generation {generation} is opened before {newest} is settled")
             change = world.size - self.worlds[newest].size
@@ -220,6 +227,7 @@ class Checks:
         require(generation not in self.bases, f"generation {generation} is settled twice")
         self.bases[generation] = self.base = decision.base
         self._in_line(decision.base, f"the decision for generation {generation}")
+        self.corruption.settled(entry, self.worlds[generation])
         for worker_id in entry.evidence:
             worker = self.fleet.workers[WorkerId(worker_id)]
             require(worker_id not in entry.lost, f"the decision for {generation} rests on {worker_id}, which is lost")
@@ -241,6 +249,7 @@ class Checks:
 
     def joined(self, worker: "SimWorker", world: World) -> None:
         self._holds(worker, world.base, f"{worker.info.worker_id} joins generation {world.generation}")
+        self.corruption.joined(worker)
 
     def begins(self, worker: "SimWorker", world: World) -> None:
         """Nobody computes a step from a state that is torn, mixed, or not that of the step before."""
@@ -260,6 +269,7 @@ class Checks:
         require(TORN[0] not in history, f"{name} from torn or incomplete data")
         true = self.fleet.meetings.votes.get((version.generation, version.step))
         require(vote.values == true, f"{name} with the vote {vote.values}, its members sum to {true}")
+        self.corruption.committed(worker, version, vote)
         known = self.histories.setdefault(version, history)
         require(known == history, f"{name} with history {history}, others have {known}")
         if worker.info.worker_id not in self.lost:
@@ -327,6 +337,7 @@ class Checks:
             ("failed again" in error and kinds.count("exception") >= 2)
             or ("took workers down" in error and breaking >= 3)
             or ("cannot be started" in error and self.fleet.scenario.start_fails > 0)
+            or (" differ: " in error and bool(self.corruption.since))
             or ("not finite" in error and self.fleet.scenario.nonfinite > 0)
             or self.saved.deserves(error)
         )

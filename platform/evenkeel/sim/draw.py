@@ -24,7 +24,8 @@ def random_scenario(seed: int) -> Scenario:
     # A source of its own for what is added, so that it leaves the seeds found earlier as they were.
     scenario = _with_store(_without_store(seed), Random(f"{seed} store"))
     scenario = _with_one_death(scenario, Random(f"{seed} one death"))
-    return _with_copies(scenario, Random(f"{seed} copies"))
+    scenario = _with_copies(scenario, Random(f"{seed} copies"))
+    return _with_flips(scenario, Random(f"{seed} bits"))
 
 
 def _without_store(seed: int) -> Scenario:
@@ -209,6 +210,31 @@ def _with_copies(scenario: Scenario, rng: Random) -> Scenario:
     if rng.random() < 0.7:
         return scenario
     return replace(scenario, policy=replace(scenario.policy, copies=rng.choice((1, 2, 2))))
+
+
+def _with_flips(scenario: Scenario, rng: Random) -> Scenario:
+    """In some runs bits flip in the memory of workers, most of which have others that hold the same."""
+    if rng.random() < 0.85:
+        return scenario
+    moments = ("forward", "reduce", "vote", "commit", "joined", "saving", "manifest written")
+    faults = tuple(
+        Fault("flip", moment=rng.choice(moments), countdown=rng.randint(1, 15), at_once=rng.random() < 0.6)
+        for _ in range(rng.choice((1, 1, 2, 3)))
+    )
+    if rng.random() < 0.3:
+        # Just when it was decided what becomes of the copies.
+        faults += (Fault("controller", moment=rng.choice(("Settling", "loading")), countdown=rng.choice((1, 6))),)
+    policy = replace(scenario.policy, compare_every=rng.choice((1, 2, 3, 10)))
+    if rng.random() < 0.7:
+        data, pipeline = rng.choice((2, 3, 3, 4)), rng.choice((1, 1, 2))
+        wish = Wish(data, pipeline, 1, rng.choice((1, data * pipeline)), data * pipeline)
+        policy = replace(policy, wish=wish, micro_batches=max(policy.micro_batches, data * pipeline), last_step=9)
+    if scenario.storage is None and not scenario.late_reports and rng.random() < 0.7:
+        policy = replace(policy, checkpoint_every=rng.choice((1, 1, 2, 3)))
+        scenario = replace(scenario, storage=Storage(0.01, 0.01, told_twice=rng.choice((0.0, 0.2))))
+    if rng.random() < 0.6:
+        return replace(scenario, policy=policy, faults=(*scenario.faults, *faults))
+    return replace(scenario, policy=policy, faults=faults)
 
 
 def _goes_back_twice(scenario: Scenario, rng: Random) -> Scenario:

@@ -10,9 +10,11 @@ from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
 from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
 from evenkeel.core.world import World
+from evenkeel.plan.comparison import Compared, read_vote
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.reshard import transfers
 from evenkeel.plan.state import Slice, slices
+from evenkeel.sim import ballot
 from evenkeel.sim.memory import History, Memory, join
 from evenkeel.sim.store import Writer
 
@@ -45,6 +47,7 @@ class SimWorker:
         self.asked: tuple[int, int] | None = None
         self.torn_sums = False
         self.raises = False
+        self.compared: dict[Compared, frozenset[str]] = {}
         self.struck: set[str] = set()
         """Kinds of the faults that it met."""
 
@@ -134,6 +137,7 @@ class SimWorker:
             assert world is not None
             lie = list(self._vote_values(world.size, TOKENS * world.layout.micro_batches))
             lie[Slot.GRAD_SQUARES] = -1.0
+            lie += [1.0 for part in ballot.parts(self) for _ in part.owners]
             self._saw(tuple(lie))
         if self.phase not in ("commit", "parked"):
             self.later(self.fleet.rng.uniform(0.0, 0.01), self.park)
@@ -205,6 +209,7 @@ class SimWorker:
                 self._broken("a peer died while resharding")
                 return
             self.memory.write(shard, contents)
+        self.compared = ballot.compared_in(world, self.memory.model)
         self.member.resharded(shard, world.base)
         self.memory.keep_only({h.shard for h in self.member.holdings})
         self.fleet.checks.joined(self, world)
@@ -278,7 +283,8 @@ class SimWorker:
             return
         self.enter("vote")
         self.member.prepare(world.generation, self.step)
-        self.meet("vote", world.layout.members, lambda: None, self._vote_values(1, self._tokens(world)))
+        values = (*self._vote_values(1, self._tokens(world)), *ballot.sums(self))
+        self.meet("vote", world.layout.members, lambda: None, values)
 
     def _tokens(self, world: World) -> float:
         """What this worker has to count: one TP rank of each pipeline's last stage has the loss of its share."""
@@ -302,11 +308,15 @@ class SimWorker:
 
     def voted(self, values: tuple[float, ...]) -> None:
         """The vote's all-reduce has returned here."""
-        if not self._saw(values):
+        if self._saw(values):
+            return
+        if self.member.diverged is not None:
+            self._broken("copies differ")
+        else:
             self.park()
 
     def _saw(self, values: tuple[float, ...]) -> bool:
-        vote = Vote(self.member.generation, self.step, values)
+        vote = read_vote(self.member.generation, self.step, values, ballot.parts(self))
         if not self.member.see(vote):
             return False
         self.memory.keep_only({h.shard for h in self.member.holdings})
