@@ -59,14 +59,18 @@ class _Once:
 
 
 class Faults:
-    """The planned faults that this worker may be the target of; `fire` costs one empty loop where there are none."""
+    """The planned faults that this worker may be the target of; `fire` costs one empty loop where there are none.
+
+    Args:
+        flip: carries out the kind "flip".
+    """
 
     def __init__(
         self,
         worker_id: WorkerId,
         plans: Sequence[FaultPlan],
         once: Callable[[int], bool],
-        flip: Callable[[], None],
+        flip: Callable[[], None] = lambda: None,
     ) -> None:
         self._flip = flip
         self._worker_id = worker_id
