@@ -15,6 +15,13 @@ from evenkeel.plan.layout import Wish
 STEPS = 12
 
 
+class InTurn(Saved):
+    """A bit flips only after the one planned before it has flipped, in a step that is run again."""
+
+    def fault_once(self, index: int) -> bool:
+        return (index == 0 or (self.folder / f"fault-{index - 1}").exists()) and super().fault_once(index)
+
+
 def run(folder: Path, workers: int, *flips: int, copies: int | None = None, spares: int = 0) -> tuple[Outcome, Saved]:
     """Checkpoints of steps 3, 6, 9 and 12; copies are compared in steps 1, 4, 5, 7, 10 and 12.
 
@@ -23,7 +30,7 @@ def run(folder: Path, workers: int, *flips: int, copies: int | None = None, spar
     """
     folder.mkdir()
     faults = tuple(FaultPlan(i, step, "commit", "rank:1", "flip") for i, step in enumerate(flips))
-    job = Saved(folder, precision="fp32", steps=STEPS, tied=True, faults=faults)
+    job = InTurn(folder, precision="fp32", steps=STEPS, tied=True, faults=faults)
     wish = Wish(data=workers, pipeline=1, tensor=1, min_workers=workers, max_workers=workers)
     policy = Policy(
         model_shape(job.model()), wish, 4, STEPS, spares, copies=copies, checkpoint_every=3, compare_every=5

@@ -241,7 +241,7 @@ class Script:
         )
 
     def _diverged(self, line: Line, generation: int) -> Vote | None:
-        """differ=PART:w1=7,w2=8: it refused the vote of its step, because copies of this part differ; more after ";"."""
+        """differ=PART:w1=7,w2=8 is the refused vote of its step, by which copies of this part differ; more after ";"."""
         if "differ" not in line.settings:
             return None
         found: list[Difference] = []

@@ -57,7 +57,8 @@ def test_a_vote_tells_the_differences_and_nothing_else(
 ) -> None:
     world = world_of(data.draw(layouts(model.depth)), node_of, copies)
     parts = compared(world, copies_of(world, model))
-    held = {(part, owner): data.draw(st.sampled_from([1, 1, 1, 7, 2**53 - 1])) for part in parts for owner in part.owners}
+    owned = [(part, owner) for part in parts for owner in part.owners]
+    held = {copy: data.draw(st.sampled_from([1, 1, 1, 7, 2**53 - 1])) for copy in owned}
     summed = np.zeros(SLOTS + sum(len(part.owners) for part in parts))
     for me in world.layout.members:
         mine = list(checksums(parts, me, lambda part, me=me: held[part, me]))  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from evenkeel.core.model import ModelShape
+from evenkeel.core.world import COMPARE_EVERY
 from evenkeel.plan.layout import Wish
 
 
@@ -15,7 +16,7 @@ class Policy:
         spares: ready workers to hold beside the world.
         max_bad_steps: how many steps in a row may be skipped as not finite.
         copies: how many workers keep and update each element of the state; None: all that hold its parameter.
-        compare_every: steps between two votes that compare the copies; see plan/comparison.py for what that costs.
+        compare_every: every so many steps the vote compares the copies.
         checkpoint_every: steps between two checkpoints; 0: the optimum; None: none are written, as there is no store.
         max_checkpoint_failures: so many checkpoints in a row that cannot be written end the run; None: they never do.
         gather_s: seconds after the last new worker that a run with enough, but not all workers waits for the rest.
@@ -28,7 +29,7 @@ class Policy:
     spares: int = 0
     max_bad_steps: int = 10
     copies: int | None = None
-    compare_every: int = 10
+    compare_every: int = COMPARE_EVERY
     checkpoint_every: int | None = None
     max_checkpoint_failures: int | None = None
     gather_s: float = 10.0

@@ -7,6 +7,11 @@ from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.model import Shard
 
 
+COMPARE_EVERY = 10
+"""Steps between two votes that compare the copies of the state: to read all of it once in so many steps is little beside
+the optimizer, which reads and writes it in every one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Somebody who holds a shard of the version that a world begins from."""
@@ -29,7 +34,7 @@ class World:
         saved: everybody reads its part of `base` from the checkpoint of that version; nobody is a source.
         copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
-        compare_every: steps between two votes that compare the copies; see plan/comparison.py.
+        compare_every: every so many steps the vote compares the copies; see plan/comparison.py for when else.
     """
 
     generation: Generation
@@ -44,7 +49,7 @@ class World:
     saved: bool = False
     checkpoint_every: int | None = None
     copies: int | None = None
-    compare_every: int = 10
+    compare_every: int = COMPARE_EVERY
 
     @property
     def size(self) -> int:

@@ -94,7 +94,8 @@ def read_vote(generation: int, step: int, summed: Sequence[float], parts: Sequen
 def _differences(sums: Sequence[float], parts: Sequence[Compared]) -> Iterator[Difference]:
     at = 0
     for part in parts:
-        held = tuple((owner, int(checksum)) for owner, checksum in zip(part.owners, sums[at:], strict=False))
+        theirs = sums[at : at + len(part.owners)]
         at += len(part.owners)
+        held = tuple((owner, int(checksum)) for owner, checksum in zip(part.owners, theirs, strict=True))
         if len({checksum for _, checksum in held}) > 1:
             yield Difference(part.name, held)
