@@ -1,5 +1,7 @@
 """The checksum of a copy: against a dumb one, and what it must see."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,7 +55,7 @@ def test_it_depends_on_the_sequence_alone(size: int, cuts: list[int], block: int
     data = numbers(size)
     expected = checksum([data])
     bounds = [0, *sorted(min(cut, size) for cut in cuts), size]
-    pieces = [data[a:b].clone() for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [data[a:b].clone() for a, b in pairwise(bounds)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", BLOCK | {"cpu": block * COLUMNS})
         assert checksum(pieces) == expected

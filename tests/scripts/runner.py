@@ -114,9 +114,10 @@ class Script:
         without = line.settings.get("without", "").split(",")
         witness = self.metrics[-1] if self.metrics else None
         self.controller = Controller(self.policy, self.life, tuple(self.journal), witness, "again" in line)
-        alive = tuple(i for w, i in sorted(self.known.items()) if w not in without)
+        self.known = {w: i for w, i in sorted(self.known.items()) if w not in without}
         saved = tuple(version(text, 0) for text in line.settings.get("saved", "").split(",") if text)
         resume = line.settings.get("resume")
+        alive = tuple(self.known.values())
         self._hear(m.Started(alive, saved, (), version(resume, 0) if resume else None))
 
     def _hear(self, event: m.Event) -> None:
@@ -241,7 +242,7 @@ class Script:
         )
 
     def _diverged(self, line: Line, generation: int) -> Vote | None:
-        """differ=PART:w1=7,w2=8 is the refused vote of its step, by which copies of this part differ; more after ";"."""
+        """differ=PART:w1=7,w2=8 is the vote that it refused, as copies of this part differ; more after ";"."""
         if "differ" not in line.settings:
             return None
         found: list[Difference] = []

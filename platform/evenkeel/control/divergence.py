@@ -62,7 +62,8 @@ def remember(s: State, world: World, decision: Decision) -> None:
 
 
 def tell(s: State, divergence: Divergence) -> None:
-    """The line of events. A checkpoint of the version that differs is neither taken nor waited for any more."""
+    """The line of events. A checkpoint of the version that differs is neither taken nor waited for any more; unless the
+    run goes back anyway, another one is asked for."""
     parts = [difference.part for difference in divergence.differences]
     workers = sorted({*divergence.odd, *divergence.doubtful})
     s.log("divergence", parts=parts, workers=workers, reason=describe(divergence))
@@ -70,13 +71,13 @@ def tell(s: State, divergence: Divergence) -> None:
     for version in dropped:
         s.uploads.pop(version, None)
         s.log("checkpoint_distrusted", checkpoint=version.step)
-    if dropped:
-        s.saved = [v for v in s.saved if v not in s.distrusted]
+    s.saved = [v for v in s.saved if v not in s.distrusted]
+    if dropped and not divergence.doubtful:
         s.pending |= Flags.CHECKPOINT
 
 
 def blame(divergence: Divergence, alive: Container[WorkerId]) -> Iterator[tuple[WorkerId, str]]:
     """Whom to kill of those that are alive, each with the cause."""
     for worker in (odd for odd in divergence.odd if odd in alive):
-        parts = [d.part for d in divergence.differences if worker in dict(d.sums)]
+        parts = [d.part for d in divergence.differences if dict(d.sums).get(worker, _majority(d)) != _majority(d)]
         yield worker, f"{CAUSE}: its copy of {names(parts)} is not that of the others"

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from evenkeel.control import messages as m
 from evenkeel.control import divergence, saving
+from evenkeel.control import messages as m
 from evenkeel.control.incident import Incident
 from evenkeel.control.modes import Aborting, Forming, Gathering, Running, Settling, members_of
 from evenkeel.control.settle import decide

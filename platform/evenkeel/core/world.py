@@ -6,10 +6,9 @@ from evenkeel.core.ids import Generation, NodeId, Version, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.model import Shard
 
-
 COMPARE_EVERY = 10
-"""Steps between two votes that compare the copies of the state: to read all of it once in so many steps is little beside
-the optimizer, which reads and writes it in every one."""
+"""Steps between two votes that compare the copies of the state: to read all of it once in so many is little beside the
+optimizer, which reads and writes it in every one."""
 
 
 @dataclass(frozen=True, slots=True)

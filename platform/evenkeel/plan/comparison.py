@@ -11,7 +11,7 @@ from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import SyncGroup
 from evenkeel.core.vote import SLOTS, Difference, Vote
 from evenkeel.core.world import World
-from evenkeel.plan.copies import Copies
+from evenkeel.plan.copies import Copies, Ownership
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +37,24 @@ def compared(world: World, copies: Copies) -> tuple[Compared, ...]:
     """
     found: list[Compared] = []
     for ownership in copies.groups:
-        members = ownership.group.members
-        if world.copies is None:
-            owned = {members: ((0, ownership.size),)}
-        else:
-            ranges: dict[tuple[WorkerId, ...], list[tuple[int, int]]] = {}
-            for part in ownership.parts:
-                owners = tuple(worker for worker in members if worker in part.owners)
-                ranges.setdefault(owners, []).append((part.start, part.stop))
-            owned = {owners: tuple(parts) for owners, parts in ranges.items()}
-        for number, (owners, parts) in enumerate(owned.items(), 1):
+        owned = _owned(ownership, everybody=world.copies is None)
+        for number, (owners, ranges) in enumerate(owned.items(), 1):
             if len(owners) > 1:
                 name = ownership.group.name if len(owned) == 1 else f"{ownership.group.name}.{number}of{len(owned)}"
-                found.append(Compared(name, ownership.group, parts, owners))
+                found.append(Compared(name, ownership.group, tuple(ranges), owners))
     return tuple(found)
+
+
+def _owned(ownership: Ownership, everybody: bool) -> dict[tuple[WorkerId, ...], list[tuple[int, int]]]:
+    """Ranges by who owns them; `everybody` if that is every member, whatever the ownership says."""
+    members = ownership.group.members
+    if everybody:
+        return {members: [(0, ownership.size)]}
+    ranges: dict[tuple[WorkerId, ...], list[tuple[int, int]]] = {}
+    for part in ownership.parts:
+        owners = tuple(worker for worker in members if worker in part.owners)
+        ranges.setdefault(owners, []).append((part.start, part.stop))
+    return ranges
 
 
 def due(world: World, step: int, before: Vote | None) -> bool:

@@ -221,9 +221,10 @@ def _with_flips(scenario: Scenario, rng: Random) -> Scenario:
         Fault("flip", moment=rng.choice(moments), countdown=rng.randint(1, 15), at_once=rng.random() < 0.6)
         for _ in range(rng.choice((1, 1, 2, 3)))
     )
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         # Just when it was decided what becomes of the copies.
-        faults += (Fault("controller", moment=rng.choice(("Settling", "loading")), countdown=rng.choice((1, 6))),)
+        moment = rng.choice(("Settling", "Settling", "Settling", "loading"))
+        faults += (Fault("controller", moment=moment, countdown=rng.choice((1, 1, 6))),)
     policy = replace(scenario.policy, compare_every=rng.choice((1, 2, 3, 10)))
     if rng.random() < 0.7:
         data, pipeline = rng.choice((2, 3, 3, 4)), rng.choice((1, 1, 2))
