@@ -158,6 +158,9 @@ class Checks:
             # The majority may have its content from the one whose bits have flipped.
             require(bool(self.corruption.since), f"{worker_id} was killed: {reason}, though no bit has flipped")
             return
+        if "declared lost" in reason:
+            require(worker_id in self.lost, f"{worker_id} was killed: {reason}, but no decision says so")
+            return
         struck = {"hang", "cut", "slow", "suspect"} & self.fleet.workers[worker_id].struck
         network = self.fleet.scenario.network
         # Probes and worlds are sent again; but an abort or a decision that is lost looks like a worker that hangs.

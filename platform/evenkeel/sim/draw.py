@@ -216,26 +216,27 @@ def _with_flips(scenario: Scenario, rng: Random) -> Scenario:
     """In some runs bits flip in the memory of workers, most of which have others that hold the same."""
     if rng.random() < 0.85:
         return scenario
-    moments = ("forward", "reduce", "vote", "commit", "joined", "saving", "manifest written")
-    faults = tuple(
-        Fault("flip", moment=rng.choice(moments), countdown=rng.randint(1, 15), at_once=rng.random() < 0.6)
-        for _ in range(rng.choice((1, 1, 2, 3)))
-    )
-    if rng.random() < 0.5:
-        # Just when it was decided what becomes of the copies.
-        moment = rng.choice(("Settling", "Settling", "Settling", "loading"))
-        faults += (Fault("controller", moment=moment, countdown=rng.choice((1, 1, 6))),)
     policy = replace(scenario.policy, compare_every=rng.choice((1, 2, 3, 10)))
-    if rng.random() < 0.7:
+    if rng.random() < 0.8:
         data, pipeline = rng.choice((2, 3, 3, 4)), rng.choice((1, 1, 2))
         wish = Wish(data, pipeline, 1, rng.choice((1, data * pipeline)), data * pipeline)
         policy = replace(policy, wish=wish, micro_batches=max(policy.micro_batches, data * pipeline), last_step=9)
     if scenario.storage is None and not scenario.late_reports and rng.random() < 0.7:
         policy = replace(policy, checkpoint_every=rng.choice((1, 1, 2, 3)))
         scenario = replace(scenario, storage=Storage(0.01, 0.01, told_twice=rng.choice((0.0, 0.2))))
-    if rng.random() < 0.6:
-        return replace(scenario, policy=policy, faults=(*scenario.faults, *faults))
-    return replace(scenario, policy=policy, faults=faults)
+    faults = tuple(_flip(rng) for _ in range(rng.choice((1, 1, 2, 3))))
+    if rng.random() < 0.4:
+        # The controller dies just when it was decided what becomes of the copies, or when that is carried out.
+        faults += (Fault("controller", moment=rng.choice(("Settling", "Settling", "loading")), countdown=1),)
+        return replace(scenario, policy=policy, faults=faults)
+    return replace(scenario, policy=policy, faults=(*scenario.faults, *faults))
+
+
+def _flip(rng: Random) -> Fault:
+    often, seldom = ("forward", "reduce", "vote", "commit"), ("joined", "saving", "manifest written")
+    moment = rng.choice((*often, *often, *seldom))
+    countdown = rng.randint(1, 15 if moment in often else 5)
+    return Fault("flip", moment=moment, countdown=countdown, at_once=rng.random() < 0.6)
 
 
 def _goes_back_twice(scenario: Scenario, rng: Random) -> Scenario:
