@@ -478,6 +478,11 @@ BUGS = (
         ("control/divergence.py", "        s.distrusted.add(decision.base)\n", "        pass\n"),
     ),
     bug(
+        "checkpoint-whose-writer-died-before-copies-were-compared-taken",
+        0,
+        ("control/divergence.py", "        s.distrusted |= s.unproven\n", ""),
+    ),
+    bug(
         "back-although-peers-hold-everything",
         0,
         (FORMING, "if lost and s.committed not in s.saved:", "if (lost or s.saved) and s.committed not in s.saved:"),

@@ -164,7 +164,7 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None, again: b
                 s.holdings.update(_carried_out(s))
                 s.roster.earlier.update(i.worker_id for i in (*opened.members, *spares))
                 world, s.layout, s.generation, s.committed = opened, opened.layout, opened.generation, opened.base
-                s.doubt = ""
+                divergence.opened(s, opened)
             case m.StepSettled(decision, evidence, lost=lost):
                 s.decision, s.committed, s.evidence = decision, decision.base, evidence
                 s.roster.gone.update(lost)

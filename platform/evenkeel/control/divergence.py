@@ -3,9 +3,11 @@
 The vote of a step says whether the copies of the version before it are the same. If not, nobody commits that step, and
 the decision that closes the generation says what follows. Of three or more copies of a part the majority is right: the
 others' owners are killed and replaced, and the run goes on from the same version. Where there is no majority nobody
-knows which copy is right: all are dropped, and the run goes back to its newest checkpoint. Every checkpoint that is
-older than the version that differs is one of a version whose copies agreed: the vote after a saved step compares them,
-so a step after it would not have been committed else.
+knows which copy is right: all are dropped, and the run goes back to its newest checkpoint that can be trusted.
+
+That is one of a version whose copies agreed. The vote after a saved step compares them, so they did if the generation
+that saved it has committed another step. With the version with which a generation ended (somebody may have died that
+held, and wrote, another copy) this is not known, unless everybody has read its state from there since.
 """
 
 from collections import Counter
@@ -49,6 +51,8 @@ def describe(divergence: Divergence) -> str:
 def remember(s: State, world: World, decision: Decision) -> None:
     """What follows from a decision for as long as it matters; also where the journal is replayed."""
     s.trouble.reached(decision.base.step)
+    if decision.base.generation == world.generation:
+        s.unproven.add(decision.base)
     divergence = decision.divergence
     if divergence is None:
         return
@@ -56,6 +60,7 @@ def remember(s: State, world: World, decision: Decision) -> None:
         # Else all copies were read from that checkpoint, so that it is not what differs.
         s.distrusted.add(decision.base)
     if divergence.doubtful:
+        s.distrusted |= s.unproven
         s.holdings = {}
         s.doubt = describe(divergence)
         s.trouble.doubtful(divergence.step, s.doubt)
@@ -81,3 +86,10 @@ def blame(divergence: Divergence, alive: Container[WorkerId]) -> Iterator[tuple[
     for worker in (odd for odd in divergence.odd if odd in alive):
         parts = [d.part for d in divergence.differences if dict(d.sums).get(worker, _majority(d)) != _majority(d)]
         yield worker, f"{CAUSE}: its copy of {names(parts)} is not that of the others"
+
+
+def opened(s: State, world: World) -> None:
+    """A world begins, from a version that counts; also where the journal is replayed."""
+    s.doubt = ""
+    if world.saved:
+        s.unproven.discard(world.base)

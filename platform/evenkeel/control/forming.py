@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from evenkeel.control import messages as m
-from evenkeel.control import saving
+from evenkeel.control import divergence, saving
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
 from evenkeel.core.ids import INITIAL
@@ -19,6 +19,9 @@ def try_form(s: State, now: float) -> None:
     """Forms a world of those who are here, waits for more, or ends the run if its state is lost."""
     if s.resume is not None:
         base, s.resume = s.resume, None
+        if base in s.distrusted:
+            s.end("failed", f"copies of step {base.step} differed, so that its checkpoint may hold a wrong one")
+            return
         if base != INITIAL:
             s.saved = saving.newest_first([*s.saved, base])  # it may be of a line that was given up until now
         saving.go_back(s, base, f"asked to go on from step {base.step}")
@@ -114,7 +117,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     s.journal.append(m.WorldOpened(world, spares))
     s.layout = layout
     s.witness = None
-    s.doubt = ""
+    divergence.opened(s, world)
     s.pending &= ~Flags.PAUSE
     s.mode = Forming(world)
     s.liveness.begin(now)

@@ -44,7 +44,8 @@ class State:
         restores: each base that the run went back to, with the generation up to which it took back what came after.
         resume: the version that the user asks to begin from.
         doubt: why no copy of the committed version counts, until the run has gone back; "" if they do.
-        distrusted: versions whose copies differed, so that their checkpoints may hold the wrong one.
+        distrusted: versions whose checkpoints may hold a wrong copy.
+        unproven: versions with which a generation ended, before a vote could compare the copies of who wrote them.
         failures, worker_seconds: workers lost, and time that workers worked, since this life began.
         journal, commands: what the event in hand has led to so far.
     """
@@ -80,6 +81,7 @@ class State:
     resume: Version | None = None
     doubt: str = ""
     distrusted: set[Version] = field(default_factory=set)
+    unproven: set[Version] = field(default_factory=set)
     failures: int = 0
     worker_seconds: float = 0.0
     journal: list[m.Entry] = field(default_factory=list)

@@ -44,9 +44,9 @@ def checksum(pieces: Iterable[Tensor]) -> int:
         table, rest = block[:whole].view(-1, COLUMNS), block[whole:]
         if columns is None:
             columns = block.new_zeros(COLUMNS)
+        rows.append(table.sum(1, dtype=torch.int32))  # first: it reads faster, and leaves the block in the cache
         columns += table.sum(0, dtype=torch.int32)
         columns[: rest.numel()] += rest
-        rows.append(table.sum(1, dtype=torch.int32))
         if rest.numel():
             rows.append(rest.sum(0, keepdim=True, dtype=torch.int32))
     if columns is None:

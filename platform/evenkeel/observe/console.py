@@ -177,7 +177,7 @@ def event_text(event: Line) -> str | None:
         case "divergence":
             return f"silent corruption: {own.get('reason')}"
         case "checkpoint_distrusted":
-            return f"the checkpoint of step {own.get('checkpoint')} is not used: copies of that step differ"
+            return f"the checkpoint of step {own.get('checkpoint')} is not used, as it may hold a wrong copy"
         case "restored":
             return f"going back: {own.get('reason')}"
         case "stop_requested":

@@ -213,7 +213,7 @@ class Checks:
         self._in_line(world.base, f"the base of generation {generation}")
         require(self.base == world.base, f"generation {generation} begins from {world.base}, not {self.base}")
         self.saved.opened(world)
-        self.corruption.opened()
+        self.corruption.opened(world)
         if newest:
             require(newest in self.bases, f"generation {generation} is opened before {newest} is settled")
             change = world.size - self.worlds[newest].size
@@ -340,7 +340,7 @@ class Checks:
             ("failed again" in error and kinds.count("exception") >= 2)
             or ("took workers down" in error and breaking >= 3)
             or ("cannot be started" in error and self.fleet.scenario.start_fails > 0)
-            or (" differ: " in error and bool(self.corruption.since))
+            or (" differ" in error and bool(self.corruption.since))
             or ("not finite" in error and self.fleet.scenario.nonfinite > 0)
             or self.saved.deserves(error)
         )

@@ -10,10 +10,11 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
-from evenkeel.core.ids import Version
+from evenkeel.core.ids import INITIAL, Version
 from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
 from evenkeel.plan.comparison import Compared
+from evenkeel.plan.state import Slice
 from evenkeel.sim.ballot import compared_in, contents_of
 from evenkeel.sim.memory import History, flips
 from evenkeel.sim.violation import require
@@ -29,7 +30,10 @@ class Corruption:
     Attributes:
         since: the step of the state in which each bit has flipped.
         named: flips that made copies differ and were found so.
-        distrusted: versions of which copies differed.
+        distrusted: versions whose checkpoints may hold a wrong copy.
+        unproven: versions with which a generation ended.
+        read: versions that everybody has read from their checkpoints.
+        common: flips that all copies of a slice, if there were several, had when a version was committed.
         in_doubt: the last decision says that no copy of its base counts.
     """
 
@@ -39,6 +43,9 @@ class Corruption:
         self.since: dict[int, int] = {}
         self.named: set[int] = set()
         self.distrusted: set[Version] = set()
+        self.unproven: set[Version] = set()
+        self.read: set[Version] = set()
+        self.common: dict[tuple[Version, Slice], frozenset[int]] = {}
         self.in_doubt = False
 
     def strike(self, worker: "SimWorker") -> None:
@@ -67,10 +74,15 @@ class Corruption:
         world, me = worker.member.world, worker.info.worker_id
         assert world is not None
         require(not vote.differences, f"{me} commits {version}, though {vote.differences}")
-        for part in worker.compared if self.since else ():
+        if not self.checks.fleet.scenario.flips:
+            return
+        for part in worker.compared:
             if me not in part.owners:
                 continue
-            mine = flips_in(contents_of(worker, part).values())
+            contents = contents_of(worker, part)
+            for piece, history in contents.items():
+                self.common[version, piece] = self.common.get((version, piece), flips(history)) & flips(history)
+            mine = flips_in(contents.values())
             late = {n for n in mine if version.step - self.since[n] > world.compare_every}
             for other in self._others(worker, part) if late else ():
                 missing = late - flips_in(contents_of(other, part).values())
@@ -86,9 +98,13 @@ class Corruption:
     def settled(self, entry: m.StepSettled, world: World) -> None:
         divergence = entry.decision.divergence
         self.in_doubt = entry.decision.void
+        fleet, base = self.checks.fleet, entry.decision.base
+        if base.generation == world.generation:
+            self.unproven.add(base)
         if divergence is None:
             return
-        fleet, base = self.checks.fleet, entry.decision.base
+        if self.in_doubt:
+            self.distrusted |= self.unproven
         if not (world.saved and world.base == base):
             self.distrusted.add(base)
         parts = {part.name: part for part in compared_in(world, fleet.scenario.policy.model)}
@@ -101,8 +117,22 @@ class Corruption:
             self.named |= frozenset.union(*held.values()) - common
         fleet.seen["copies without a majority" if entry.decision.void else "odd copy out"] += 1
 
-    def opened(self) -> None:
+    def opened(self, world: World) -> None:
         self.in_doubt = False
+        if world.saved:
+            self.read.add(world.base)
+            self.unproven.discard(world.base)
+
+    def restored(self, base: Version) -> None:
+        """Where copies differ the run goes back to a version of which they did not, or that all were read from."""
+        store = self.checks.fleet.store
+        if not self.in_doubt or base == INITIAL or base in self.read:
+            return
+        assert store is not None
+        for name in store.manifests[base.step][1]:
+            for piece, history in store.files[name].items():
+                wrong = flips(history) - self.common.get((base, piece), flips(history))
+                require(not wrong, f"the run goes back to {base}, of which copies of {piece} differed")
 
 
 def flips_in(histories: Iterable[History]) -> frozenset[int]:

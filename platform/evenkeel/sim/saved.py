@@ -122,6 +122,7 @@ class SavedChecks:
             return
         require(base in usable, f"{name}, of which it knows no checkpoint")
         require(base in checks.fleet.store.listed(), f"{name}, which is not in the store")
+        checks.corruption.restored(base)
 
     def opened(self, world: World) -> None:
         if world.saved:
