@@ -25,6 +25,7 @@ class Work:
     tensor: int = 1
     spares: int = 0
     fewest: int | None = None
+    mirror_every: int = 0
     faults: tuple[Mapping[str, object], ...] = ()
 
     @property
@@ -46,6 +47,7 @@ class Work:
             },
             "scaling": {"workers": [self.fewest or self.workers, self.workers], "spares": self.spares},
             "parallel": {"data": self.data, "pipeline": self.pipeline, "tensor": self.tensor},
+            "redundancy": {"mirror_every": self.mirror_every},
             "faults": [dict(fault) for fault in self.faults],
         }  # fmt: skip
 

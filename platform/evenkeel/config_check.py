@@ -119,17 +119,3 @@ def _check_target(config: Config, fault: FaultSection, key: str) -> None:
         trains = what in ("rank", "stage") and fault.phase != "recovery"
         only = 'is "flip", which is for workers that train: target rank:N or stage:S, and no recovery'
         _require(config, trains, f"{key}.kind", only)
-
-
-_NOT_YET = ("redundancy.mirror_every",)
-
-
-def without_effect(config: Config) -> tuple[str, ...]:
-    """Keys that ask for something that this version accepts but does not do yet; whoever runs says so."""
-    default = Config()
-
-    def value(of: Config, key: str) -> object:
-        section, name = key.split(".")
-        return getattr(getattr(of, section), name)
-
-    return tuple(key for key in _NOT_YET if value(config, key) != value(default, key))

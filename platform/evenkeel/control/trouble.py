@@ -44,6 +44,8 @@ class Trouble:
     """The step before which the run went back because copies of the state differed; 0 once that is committed."""
     again: str = ""
     """What differed when copies did so again before that."""
+    not_finite: str = ""
+    """Who met what was not finite last, and what it was. The report of that step may be heard first."""
 
     def committed(self, vote: Vote) -> None:
         """Progress: what went wrong up to this step is forgiven, but for steps that were skipped as not finite.
@@ -89,7 +91,8 @@ class Trouble:
         if self.again:
             return f"again after the run went back, {self.again}"
         if self.bad_steps >= self.max_bad_steps:
-            return f"step {open_step - 1}: loss or gradient not finite in {self.bad_steps} steps in a row"
+            often = f"step {open_step - 1}: loss or gradient not finite in {self.bad_steps} steps in a row"
+            return f"{often}; {self.not_finite}" if self.not_finite else often
         if len(self.raised.get(open_step, ())) >= MAX_EXCEPTIONS:
             return f"failed again after a retry: {self.last}"
         if len(self._crashes(open_step)) >= MAX_CRASHES:

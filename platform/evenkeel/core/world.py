@@ -34,6 +34,8 @@ class World:
         copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
         compare_every: every so many steps the vote compares the copies; see plan/comparison.py for when else.
+        mirror_every: steps between two mirrors; None: nothing is mirrored. `base` is, at once, unless it is INITIAL.
+        mirrored: the newest version of which the mirrors that are alive hold all: kept until a newer one is whole.
     """
 
     generation: Generation
@@ -49,6 +51,8 @@ class World:
     checkpoint_every: int | None = None
     copies: int | None = None
     compare_every: int = COMPARE_EVERY
+    mirror_every: int | None = None
+    mirrored: Version | None = None
 
     @property
     def size(self) -> int:

@@ -1,10 +1,10 @@
-"""What a simulated worker adds to a vote that compares copies: checksums of what it holds."""
+"""What a simulated worker puts into a vote: what is summed, requests, and checksums of what it holds."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 from evenkeel.core.model import ModelShape
+from evenkeel.core.vote import SLOTS, Slot, put_flags
 from evenkeel.core.world import World
 from evenkeel.plan.comparison import Compared, checksums, compared
 from evenkeel.plan.copies import copies_of, group_places
@@ -14,6 +14,43 @@ from evenkeel.sim.memory import History
 
 if TYPE_CHECKING:
     from evenkeel.sim.worker import SimWorker
+
+TOKENS = 8.0
+"""Of a micro-batch."""
+
+
+def cast(worker: "SimWorker", world: World) -> tuple[float, ...]:
+    """Its part of the vote of its step."""
+    sums = checksums(parts(worker), worker.info.worker_id, lambda part: _checksum(worker, part))
+    return (*_values(worker, 1, _tokens(worker, world)), *sums)
+
+
+def lie(worker: "SimWorker", world: World) -> tuple[float, ...]:
+    """What an abort may leave in its place: a sum that looks complete (rule 2), and is another."""
+    values = _values(worker, world.size, TOKENS * world.layout.micro_batches)
+    values[Slot.GRAD_SQUARES] = -1.0
+    return (*values, *(1.0 for part in parts(worker) for _ in part.owners))
+
+
+def _tokens(worker: "SimWorker", world: World) -> float:
+    """What it has to count: one TP rank of each pipeline's last stage has the loss of its share."""
+    place = world.layout.places[worker.info.worker_id]
+    pipeline = world.layout.pipelines[place.pipeline]
+    counts = place.stage == len(pipeline.stages) - 1 and place.tp == 0
+    return TOKENS * pipeline.share if counts else 0.0
+
+
+def _values(worker: "SimWorker", ones: int, tokens: float) -> list[float]:
+    values = [0.0] * SLOTS
+    values[Slot.ONES] = ones
+    values[Slot.STEP] = worker.step * ones
+    values[Slot.TOKENS] = tokens
+    values[Slot.LOSS] = 2.0 * tokens
+    values[Slot.NONFINITE] = float(worker.fleet.rng.random() < worker.fleet.scenario.nonfinite)
+    put_flags(values, worker.member.flags(worker.step))
+    values[Slot.BUSY] = float(worker.member.busy(worker.step, worker.writer.busy))
+    values[Slot.MIRRORING] = float(worker.member.mirroring)
+    return values
 
 
 def compared_in(world: World, model: ModelShape) -> dict[Compared, frozenset[str]]:
@@ -31,11 +68,6 @@ def compared_in(world: World, model: ModelShape) -> dict[Compared, frozenset[str
 def parts(worker: "SimWorker") -> tuple[Compared, ...]:
     """What the vote of the worker's step compares."""
     return tuple(worker.compared) if worker.member.compares(worker.step) else ()
-
-
-def sums(worker: "SimWorker") -> Iterator[float]:
-    """Its slots of that vote."""
-    return checksums(parts(worker), worker.info.worker_id, lambda part: _checksum(worker, part))
 
 
 def contents_of(worker: "SimWorker", part: Compared) -> dict[Slice, History]:

@@ -105,6 +105,7 @@ class Corruption:
             return
         if self.in_doubt:
             self.distrusted |= self.unproven
+            self.checks.mirrors.begun = self.checks.mirrors.whole = None
         if not (world.saved and world.base == base):
             self.distrusted.add(base)
         parts = {part.name: part for part in compared_in(world, fleet.scenario.policy.model)}

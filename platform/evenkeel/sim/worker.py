@@ -6,24 +6,21 @@ from typing import TYPE_CHECKING
 from evenkeel.control import messages as m
 from evenkeel.control.member import Member
 from evenkeel.core.boxes import Box
-from evenkeel.core.ids import Version, WorkerId
+from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
-from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
+from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.comparison import Compared, read_vote
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.reshard import transfers
 from evenkeel.plan.state import Slice, slices
 from evenkeel.sim import ballot
-from evenkeel.sim.memory import History, Memory, join
+from evenkeel.sim.memory import TORN, History, Memory, join
+from evenkeel.sim.mirror import Mirrorer
 from evenkeel.sim.store import Writer
 
 if TYPE_CHECKING:
     from evenkeel.sim.fleet import Fleet
-
-TOKENS = 8.0
-"""Of a micro-batch."""
-
 
 class SimWorker:
     """One process. `task` changes when its training thread drops what it was doing: what was under way is void."""
@@ -34,6 +31,7 @@ class SimWorker:
         self.member = Member(info.worker_id)
         self.memory = Memory(fleet.scenario.policy.model)
         self.writer = Writer(self)
+        self.mirrorer = Mirrorer(self)
         self.alive = True
         self.ready = False
         self.hung_until = 0.0
@@ -135,10 +133,7 @@ class SimWorker:
             # NCCL's abort may return success with a buffer that looks complete (rule 2).
             world = self.member.world
             assert world is not None
-            lie = list(self._vote_values(world.size, TOKENS * world.layout.micro_batches))
-            lie[Slot.GRAD_SQUARES] = -1.0
-            lie += [1.0 for part in ballot.parts(self) for _ in part.owners]
-            self._saw(tuple(lie))
+            self._saw(ballot.lie(self, world))
         if self.phase not in ("commit", "parked"):
             self.later(self.fleet.rng.uniform(0.0, 0.01), self.park)
 
@@ -194,6 +189,7 @@ class SimWorker:
 
     def _receive(self, world: World) -> None:
         shard = shards_in(world, self.memory.model)[self.info.worker_id]
+        self.member.begin_reshard(shard, world.base)
         if world.base.step == 0:
             self.memory.initialise(shard)
         elif world.saved:
@@ -211,8 +207,12 @@ class SimWorker:
             self.memory.write(shard, contents)
         self.compared = ballot.compared_in(world, self.memory.model)
         self.member.resharded(shard, world.base)
-        self.memory.keep_only({h.shard for h in self.member.holdings})
+        self.memory.keep_only({h.shard for h in self.member.trained})
         self.fleet.checks.joined(self, world)
+        if world.mirror_every is not None and world.base != INITIAL:
+            self.mirrorer.begin(world, world.base)
+            if not self.alive:
+                return
         self.fleet.send(self, m.Joined(self.info.worker_id, world.generation))
         self.fleet.moment(self, "joined")
         self.work("forward", 0.0, self._begin_step)
@@ -237,7 +237,8 @@ class SimWorker:
 
     def read(self, version: Version, tensor: str, box: Box) -> History:
         """What it sends when it is asked for a box of this version."""
-        return self.memory.read((h.shard for h in self.member.holdings if h.version == version), tensor, box)
+        found = self.memory.read((h.shard for h in self.member.trained if h.version == version), tensor, box)
+        return found if found != TORN else self.mirrorer.read(version, tensor, box)
 
     # ------------------------------------------------------------ training thread: steps
 
@@ -283,28 +284,7 @@ class SimWorker:
             return
         self.enter("vote")
         self.member.prepare(world.generation, self.step)
-        values = (*self._vote_values(1, self._tokens(world)), *ballot.sums(self))
-        self.meet("vote", world.layout.members, lambda: None, values)
-
-    def _tokens(self, world: World) -> float:
-        """What this worker has to count: one TP rank of each pipeline's last stage has the loss of its share."""
-        place = world.layout.places[self.info.worker_id]
-        pipeline = world.layout.pipelines[place.pipeline]
-        counts = place.stage == len(pipeline.stages) - 1 and place.tp == 0
-        return TOKENS * pipeline.share if counts else 0.0
-
-    def _vote_values(self, ones: int, tokens: float) -> tuple[float, ...]:
-        values = [0.0] * SLOTS
-        values[Slot.ONES] = ones
-        values[Slot.STEP] = self.step * ones
-        values[Slot.TOKENS] = tokens
-        values[Slot.LOSS] = 2.0 * tokens
-        values[Slot.NONFINITE] = float(self.fleet.rng.random() < self.fleet.scenario.nonfinite)
-        flags = self.member.flags(self.step)
-        for flag, slot in ((Flags.PAUSE, Slot.PAUSE), (Flags.CHECKPOINT, Slot.CHECKPOINT), (Flags.STOP, Slot.STOP)):
-            values[slot] = float(flag in flags)
-        values[Slot.BUSY] = float(self.member.busy(self.step, self.writer.busy))
-        return tuple(values)
+        self.meet("vote", world.layout.members, lambda: None, ballot.cast(self, world))
 
     def voted(self, values: tuple[float, ...]) -> None:
         """The vote's all-reduce has returned here."""
@@ -319,7 +299,7 @@ class SimWorker:
         vote = read_vote(self.member.generation, self.step, values, ballot.parts(self))
         if not self.member.see(vote):
             return False
-        self.memory.keep_only({h.shard for h in self.member.holdings})
+        self.memory.keep_only({h.shard for h in self.member.trained})
         self.member.begin_commit()
         self.work("commit", 0.01, lambda: self._committed(vote))
         return True
@@ -330,6 +310,10 @@ class SimWorker:
         self._write()
         report = self.member.end_commit(self.fleet.clock.now)
         self._save(vote)
+        if vote.mirrors and self.alive:
+            world = self.member.world
+            assert world is not None
+            self.mirrorer.begin(world, Version(vote.step, vote.generation))
         if report is not None and self.alive:
             self.fleet.send(self, report)
             self.fleet.moment(self, "reported")
