@@ -3,9 +3,12 @@
 import asyncio
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ import ray
 from ray import cloudpickle
 from ray_runs import Site, merged
 
-from evenkeel.config import load_config
+from evenkeel.config import Config, load_config
 from evenkeel.control import messages as m
+from evenkeel.runtime import driver
 from evenkeel.runtime.calls import ActorDead, reply
 from evenkeel.runtime.names import NAMESPACE, controller_name
 from evenkeel.runtime.prepare import prepare
@@ -25,6 +29,7 @@ from evenkeel.runtime.run import run_prepared
 from evenkeel.runtime.spec import WorkerSpec
 from evenkeel.runtime.tasks import Tasks
 from evenkeel.runtime.worker_actor import Outbox
+from evenkeel.store.lease import read_lease
 
 
 class NoEnvironment(WorkerSpec):
@@ -78,21 +83,54 @@ class OnceOnly(WorkerSpec):
         return super().options()
 
 
+def config(folder: Path, changes: dict[str, Any]) -> Config:
+    text = folder / "text.txt"
+    text.write_bytes(bytes(range(32, 127)) * 100)
+    own = {"run": {"name": "own", "storage_path": str(folder)}, "data": {"path": str(text)}}
+    return load_config([], values=merged({**own, **changes}))
+
+
 def test_a_defect_in_the_background_ends_the_run(shared_ray: str, tmp_path: Path) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    (tmp_path / "text.txt").write_bytes(bytes(range(32, 127)) * 100)
     changes: dict[str, Any] = {
-        "run": {"name": "defect", "storage_path": str(tmp_path)},
-        "data": {"path": str(tmp_path / "text.txt")},
         "train": {"steps": 20_000},
         "scaling": {"workers": [1, 2]},
         "faults": [{"step": 3, "phase": "forward", "target": "rank:1", "kind": "kill"}],
     }
-    prepared = prepare(load_config([], values=merged(changes)))
+    prepared = prepare(config(tmp_path, changes))
     worker = OnceOnly(**{f.name: getattr(prepared.spec.worker, f.name) for f in fields(WorkerSpec)})
     outcome = run_prepared(replace(prepared, spec=replace(prepared.spec, worker=worker)), io.StringIO(), "0")
     assert outcome.status == 3
     assert outcome.error.startswith("internal error in the controller: TypeError: planned (traceback in ")
+
+
+def test_a_controller_that_dies_again_and_again_without_a_step(
+    shared_ray: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like one that Ray's memory monitor ends, and restarts, and ends."""
+    monkeypatch.setattr(driver, "MAX_IDLE_LIVES", 1)
+    prepared = prepare(config(tmp_path, {}))
+    files, me = prepared.directory.files, os.getpid()
+
+    class Everything:
+        """Nothing is left for workers."""
+
+    hog = ray.remote(Everything).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(run_prepared, prepared, io.StringIO(), "0")
+        killed = {me}
+        while not run.done():
+            lease = read_lease(files)
+            if lease is not None and lease.holder.pid not in killed:
+                wait([run], timeout=1.0)  # so that the driver hears of it
+                with suppress(ProcessLookupError):  # it was the last one
+                    os.kill(lease.holder.pid, signal.SIGKILL)
+                killed.add(lease.holder.pid)
+            wait([run], timeout=0.1)
+    ray.kill(hog)
+    assert run.result().status == 3
+    assert run.result().error.startswith("the controller died again and again without a step in between; ")
+    assert len(killed) >= 3
 
 
 def test_what_a_task_raises_is_told_at_once() -> None:

@@ -215,6 +215,9 @@ class Worker:
             self._progress.check()
             seat.member.resharded(memory.state.shard, world.base)
             self._holdings.adopt(memory, seat.member.trained)
+        with self._progress.communicating():
+            # Nobody begins a step before all have their state: whoever it came from may be killed by that step.
+            groups.world.barrier()
         training = Training(
             self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver, self._send
         )

@@ -27,6 +27,11 @@ Show = Callable[[Sequence[tuple[str, dict[str, Any]]]], None]
 Heard = News | int | Exception
 """From the thread that follows the controller, also what ended it; the number of a signal."""
 
+MAX_IDLE_LIVES = 10
+"""Of the controller, after one another without a step in between, before the run is given up."""
+IDLE_LIVES = (
+    "the controller died again and again without a step in between; where memory is full, Ray ends it before others"
+)
 POLL_S = 0.5
 """Between two calls for news: a call costs both processes about as much as a report of the leader does."""
 LOOK_S = 2.0
@@ -133,12 +138,18 @@ class _Stop:
 
 def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[Heard]", show: Show) -> m.End:
     stop = _Stop(controller)
+    at_a_step = 0  # the controller's epoch
     while True:
         match _next(inbox):
             case News(epoch, _, lines, end):
                 show(lines)
                 if end is not None:
                     return end
+                if not at_a_step or any(kind == "metrics" for kind, _ in lines):
+                    at_a_step = epoch
+                elif epoch - at_a_step > MAX_IDLE_LIVES:
+                    kill_actors(run)
+                    return m.End("failed", IDLE_LIVES)
                 stop.repeat(epoch)
             case ActorDead() as dead:
                 _check_local_ray()
