@@ -215,8 +215,10 @@ class Worker:
             self._progress.check()
             seat.member.resharded(memory.state.shard, world.base)
             self._holdings.adopt(memory, seat.member.trained)
+        self._send(m.Joined(self._id, world.generation, regrouped - begun, time.monotonic() - regrouped))
         with self._progress.communicating():
-            # Nobody begins a step before all have their state: whoever it came from may be killed by that step.
+            # Nobody begins a step before all have their state and have said so: whoever it came from may be killed by
+            # that step, which is to be counted against it.
             groups.world.barrier()
         training = Training(
             self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver, self._send
@@ -227,7 +229,6 @@ class Worker:
             self._mirrors.begin(world, training.copies)
             if world.base != INITIAL:
                 self._mirrors.copy(world.base, memory.state, groups)
-        self._send(m.Joined(self._id, world.generation, regrouped - begun, time.monotonic() - regrouped))
         return training
 
     def _steps(self, training: Training) -> None:
