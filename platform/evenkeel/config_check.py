@@ -9,7 +9,7 @@ PRECISIONS = ("fp32", "bf16", "fp64")
 SCHEDULES = ("cosine", "linear", "constant")
 STEP_PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
 PHASES = (*STEP_PHASES, "save", "write", "written", "recovery", "load")
-KINDS = ("kill", "stop", "segv", "exception")
+KINDS = ("kill", "stop", "segv", "exception", "flip")
 LONGEST_NAME = 200
 
 
@@ -118,3 +118,7 @@ def _check_target(config: Config, fault: FaultSection, key: str) -> None:
         _require(config, config.scaling.spares > 0, f"{key}.target", "is 'spare', but scaling.spares is 0")
         idle = "is 'exception', but an idle spare runs no training code that could raise one"
         _require(config, fault.kind != "exception", f"{key}.kind", idle)
+    if fault.kind == "flip":
+        trains = what in ("rank", "stage") and fault.phase != "recovery"
+        only = 'is "flip", which is for workers that train: target rank:N or stage:S, and no recovery'
+        _require(config, trains, f"{key}.kind", only)

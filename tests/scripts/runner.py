@@ -1,7 +1,7 @@
 """Plays a text scenario to a real controller and writes down what it says; see README.md for the words."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
@@ -10,7 +10,7 @@ from evenkeel.control.policy import Policy
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
-from evenkeel.core.vote import SLOTS, Slot, Vote
+from evenkeel.core.vote import SLOTS, Difference, Slot, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.layout import Wish
 from evenkeel.plan.mirrors import mirrors_of
@@ -115,9 +115,10 @@ class Script:
         without = line.settings.get("without", "").split(",")
         witness = self.metrics[-1] if self.metrics else None
         self.controller = Controller(self.policy, self.life, tuple(self.journal), witness, "again" in line)
-        alive = tuple(i for w, i in sorted(self.known.items()) if w not in without)
+        self.known = {w: i for w, i in sorted(self.known.items()) if w not in without}
         saved = tuple(version(text, 0) for text in line.settings.get("saved", "").split(",") if text)
         resume = line.settings.get("resume")
+        alive = tuple(self.known.values())
         self._hear(m.Started(alive, saved, (), version(resume, 0) if resume else None))
 
     def _hear(self, event: m.Event) -> None:
@@ -238,7 +239,19 @@ class Script:
             self._vote(int(saw), generation, line) if saw else None,
             version(prepared, generation) if prepared else None,
             tuple(m.Report(self._vote(step, generation, line), self.now) for step in unreported),
+            self._diverged(line, generation),
         )
+
+    def _diverged(self, line: Line, generation: int) -> Vote | None:
+        """differ=PART:w1=7,w2=8 is the vote that it refused, as copies of this part differ; more after ";"."""
+        if "differ" not in line.settings:
+            return None
+        found: list[Difference] = []
+        for text in line.settings["differ"].split(";"):
+            part, _, sums = text.partition(":")
+            pairs = (pair.split("=") for pair in sums.split(","))
+            found.append(Difference(part, tuple((WorkerId(owner), int(checksum)) for owner, checksum in pairs)))
+        return replace(self._vote(line.number("step", 0), generation, line), differences=tuple(found))
 
     def _position(self, line: Line, generation: int) -> m.Position:
         phase = m.PHASES.index(line.settings.get("phase", "forward"))
@@ -372,6 +385,6 @@ def other_line(command: m.Kill | m.Start | m.CommitCheckpoint | m.Metrics | m.Lo
 
 def log_fields(event: str, fields: dict[str, object]) -> str:
     """What tells the story; the rest (pids, phases) has tests of its own."""
-    common = ("worker_id", "checkpoint", "cause", "lost", "reason", "error", "text")
+    common = ("worker_id", "checkpoint", "cause", "lost", "parts", "workers", "reason", "error", "text")
     told = (*common, "attempts", "rolled_forward", "total")
     return "".join(f" {key}={fields[key]}" for key in told if key in fields and event != "world_formed")

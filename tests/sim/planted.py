@@ -180,8 +180,8 @@ BUGS = (
         ),
         (
             MEMBER,
-            "return Answer(position, self.holdings, self.saw, self.prepared, self.unreported)",
-            "return Answer(position, self.holdings, self.saw, self.prepared)",
+            "return Answer(position, self.holdings, self.saw, self.prepared, self.unreported, self.diverged)",
+            "return Answer(position, self.holdings, self.saw, self.prepared, (), self.diverged)",
         ),
     ),
     bug(
@@ -430,6 +430,59 @@ BUGS = (
         "removed-checkpoint-taken",
         0,
         (SAVING, "    s.saved = [v for v in s.saved if v.step not in event.removed]\n", ""),
+    ),
+    bug(
+        "copies-not-compared",
+        0,
+        (MEMBER, "        return due(self.world, step, self.saw)\n", "        return False\n"),
+    ),
+    bug(
+        "copies-compared-only-in-the-first-step",
+        0,
+        ("plan/comparison.py", "return first or saved or step == world.last_step or ", "return first and "),
+        ("plan/comparison.py", "step % world.compare_every == 0", "True"),
+    ),
+    bug(
+        "vote-of-copies-that-differ-believed",
+        0,
+        (MEMBER, "        if vote.differences:\n", "        if False:\n"),
+    ),
+    bug(
+        "vote-of-copies-that-differ-rolled-forward",
+        0,
+        (
+            "control/settle.py",
+            "for r in answer.unreported] + (",
+            "for r in answer.unreported] + ([answer.diverged] if answer.diverged is not None else []) + (",
+        ),
+        ("control/settle.py", "vote.generation == world.generation and not vote.differences:", "True:"),
+    ),
+    bug(
+        "odd-copy-stays",
+        0,
+        (REPAIR, "    for worker, cause in odd.items():\n        kill(s, now, worker, cause)\n", ""),
+    ),
+    bug(
+        "odd-copy-alive-after-a-restart-of-the-controller",
+        17,
+        (REPAIR, "not in s.roster.alive or i.worker_id in odd)", "not in s.roster.alive)"),
+    ),
+    bug(
+        "one-of-two-copies-taken-for-right",
+        0,
+        (MEMBER, "        if decision.void:\n            self.held, self.kept, self.mirrors = None, (), ()\n", ""),
+        ("control/divergence.py", "        s.holdings = {}\n", ""),
+        (CONTROLLER, "if s.decision is None or s.decision.void:", "if s.decision is None:"),
+    ),
+    bug(
+        "checkpoint-of-copies-that-differ-taken",
+        0,
+        ("control/divergence.py", "        s.distrusted.add(decision.base)\n", "        pass\n"),
+    ),
+    bug(
+        "checkpoint-whose-writer-died-before-copies-were-compared-taken",
+        0,
+        ("control/divergence.py", "        s.distrusted |= s.unproven\n", ""),
     ),
     bug(
         "back-although-peers-hold-everything",

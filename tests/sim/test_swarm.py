@@ -74,6 +74,10 @@ MUST_HAPPEN = {
     "controller dies at saving": 5,
     "controller dies at part written": 10,
     "controller dies at manifest written": 5,
+    "flip strikes": 150,
+    "odd copy out": 30,
+    "copies without a majority": 30,
+    "checkpoint_distrusted": 10,
 }
 """In how many runs of the two thousand at least."""
 

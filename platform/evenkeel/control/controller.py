@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from evenkeel.control import forming, progress, repair, saving, watch
+from evenkeel.control import divergence, forming, progress, repair, saving, watch
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling, members_of
 from evenkeel.control.policy import Policy
@@ -170,13 +170,17 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None, again: b
                 s.holdings.update(_carried_out(s))
                 s.roster.earlier.update(i.worker_id for i in (*opened.members, *spares))
                 world, s.layout, s.generation, s.committed = opened, opened.layout, opened.generation, opened.base
+                divergence.opened(s, opened)
             case m.StepSettled(decision, evidence, lost=lost):
                 s.decision, s.committed, s.evidence = decision, decision.base, evidence
                 s.roster.gone.update(lost)
+                assert world is not None
+                divergence.remember(s, world, decision)
             case m.Restored(base, at):
                 saving.restored(s, base, at)
             case m.RunEnded():
                 ended = entry
+                s.trouble.forgive()
             case _:
                 assert_never(entry)
     if ended is not None and not again:
@@ -184,6 +188,7 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None, again: b
         return
     if witness is not None and not any(witness.generation <= at for _, at in s.restores):
         s.visible = witness.step
+        s.trouble.reached(witness.step)
     s.saved_at_step = s.committed.step
     if world is None:
         return
@@ -196,7 +201,7 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None, again: b
 
 def _carried_out(s: State) -> dict[WorkerId, tuple[m.Held, ...]]:
     """What the survivors of the last decision hold, now that a world was opened after it: all have carried it out."""
-    if s.decision is None:
+    if s.decision is None or s.decision.void:
         return {}
     base = s.decision.base
     held: dict[WorkerId, tuple[m.Held, ...]] = {}
@@ -211,9 +216,12 @@ def _carried_out(s: State) -> dict[WorkerId, tuple[m.Held, ...]]:
 def _started(s: State, now: float, event: m.Started) -> None:
     s.journal.append(m.EpochBegun(s.epoch))
     for worker in event.alive:
-        s.roster.add(worker)
+        if not s.roster.add(worker):
+            # The life before wrote down that it is out for good, but did not come to end it.
+            s.roster.dying.add(worker.worker_id)
+            s.say(m.Kill(worker.worker_id, "declared lost before the controller was restarted"))
     s.roster.begin()
-    s.saved = saving.newest_first([v for v in event.saved if saving.in_line(s, v)])
+    s.saved = saving.newest_first([v for v in event.saved if saving.in_line(s, v) and v not in s.distrusted])
     s.damaged = list(event.damaged)
     for error in event.damaged:
         s.log("checkpoint_damaged", error=error)

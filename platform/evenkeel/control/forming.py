@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from evenkeel.control import holders, saving
+from evenkeel.control import divergence, holders, saving
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
@@ -21,6 +21,9 @@ def try_form(s: State, now: float) -> None:
     """Forms a world of those who are here, waits for more, or ends the run if its state is lost."""
     if s.resume is not None:
         base, s.resume = s.resume, None
+        if base in s.distrusted:
+            s.end("failed", f"copies of step {base.step} differed, so that its checkpoint may hold a wrong one")
+            return
         if base != INITIAL:
             s.saved = saving.newest_first([*s.saved, base])  # it may be of a line that was given up until now
         saving.go_back(s, base, f"asked to go on from step {base.step}")
@@ -33,7 +36,7 @@ def try_form(s: State, now: float) -> None:
         return
     if lost and s.committed not in s.saved:
         deaths = s.trouble.deaths(s.committed.step + 1)
-        what = f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
+        what = s.doubt or f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
         what = f"{deaths}; {what}" if deaths else what
         mirrored = holders.newest_mirrored(s)
         if mirrored is not None and saving.is_newest(s, mirrored):
@@ -120,11 +123,13 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         copies=copies,
         mirror_every=s.policy.mirror_every if mirrors else None,
         mirrored=holders.newest_mirrored(s) if mirrors else None,
+        compare_every=s.policy.compare_every,
     )
     spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
     s.journal.append(m.WorldOpened(world, spares))
     s.layout = layout
     s.witness = None
+    divergence.opened(s, world)
     s.pending &= ~Flags.PAUSE
     s.mode = Forming(world)
     s.liveness.begin(now)

@@ -24,8 +24,9 @@ def newest_mirrored(s: State) -> Version | None:
     """The newest version of the run's line of which the mirrors of those who are alive hold all, if there is any."""
     mirrored: dict[Version, list[Shard]] = {}
     for held in (held for holdings in s.holdings.values() for held in holdings):
-        if held.mirror and held.version is not None and in_line(s, held.version):
-            mirrored.setdefault(held.version, []).append(held.shard)
+        version = held.version
+        if held.mirror and version is not None and version not in s.distrusted and in_line(s, version):
+            mirrored.setdefault(version, []).append(held.shard)
     for version in newest_first(tuple(mirrored)):
         if not lost_slices(s.policy.model, mirrored[version]):
             return version

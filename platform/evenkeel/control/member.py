@@ -12,6 +12,7 @@ from evenkeel.core.ids import Generation, Version, WorkerId
 from evenkeel.core.model import Shard
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
+from evenkeel.plan.comparison import due
 
 RING = 64
 """Votes that a worker keeps until the controller has acknowledged them; a leader with a full ring pauses (rule 16)."""
@@ -59,6 +60,7 @@ class Member:
         mirrored_at: the step of the last mirror.
         prepared: what committing the summed gradients in hand would make.
         saw: the completed vote of the open or just committed step.
+        diverged: the completed vote of the open step that was refused, because by it copies of the state differ.
         sums: gradient sums of the open step that are not complete yet.
         pending: requests that no committed vote has carried yet (rule 16).
         unreported: the last votes, since the controller's acknowledgement if it gave one.
@@ -75,6 +77,7 @@ class Member:
     mirrored_at: int = 0
     prepared: Version | None = None
     saw: Vote | None = None
+    diverged: Vote | None = None
     sums: int = 0
     pending: Flags = Flags.NONE
     unreported: tuple[Report, ...] = ()
@@ -117,7 +120,7 @@ class Member:
         """The promise, once the training thread has parked (rule 1); None before that, or if the floor has moved on."""
         if not self.parked or self.floor != generation + 1:
             return None
-        return Answer(position, self.holdings, self.saw, self.prepared, self.unreported)
+        return Answer(position, self.holdings, self.saw, self.prepared, self.unreported, self.diverged)
 
     def settle(self, epoch: int, decision: Decision) -> "Settlement":
         """What to do for a decision: commit the prepared step with its vote, or drop it. Refused if old or not parked.
@@ -134,6 +137,8 @@ class Member:
             return Settlement(accepted=True, commit=decision.vote)
         self.prepared = None
         self.saw = None
+        if decision.void:
+            self.held, self.kept, self.mirrors = None, (), ()
         return Settlement(accepted=True)
 
     def form(self, epoch: int, world: World) -> bool:
@@ -148,7 +153,7 @@ class Member:
         self.parked = False
         self.mirrored_at = world.base.step
         self.prepared = None
-        self.saw = None
+        self.saw = self.diverged = None
         self.unreported = ()
         self.pending = Flags.NONE
         return True
@@ -180,6 +185,11 @@ class Member:
         """
         assert self.world is not None
         return writing and step < self.world.last_step
+
+    def compares(self, step: int) -> bool:
+        """Whether the vote of a step compares the copies of the version that it begins from; all members agree."""
+        assert self.world is not None
+        return due(self.world, step, self.saw)
 
     def acknowledge(self, step: int) -> None:
         """The controller has made steps up to `step` durable."""
@@ -229,10 +239,14 @@ class Member:
         """Takes a vote read back from the device; True if the commit may begin.
 
         The guards come first, then the abort flag (rule 2): the control thread raises the floor before it aborts,
-        so a vote that an abort completed falsely is refused here whichever way it looks.
+        so a vote that an abort completed falsely is refused here whichever way it looks. One by which copies of the
+        state differ is refused too, by everybody, as it is the same everywhere; it is kept for the answer.
         """
         assert self.world is not None
         if not vote.complete(self.world.size) or not self.running(vote.generation):
+            return False
+        if vote.differences:
+            self.diverged = vote
             return False
         self.saw = vote
         self.kept = ()

@@ -16,6 +16,7 @@ from evenkeel.control.entries import WorldOpened as WorldOpened
 from evenkeel.control.parts import PHASES as PHASES
 from evenkeel.control.parts import Answer as Answer
 from evenkeel.control.parts import Decision as Decision
+from evenkeel.control.parts import Divergence as Divergence
 from evenkeel.control.parts import Fault as Fault
 from evenkeel.control.parts import Held as Held
 from evenkeel.control.parts import Position as Position

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from evenkeel.core.ids import Generation, Version
+from evenkeel.core.ids import Generation, Version, WorkerId
 from evenkeel.core.model import Shard
-from evenkeel.core.vote import Vote
+from evenkeel.core.vote import Difference, Vote
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Answer:
         saw: the completed vote of the open step, if it read one.
         prepared: the version that committing the gradients in hand would make.
         unreported: committed votes that the controller has not acknowledged, oldest first.
+        diverged: the completed vote that it refused, because by it copies of the state differ.
     """
 
     position: Position
@@ -61,6 +62,23 @@ class Answer:
     saw: Vote | None = None
     prepared: Version | None = None
     unreported: tuple[Report, ...] = ()
+    diverged: Vote | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Copies of the version before `step` were found to differ, so nobody has committed that step.
+
+    Attributes:
+        differences: as the vote of that step told them.
+        odd: owners whose copy of some part the majority of its owners contradicts; they are out for good.
+        doubtful: owners of parts of which no copy has a majority. If there are any, no copy of that version counts.
+    """
+
+    step: int
+    differences: tuple[Difference, ...]
+    odd: tuple[WorkerId, ...]
+    doubtful: tuple[WorkerId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +93,12 @@ class Decision:
     base: Version
     vote: Vote | None
     reason: str
+    divergence: Divergence | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether nobody's copy of the base counts, so that everybody drops what it holds."""
+        return self.divergence is not None and bool(self.divergence.doubtful)
 
 
 @dataclass(frozen=True, slots=True)

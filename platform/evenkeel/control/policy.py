@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from evenkeel.core.model import ModelShape
+from evenkeel.core.world import COMPARE_EVERY
 from evenkeel.plan.layout import Wish
 
 
@@ -16,6 +17,7 @@ class Policy:
         max_bad_steps: how many steps in a row may be skipped as not finite.
         precision: "fp32", "bf16" or "fp64": how much memory the state takes.
         copies: how many workers keep and update each element of the state; None: as many as fit.
+        compare_every: every so many steps the vote compares the copies.
         mirror_every: steps between two mirrors of what only one worker keeps; 0: there are none.
         checkpoint_every: steps between two checkpoints; 0: the optimum; None: none are written, as there is no store.
         max_checkpoint_failures: so many checkpoints in a row that cannot be written end the run; None: they never do.
@@ -30,6 +32,7 @@ class Policy:
     max_bad_steps: int = 10
     precision: str = "fp32"
     copies: int | None = None
+    compare_every: int = COMPARE_EVERY
     mirror_every: int = 0
     checkpoint_every: int | None = None
     max_checkpoint_failures: int | None = None

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from evenkeel.control import divergence, saving
 from evenkeel.control import messages as m
-from evenkeel.control import saving
 from evenkeel.control.incident import Incident
 from evenkeel.control.modes import Aborting, Forming, Gathering, Running, Settling, members_of
 from evenkeel.control.settle import decide
@@ -114,11 +114,19 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
     answers = {w: a for w, a in sorted(mode.answers.items()) if w in s.roster.alive}
     _show_unreported(s, now, answers.values())
     s.decision = decide(world, answers, s.witness)
-    lost = tuple(i.worker_id for i in world.members if i.worker_id not in s.roster.alive)
-    s.evidence = {str(w): a for w, a in answers.items()}
+    differ = s.decision.divergence
+    odd = {} if differ is None else dict(divergence.blame(differ, s.roster.alive))
+    lost = tuple(i.worker_id for i in world.members if i.worker_id not in s.roster.alive or i.worker_id in odd)
+    s.evidence = {str(w): a for w, a in answers.items() if w not in odd}
     s.journal.append(m.StepSettled(s.decision, s.evidence, s.witness, lost))
     s.committed = s.decision.base
     saving.settled(s, s.decision)
+    divergence.remember(s, world, s.decision)
+    if differ is not None:
+        break_world(s, now, divergence.CAUSE).cause = divergence.CAUSE
+        divergence.tell(s, differ)
+    for worker, cause in odd.items():
+        kill(s, now, worker, cause)
     open_step = s.committed.step + 1
     in_next = any(_was_in_step(a, world, open_step) for a in answers.values())
     vote = s.decision.vote
@@ -130,11 +138,12 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
         if s.incident is not None:
             s.incident.rolled_forward = True
     elif in_next:
-        s.log("step_rolled_back", reason=f"no survivor saw a vote of step {open_step}: it is run again")
+        why = f"no survivor saw a vote of step {open_step}: it is run again"
+        s.log("step_rolled_back", reason=why if differ is None else divergence.describe(differ))
     if s.incident is not None and not s.incident.planned:
         # Who dies in the commit of a step that is rolled forward is not held against the step after it.
         trained = mode.ran and (in_next or not answers)
-        died = [w for w in lost if trained and w not in s.incident.unparked]
+        died = [w for w in lost if trained and w not in s.incident.unparked and w not in odd]
         who = [f"{w} ({s.incident.lost.get(w, 'lost')})" for w in died]
         s.trouble.broken(open_step, s.incident.describe(), who, sure=bool(answers))
 

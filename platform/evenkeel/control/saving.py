@@ -164,7 +164,7 @@ def end_if_failing(s: State) -> None:
 
 def committed(s: State, now: float, event: m.CheckpointCommitted) -> None:
     """The manifest is there. Also of an attempt that was given up here: what is complete can be gone back to."""
-    if event.version not in s.saved and in_line(s, event.version):
+    if event.version not in (*s.saved, *s.distrusted) and in_line(s, event.version):
         s.saved = newest_first([event.version, *s.saved])
     s.saved = [v for v in s.saved if v.step not in event.removed]
     upload = s.uploads.pop(event.version, None)
@@ -270,6 +270,7 @@ def restored(s: State, base: Version, at: int) -> None:
     s.committed = base
     s.visible = s.saved_at_step = base.step
     s.witness = None
+    s.doubt = ""
     s.saved = [v for v in s.saved if in_line(s, v)]
     s.uploads.clear()
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from evenkeel.control.messages import Answer, Decision
+from evenkeel.control.divergence import describe, judge
+from evenkeel.control.messages import Answer, Decision, Divergence
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
@@ -15,20 +16,32 @@ def decide(world: World, answers: Mapping[WorkerId, Answer], witness: Vote | Non
         answers: of every survivor of the world's generation.
         witness: the newest vote of this generation in a report that was accepted (rule 4).
 
-    The base is at least the world's own: everybody began from it.
+    The base is at least the world's own: everybody began from it. A vote by which copies of the state differ was
+    refused by everybody, so it is never rolled forward, whoever tells of it; it says which copies do not count.
     """
     seen: dict[Version, tuple[Vote, str]] = {}
-    if witness is not None and witness.generation == world.generation:
+    if witness is not None and witness.generation == world.generation and not witness.differences:
         seen[Version(witness.step, witness.generation)] = (witness, "the leader reported it")
     for worker, answer in sorted(answers.items()):
         votes = [r.vote for r in answer.unreported] + ([answer.saw] if answer.saw is not None else [])
         for vote in votes:
-            if vote.generation == world.generation:
+            if vote.generation == world.generation and not vote.differences:
                 seen.setdefault(Version(vote.step, vote.generation), (vote, f"{worker} read it"))
     base = max((world.base, *seen))
-    if base not in seen:
-        return Decision(
-            world.generation, base, None, f"no survivor saw a vote of step {base.step + 1}: it is run again"
-        )
-    vote, who = seen[base]
-    return Decision(world.generation, base, vote, f"the vote of step {base.step} is complete: {who}")
+    diverged = _diverged(world, base, answers)
+    differ = "" if diverged is None else f"; {describe(diverged)}"
+    if base in seen:
+        vote, who = seen[base]
+        reason = f"the vote of step {base.step} is complete: {who}{differ}"
+        return Decision(world.generation, base, vote, reason, diverged)
+    reason = differ[2:] or f"no survivor saw a vote of step {base.step + 1}: it is run again"
+    return Decision(world.generation, base, None, reason, diverged)
+
+
+def _diverged(world: World, base: Version, answers: Mapping[WorkerId, Answer]) -> Divergence | None:
+    """What the refused vote of the open step says. It is the same whoever tells of it: an all-reduce has one result."""
+    for _, answer in sorted(answers.items()):
+        vote = answer.diverged
+        if vote is not None and (vote.generation, vote.step) == (world.generation, base.step + 1):
+            return judge(vote)
+    return None

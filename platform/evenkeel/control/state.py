@@ -43,6 +43,9 @@ class State:
         save_failures: in a row; save_error says why the last one failed.
         restores: each base that the run went back to, with the generation up to which it took back what came after.
         resume: the version that the user asks to begin from.
+        doubt: why no copy of the committed version counts, until the run has gone back; "" if they do.
+        distrusted: versions whose checkpoints may hold a wrong copy.
+        unproven: versions with which a generation ended, before a vote could compare the copies of who wrote them.
         failures, worker_seconds: workers lost, and time that workers worked, since this life began.
         journal, commands: what the event in hand has led to so far.
     """
@@ -76,6 +79,9 @@ class State:
     save_error: str = ""
     restores: list[tuple[Version, Generation]] = field(default_factory=list)
     resume: Version | None = None
+    doubt: str = ""
+    distrusted: set[Version] = field(default_factory=set)
+    unproven: set[Version] = field(default_factory=set)
     failures: int = 0
     worker_seconds: float = 0.0
     journal: list[m.Entry] = field(default_factory=list)
@@ -103,6 +109,7 @@ class State:
             and vote.generation == world.generation
             and vote.step > self.visible
             and not self.decided(world)
+            and not vote.differences
         )
 
     # ------------------------------------------------------------ what it says

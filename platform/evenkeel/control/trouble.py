@@ -40,6 +40,10 @@ class Trouble:
     crashes: list[Crash] = field(default_factory=list)
     """Of steps that were not committed since, also where the run went back to a checkpoint and came there again."""
     last: str = ""
+    diverged: int = 0
+    """The step before which the run went back because copies of the state differed; 0 once that is committed."""
+    again: str = ""
+    """What differed when copies did so again before that."""
     not_finite: str = ""
     """Who met what was not finite last, and what it was. The report of that step may be heard first."""
 
@@ -49,6 +53,7 @@ class Trouble:
         An error in a later step stays: it may be heard before the report of the step that it follows.
         """
         self.attempts = 0
+        self.reached(vote.step)
         for step in [step for step in self.raised if step <= vote.step]:
             del self.raised[step]
         self.crashes = [crash for crash in self.crashes if crash.last > vote.step]
@@ -66,8 +71,25 @@ class Trouble:
         if not self.raised:
             self.last = cause
 
+    def doubtful(self, step: int, what: str) -> None:
+        """Copies of the version before `step` differ and nobody knows which is right, so that the run goes back."""
+        if self.diverged:
+            self.again = what
+        self.diverged = max(self.diverged, step)
+
+    def reached(self, step: int) -> None:
+        """The run has this step: what differed before it does so no more."""
+        if step >= self.diverged:
+            self.diverged = 0
+
+    def forgive(self) -> None:
+        """The run is submitted again, to try anew."""
+        self.diverged, self.again = 0, ""
+
     def verdict(self, open_step: int) -> str | None:
         """Why the run must end, in one line; None while it may go on."""
+        if self.again:
+            return f"again after the run went back, {self.again}"
         if self.bad_steps >= self.max_bad_steps:
             often = f"step {open_step - 1}: loss or gradient not finite in {self.bad_steps} steps in a row"
             return f"{often}; {self.not_finite}" if self.not_finite else often

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
+from evenkeel.core.ids import WorkerId
+
 
 class Slot(IntEnum):
     """Places in the vector. Every worker adds its part; the sum is what everybody reads."""
@@ -60,12 +62,31 @@ def put_flags(ballot: list[float], flags: Flags) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """Copies of one part of the state that should be the same and are not.
+
+    Attributes:
+        part: its name, such as "layers0-4.tp0".
+        sums: each owner with the checksum of its copy.
+    """
+
+    part: str
+    sums: tuple[tuple[WorkerId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Vote:
-    """The completed vote of one step in one generation. `values` are indexed by Slot, all finite."""
+    """The completed vote of one step in one generation. `values` are indexed by Slot, all finite.
+
+    Attributes:
+        differences: between copies of the version that the step began from, as far as this vote compared them. A vote
+            that has any commits nothing, anywhere.
+    """
 
     generation: int
     step: int
     values: tuple[float, ...]
+    differences: tuple[Difference, ...] = ()
 
     def complete(self, world_size: int) -> bool:
         """Whether the guards hold: an aborted all-reduce may claim success with a partial sum (rule 2)."""

@@ -6,6 +6,10 @@ from evenkeel.core.ids import Generation, NodeId, Version, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.model import Shard
 
+COMPARE_EVERY = 10
+"""Steps between two votes that compare the copies of the state: to read all of it once in so many is little beside the
+optimizer, which reads and writes it in every one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -29,6 +33,7 @@ class World:
         saved: everybody reads its part of `base` from the checkpoint of that version; nobody is a source.
         copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
+        compare_every: every so many steps the vote compares the copies; see plan/comparison.py for when else.
         mirror_every: steps between two mirrors; None: nothing is mirrored. `base` is, at once, unless it is INITIAL.
         mirrored: the newest version of which the mirrors that are alive hold all: kept until a newer one is whole.
     """
@@ -45,6 +50,7 @@ class World:
     saved: bool = False
     checkpoint_every: int | None = None
     copies: int | None = None
+    compare_every: int = COMPARE_EVERY
     mirror_every: int | None = None
     mirrored: Version | None = None
 

@@ -13,6 +13,7 @@ from evenkeel.core.world import World
 STEP_PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
 SAVE_PHASES = ("save", "write", "written")
 RECOVERY, LOAD = "recovery", "load"
+FLIP = "flip"
 KINDS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}
 
 
@@ -35,7 +36,7 @@ class FaultPlan:
         target: "rank:N"; "stage:S", which is the first worker of stage S in the first pipeline that has one; or
             "spare", a worker that has held no place yet (but for "recovery" and "load" it is signalled while idle, once
             the step before is acknowledged; it runs no training code there that could raise).
-        kind: "kill", "stop", "segv" or "exception".
+        kind: "kill", "stop", "segv", "exception", or "flip": a bit of the worker's state changes silently.
     """
 
     index: int
@@ -63,9 +64,20 @@ class _Once:
 
 
 class Faults:
-    """The planned faults that this worker may be the target of; `fire` costs one empty loop where there are none."""
+    """The planned faults that this worker may be the target of; `fire` costs one empty loop where there are none.
 
-    def __init__(self, worker_id: WorkerId, plans: Sequence[FaultPlan], once: Callable[[int], bool]) -> None:
+    Args:
+        flip: carries out the kind "flip".
+    """
+
+    def __init__(
+        self,
+        worker_id: WorkerId,
+        plans: Sequence[FaultPlan],
+        once: Callable[[int], bool],
+        flip: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._flip = flip
         self._worker_id = worker_id
         self._plans = tuple(plans)
         self._once = once
@@ -116,6 +128,8 @@ class Faults:
         if plan.kind in KINDS:
             # To this thread: a signal to the process may be taken by another one, while this one goes on.
             signal.pthread_kill(threading.get_ident(), KINDS[plan.kind])
+        elif plan.kind == FLIP:
+            self._flip()
         else:
             raise InjectedError(f"planned fault {plan.index}: {plan.phase} of step {plan.step}")
 

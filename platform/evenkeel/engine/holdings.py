@@ -35,6 +35,12 @@ class Memory:
     def device(self) -> torch.device:
         return self.state.params.device
 
+    def flip(self) -> None:
+        """The planned fault "flip": one bit of the state changes, and nobody is told."""
+        moments = self.state.exp_avg
+        words = moments.view(torch.int32)
+        words[words.numel() // moments.numel() - 1] ^= 1 << 29  # of the first element's exponent
+
 
 class Holdings:
     """Shards by what they are. Which version each has is the Member's knowledge, not known here."""

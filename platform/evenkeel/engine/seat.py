@@ -32,6 +32,17 @@ class Seat:
         with self.changed:
             return self.member.busy(step, writing)
 
+    def compares(self, step: int) -> bool:
+        """Whether the vote of a step compares copies; see Member.compares."""
+        with self.changed:
+            return self.member.compares(step)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the vote of the open step was refused because copies differ."""
+        with self.changed:
+            return self.member.diverged is not None
+
     def mirroring(self) -> bool:
         """What it says in a vote about its last mirror, which it may still be sending or receiving."""
         with self.changed:

@@ -7,6 +7,7 @@ import torch
 
 from evenkeel.control.messages import NotFinite, Reported
 from evenkeel.core.vote import SLOTS, Slot, Vote, put_flags
+from evenkeel.engine.checksum import part_checksum
 from evenkeel.engine.faults import Faults
 from evenkeel.engine.holdings import Memory
 from evenkeel.engine.job import Settings
@@ -14,6 +15,11 @@ from evenkeel.engine.optimizer import gradient_scale, learning_rate
 from evenkeel.engine.progress import AbortedError
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.training import Sums, Training
+from evenkeel.plan.comparison import checksums, read_vote
+
+
+class DivergedError(Exception):
+    """The vote says that copies of the state differ: nobody commits the step, and the controller decides."""
 
 
 def train_step(t: Training, step: int) -> Vote:
@@ -24,6 +30,7 @@ def train_step(t: Training, step: int) -> Vote:
 
     Raises:
         AbortedError: if the generation was aborted; nothing that outlives the step has changed then.
+        DivergedError: likewise.
         GroupBroken: if a neighbour is gone.
     """
     t.begin(step)
@@ -47,13 +54,15 @@ def train_step(t: Training, step: int) -> Vote:
     t.sums.finish()
 
     # 3. Vote: the last collective of the step: whoever reads it knows that everybody has its gradients (rule 3).
+    parts = t.compared if t.seat.compares(step) else ()
     ballot = _ballot(t, step, training, validation)
+    ballot += checksums(parts, t.me, lambda part: part_checksum(t.memory.state, part))
     t.faults.fire("before_vote", step)
     t.progress.enter("vote")
     t.seat.prepare(t.world.generation, step)
-    vote = Vote(t.world.generation, step, _cast(t, ballot))
+    vote = read_vote(t.world.generation, step, _cast(t, ballot), parts)
     if not t.seat.see(vote):
-        raise AbortedError
+        raise DivergedError(f"copies of step {step - 1} differ") if t.seat.diverged else AbortedError
     t.faults.fire("after_vote", step)
     return vote
 

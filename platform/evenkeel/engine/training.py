@@ -22,6 +22,7 @@ from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.engine.sums import GradientSums
+from evenkeel.plan.comparison import compared
 from evenkeel.plan.copies import copies_of
 from evenkeel.plan.samples import sample_indices
 from evenkeel.plan.schedule import Action, Kind, one_f_one_b
@@ -40,6 +41,7 @@ class Training:
 
     Attributes:
         copies: who owns what of the state.
+        compared: what of it several own.
         sums: of the gradients.
         send: takes events for the controller; does not block.
     """
@@ -67,6 +69,7 @@ class Training:
         memory.state.set_group(watched)
         self._loss_group = loss_group(job.model, watched)
         self.copies = copies_of(world, job.shape)
+        self.compared = compared(world, self.copies)
         self.sums = GradientSums(
             memory.state,
             world.layout,

@@ -28,7 +28,7 @@ from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
 from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
-from evenkeel.engine.step import commit, train_step
+from evenkeel.engine.step import DivergedError, commit, train_step
 from evenkeel.engine.training import Training, group_specs
 from evenkeel.plan.memory import state_bytes
 
@@ -66,7 +66,7 @@ class Worker:
         self._store = StoreServer(host)
         self._seat = Seat(worker_id)
         self._progress = Progress()
-        self._faults = Faults(worker_id, job.settings.faults, job.fault_once)
+        self._faults = Faults(worker_id, job.settings.faults, job.fault_once, lambda: self._holdings.current.flip())
         self._holdings = Holdings(job, self._device)
         self._saver = Saver(worker_id, job, self._faults, send)
         self._mirrors = Mirrors(worker_id, job.shape, self._seat)
@@ -304,7 +304,7 @@ class Worker:
             _die()
 
     def _describe(self, error: BaseException) -> m.Fault:
-        broken = isinstance(error, GroupBroken)
+        broken = isinstance(error, GroupBroken | DivergedError)
         if not broken:
             traceback.print_exc()
         at = self._progress

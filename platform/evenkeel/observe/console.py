@@ -26,6 +26,8 @@ _STYLES = {
     "checkpoint_failed": "yellow",
     "storage_trouble": "yellow",
     "checkpoint_damaged": "bold red",
+    "divergence": "bold red",
+    "checkpoint_distrusted": "yellow",
     "restored": "bold yellow",
     "step_rolled_back": "yellow",
     "waiting": "yellow",
@@ -172,6 +174,10 @@ def event_text(event: Line) -> str | None:
             return f"storage fails, {own.get('worker_id')} tries again: {own.get('error')}"
         case "checkpoint_damaged":
             return f"a checkpoint is damaged: {own.get('error')}"
+        case "divergence":
+            return f"silent corruption: {own.get('reason')}"
+        case "checkpoint_distrusted":
+            return f"the checkpoint of step {own.get('checkpoint')} is not used, as it may hold a wrong copy"
         case "restored":
             return f"going back: {own.get('reason')}"
         case "stop_requested":

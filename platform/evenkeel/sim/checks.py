@@ -11,11 +11,12 @@ from evenkeel.core.world import World
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.state import slices
+from evenkeel.sim.ballot import TOKENS
+from evenkeel.sim.corruption import Corruption
 from evenkeel.sim.memory import TORN, History
 from evenkeel.sim.mirrored import MirrorChecks
 from evenkeel.sim.saved import SavedChecks
 from evenkeel.sim.violation import require
-from evenkeel.sim.worker import TOKENS
 
 if TYPE_CHECKING:
     from evenkeel.sim.fleet import Fleet
@@ -53,6 +54,7 @@ class Checks:
         self.worlds: dict[int, World] = {}
         self.entries = 0
         self.saved = SavedChecks(self)
+        self.corruption = Corruption(self)
         self.mirrors = MirrorChecks(self)
 
     def forget(self) -> None:
@@ -155,6 +157,13 @@ class Checks:
 
     def _justified(self, worker_id: WorkerId, reason: str) -> None:
         """Nobody is killed for nothing: only where messages are lost or late, or something hangs or is slow."""
+        if "silent corruption" in reason:
+            # The majority may have its content from the one whose bits have flipped.
+            require(bool(self.corruption.since), f"{worker_id} was killed: {reason}, though no bit has flipped")
+            return
+        if "declared lost" in reason:
+            require(worker_id in self.lost, f"{worker_id} was killed: {reason}, but no decision says so")
+            return
         struck = {"hang", "cut", "slow", "suspect"} & self.fleet.workers[worker_id].struck
         network = self.fleet.scenario.network
         # Probes and worlds are sent again; but an abort or a decision that is lost looks like a worker that hangs.
@@ -207,6 +216,7 @@ class Checks:
         self._in_line(world.base, f"the base of generation {generation}")
         require(self.base == world.base, f"generation {generation} begins from {world.base}, not {self.base}")
         self.saved.opened(world)
+        self.corruption.opened(world)
         self.mirrors.opened(world)
         if newest:
             require(newest in self.bases, f"generation {generation} is opened before {newest} is settled")
@@ -224,6 +234,7 @@ class Checks:
         require(generation not in self.bases, f"generation {generation} is settled twice")
         self.bases[generation] = self.base = decision.base
         self._in_line(decision.base, f"the decision for generation {generation}")
+        self.corruption.settled(entry, self.worlds[generation])
         for worker_id in entry.evidence:
             worker = self.fleet.workers[WorkerId(worker_id)]
             require(worker_id not in entry.lost, f"the decision for {generation} rests on {worker_id}, which is lost")
@@ -245,6 +256,7 @@ class Checks:
 
     def joined(self, worker: "SimWorker", world: World) -> None:
         self._holds(worker, world.base, f"{worker.info.worker_id} joins generation {world.generation}")
+        self.corruption.joined(worker)
 
     def begins(self, worker: "SimWorker", world: World) -> None:
         """Nobody computes a step from a state that is torn, mixed, or not that of the step before."""
@@ -264,6 +276,7 @@ class Checks:
         require(TORN[0] not in history, f"{name} from torn or incomplete data")
         true = self.fleet.meetings.votes.get((version.generation, version.step))
         require(vote.values == true, f"{name} with the vote {vote.values}, its members sum to {true}")
+        self.corruption.committed(worker, version, vote)
         known = self.histories.setdefault(version, history)
         require(known == history, f"{name} with history {history}, others have {known}")
         if worker.info.worker_id not in self.lost:
@@ -332,6 +345,7 @@ class Checks:
             ("failed again" in error and kinds.count("exception") >= 2)
             or ("took workers down" in error and breaking >= 3)
             or ("cannot be started" in error and self.fleet.scenario.start_fails > 0)
+            or (" differ" in error and bool(self.corruption.since))
             or ("not finite" in error and self.fleet.scenario.nonfinite > 0)
             or self.saved.deserves(error)
         )

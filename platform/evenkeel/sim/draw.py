@@ -26,7 +26,8 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_store(_without_store(seed), Random(f"{seed} store"))
     scenario = _with_one_death(scenario, Random(f"{seed} one death"))
     scenario = _with_copies(scenario, Random(f"{seed} copies"))
-    return _with_mirrors(scenario, Random(f"{seed} mirrors"))
+    scenario = _with_mirrors(scenario, Random(f"{seed} mirrors"))
+    return _with_flips(scenario, Random(f"{seed} bits"))
 
 
 def _without_store(seed: int) -> Scenario:
@@ -211,6 +212,33 @@ def _with_copies(scenario: Scenario, rng: Random) -> Scenario:
     if rng.random() < 0.7:
         return scenario
     return replace(scenario, policy=replace(scenario.policy, copies=rng.choice((1, 2, 2))))
+
+
+def _with_flips(scenario: Scenario, rng: Random) -> Scenario:
+    """In some runs bits flip in the memory of workers, most of which have others that hold the same."""
+    if rng.random() < 0.85 or scenario.policy.mirror_every:
+        return scenario
+    policy = replace(scenario.policy, compare_every=rng.choice((1, 2, 3, 10)))
+    if rng.random() < 0.8:
+        data, pipeline = rng.choice((2, 3, 3, 4)), rng.choice((1, 1, 2))
+        wish = Wish(data, pipeline, 1, rng.choice((1, data * pipeline)), data * pipeline)
+        policy = replace(policy, wish=wish, micro_batches=max(policy.micro_batches, data * pipeline), last_step=9)
+    if scenario.storage is None and not scenario.late_reports and rng.random() < 0.7:
+        policy = replace(policy, checkpoint_every=rng.choice((1, 1, 2, 3)))
+        scenario = replace(scenario, storage=Storage(0.01, 0.01, told_twice=rng.choice((0.0, 0.2))))
+    faults = tuple(_flip(rng) for _ in range(rng.choice((1, 1, 2, 3))))
+    if rng.random() < 0.4:
+        # The controller dies just when it was decided what becomes of the copies, or when that is carried out.
+        faults += (Fault("controller", moment=rng.choice(("Settling", "Settling", "loading")), countdown=1),)
+        return replace(scenario, policy=policy, faults=faults)
+    return replace(scenario, policy=policy, faults=(*scenario.faults, *faults))
+
+
+def _flip(rng: Random) -> Fault:
+    often, seldom = ("forward", "reduce", "vote", "commit"), ("joined", "saving", "manifest written")
+    moment = rng.choice((*often, *often, *seldom))
+    countdown = rng.randint(1, 15 if moment in often else 5)
+    return Fault("flip", moment=moment, countdown=countdown, at_once=rng.random() < 0.6)
 
 
 def _with_mirrors(scenario: Scenario, rng: Random) -> Scenario:

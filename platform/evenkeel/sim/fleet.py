@@ -367,6 +367,8 @@ class Fleet:
                 self.clock.after(fault.seconds, lambda: self.kill(worker.info.worker_id, "ended at last"))
             case "exception":
                 worker.raises = True
+            case "flip":
+                self.checks.corruption.strike(worker)
             case _:
                 raise AssertionError(fault.kind)
 

@@ -6,6 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from evenkeel.core.ids import WorkerId
+from evenkeel.core.vote import SLOTS
 
 if TYPE_CHECKING:
     from evenkeel.sim.worker import SimWorker
@@ -38,7 +39,7 @@ class Meetings:
         self.skew = skew
         self.open: dict[Key, Meeting] = {}
         self.votes: dict[tuple[int, int], tuple[float, ...]] = {}
-        """The sums of every vote that is complete, by generation and step."""
+        """The sums of the values of every vote that is complete, by generation and step."""
 
     def arrive(
         self,
@@ -61,7 +62,7 @@ class Meetings:
     def _complete(self, key: Key, meeting: Meeting) -> None:
         sums = tuple(meeting.sums)
         if sums:
-            self.votes[key[0], key[1]] = sums
+            self.votes[key[0], key[1]] = sums[:SLOTS]
         for member in meeting.members:
             worker, task, then = meeting.arrived[member]
             if worker.task == task:

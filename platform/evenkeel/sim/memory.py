@@ -9,18 +9,43 @@ from evenkeel.core.model import ModelShape, Shard
 from evenkeel.plan.state import Slice, slices
 
 History = tuple[Version, ...]
-"""The versions that a state went through, one per committed step. True bytes would differ if the histories do."""
+"""The versions that a state went through, one per committed step. True bytes would differ if the histories do.
+
+Before them stand the bits that have flipped in it, as FLIPPED. Whatever is made from flipped bits is another content.
+"""
 
 TORN: History = (Version(-1, -1),)
 """Bytes that are nothing: half-written, freed, or never received."""
+
+
+FLIPPED = -2
+"""Step of what is no version but a flipped bit; its generation numbers them."""
+
+
+def clean(history: History) -> History:
+    """As if no bit had flipped."""
+    return tuple(v for v in history if v.step != FLIPPED)
+
+
+def flips(history: History) -> frozenset[int]:
+    """Numbers of the bits that have flipped in a content."""
+    return frozenset(v.generation for v in history if v.step == FLIPPED)
+
+
+def with_flips(history: History, numbers: Iterable[int]) -> History:
+    """The same with these bits flipped too. What is torn is torn."""
+    if history == TORN:
+        return TORN
+    return (*(Version(FLIPPED, n) for n in sorted({*flips(history), *numbers})), *clean(history))
 
 
 def join(want: Slice, parts: Iterable[tuple[Box, History]]) -> History:
     """The history of a slice that is put together from parts: torn unless they agree and cover it, each piece once."""
     inside = [(box.intersect(want.box), history) for box, history in parts]
     got = sum(box.size for box, _ in inside if box is not None)
-    histories = {history for box, history in inside if box is not None}
-    return histories.pop() if got == want.box.size and len(histories) == 1 else TORN
+    histories = {clean(history) for box, history in inside if box is not None}
+    flipped = {number for box, history in inside if box is not None for number in flips(history)}
+    return with_flips(histories.pop(), flipped) if got == want.box.size and len(histories) == 1 else TORN
 
 
 Snapshot = tuple[Version, Shard]
@@ -66,9 +91,17 @@ class Memory:
         """A commit has stopped half way."""
         self.shards[shard] = dict.fromkeys(self.shards[shard], TORN)
 
+    def flip(self, shard: Shard, piece: Slice, number: int) -> None:
+        """A bit of a slice changes."""
+        contents = self.shards[shard]
+        contents[piece] = with_flips(contents[piece], (number,))
+
     def history(self, shard: Shard, known: History | None = None) -> History:
-        """The one history of all slices of the shard; TORN if they differ. Of nothing it is the known one."""
-        found = set(self.shards[shard].values())
+        """The one history of all slices of the shard; TORN if they differ. Of nothing it is the known one.
+
+        Flipped bits are left out: see corruption.py for what must hold of them.
+        """
+        found = {clean(history) for history in self.shards[shard].values()}
         if not found and known is not None:
             return known
         return found.pop() if len(found) == 1 else TORN

@@ -10,7 +10,7 @@ from evenkeel.core.world import World
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.mirrors import mirrors_of
 from evenkeel.plan.state import Slice
-from evenkeel.sim.memory import History, Snapshot
+from evenkeel.sim.memory import History, Snapshot, clean
 from evenkeel.sim.mirror import shards_of
 from evenkeel.sim.violation import require
 
@@ -33,7 +33,7 @@ class MirrorChecks:
     def taken(self, worker: "SimWorker", snapshot: Snapshot, contents: dict[Slice, History]) -> None:
         """The last byte of a snapshot is there: it is of the version that it will be labelled with."""
         known = self.checks.histories.get(snapshot[0])
-        wrong = {history for history in contents.values() if history != known}
+        wrong = {history for history in contents.values() if clean(history) != known}
         require(not wrong, f"{worker.info.worker_id} mirrors {snapshot[0]} with {wrong}; it is {known}")
 
     def opened(self, world: World) -> None:

@@ -7,6 +7,7 @@ from evenkeel.core.ids import INITIAL, Version
 from evenkeel.core.world import World
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.state import Slice, slices
+from evenkeel.sim.memory import clean
 from evenkeel.sim.store import part_name
 from evenkeel.sim.violation import require
 
@@ -77,7 +78,7 @@ class SavedChecks:
             for piece, history in fleet.store.files[part].items():
                 contents[piece] = contents.get(piece, 0) + 1
                 known = self.checks.histories[version]
-                require(history == known, f"{name}, {part}: {piece} is {history}, not {known}")
+                require(clean(history) == known, f"{name}, {part}: {piece} is {history}, not {known}")
         model = fleet.scenario.policy.model
         wanted = {s for shard in shards_in(world, model).values() for s in slices(model, shard)}
         require(contents.keys() == wanted, f"{name} lacks {wanted - contents.keys()}")
@@ -109,11 +110,13 @@ class SavedChecks:
         """Nobody asked for it: so all newer states are lost."""
         checks = self.checks
         step = max(checks.base.step, len(checks.shown))
-        require(checks.is_lost(step), f"{name} although all of step {step} is alive")
-        usable = {v for v in self.known if not self.is_gone(v)}
+        lost = checks.is_lost(step) or checks.corruption.in_doubt
+        require(lost, f"{name} although all of step {step} is alive")
+        usable = {v for v in self.known - checks.corruption.distrusted if not self.is_gone(v)}
         newer = {v for v in usable if v.step > base.step}
         require(not newer, f"{name} although the store has {newer}")
-        checks.mirrors.restored(name, base, mirrored)
+        if not checks.corruption.in_doubt:
+            checks.mirrors.restored(name, base, mirrored)
         if mirrored:
             return
         if base == INITIAL:
@@ -123,6 +126,7 @@ class SavedChecks:
         assert checks.fleet.store is not None
         require(base in usable, f"{name}, of which it knows no checkpoint")
         require(base in checks.fleet.store.listed(), f"{name}, which is not in the store")
+        checks.corruption.restored(base)
 
     def opened(self, world: World) -> None:
         if world.saved:
@@ -159,12 +163,14 @@ class SavedChecks:
             return
         last = shown[-1]
         told = "not saved" in error or (status == "finished" and last.step in self.failed)
+        require(last not in self.checks.corruption.distrusted or told, f"{status}, but copies of {last} differed")
         require(last in store.listed() or told, f"{status}, but {last} is not in the store, and nobody says so")
 
     def nothing_usable(self) -> None:
         store = self.checks.fleet.store
         if store is not None:
-            usable = {v for v in self.known & set(store.listed()) if not self.is_gone(v)}
+            listed = self.known & set(store.listed()) - self.checks.corruption.distrusted
+            usable = {v for v in listed if not self.is_gone(v)}
             require(not usable, f"given up although {usable} could be gone back to")
 
     def deserves(self, error: str) -> bool:

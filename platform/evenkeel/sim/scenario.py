@@ -21,8 +21,8 @@ class Fault:
     """What goes wrong, and when.
 
     Attributes:
-        kind: of WORKER_FAULTS, or "node" (all its workers crash), "all" (everybody dies), "controller", or "stop" (a
-            request to stop the run).
+        kind: of WORKER_FAULTS, or "flip" (a bit of its state changes), "node" (all its workers crash), "all" (everybody
+            dies), "controller", or "stop" (a request to stop the run).
         at: virtual seconds, or None to strike at a moment.
         moment: what the victim is doing when it strikes, of the lists above; for the controller the mode that it enters
             (or "Ended"), "shown": it has made a step visible, or what it has just heard or said of a checkpoint.
@@ -110,6 +110,11 @@ class Scenario:
     def calm(self) -> bool:
         """Whether no message is lost or much too late."""
         return not (self.network.lose or self.network.late)
+
+    @property
+    def flips(self) -> bool:
+        """Whether copies may differ."""
+        return any(fault.kind == "flip" for fault in self.faults)
 
     @property
     def ends_by(self) -> float:

@@ -8,21 +8,19 @@ from evenkeel.control.member import Member
 from evenkeel.core.boxes import Box
 from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
-from evenkeel.core.vote import SLOTS, Flags, Slot, Vote, put_flags
+from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
+from evenkeel.plan.comparison import Compared, read_vote
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.reshard import transfers
 from evenkeel.plan.state import Slice, slices
+from evenkeel.sim import ballot
 from evenkeel.sim.memory import TORN, History, Memory, join
 from evenkeel.sim.mirror import Mirrorer
 from evenkeel.sim.store import Writer
 
 if TYPE_CHECKING:
     from evenkeel.sim.fleet import Fleet
-
-TOKENS = 8.0
-"""Of a micro-batch."""
-
 
 class SimWorker:
     """One process. `task` changes when its training thread drops what it was doing: what was under way is void."""
@@ -47,6 +45,7 @@ class SimWorker:
         self.asked: tuple[int, int] | None = None
         self.torn_sums = False
         self.raises = False
+        self.compared: dict[Compared, frozenset[str]] = {}
         self.struck: set[str] = set()
         """Kinds of the faults that it met."""
 
@@ -134,9 +133,7 @@ class SimWorker:
             # NCCL's abort may return success with a buffer that looks complete (rule 2).
             world = self.member.world
             assert world is not None
-            lie = list(self._vote_values(world.size, TOKENS * world.layout.micro_batches))
-            lie[Slot.GRAD_SQUARES] = -1.0
-            self._saw(tuple(lie))
+            self._saw(ballot.lie(self, world))
         if self.phase not in ("commit", "parked"):
             self.later(self.fleet.rng.uniform(0.0, 0.01), self.park)
 
@@ -208,6 +205,7 @@ class SimWorker:
                 self._broken("a peer died while resharding")
                 return
             self.memory.write(shard, contents)
+        self.compared = ballot.compared_in(world, self.memory.model)
         self.member.resharded(shard, world.base)
         self.memory.keep_only({h.shard for h in self.member.trained})
         self.fleet.checks.joined(self, world)
@@ -286,34 +284,19 @@ class SimWorker:
             return
         self.enter("vote")
         self.member.prepare(world.generation, self.step)
-        self.meet("vote", world.layout.members, lambda: None, self._vote_values(1, self._tokens(world)))
-
-    def _tokens(self, world: World) -> float:
-        """What this worker has to count: one TP rank of each pipeline's last stage has the loss of its share."""
-        place = world.layout.places[self.info.worker_id]
-        pipeline = world.layout.pipelines[place.pipeline]
-        counts = place.stage == len(pipeline.stages) - 1 and place.tp == 0
-        return TOKENS * pipeline.share if counts else 0.0
-
-    def _vote_values(self, ones: int, tokens: float) -> tuple[float, ...]:
-        values = [0.0] * SLOTS
-        values[Slot.ONES] = ones
-        values[Slot.STEP] = self.step * ones
-        values[Slot.TOKENS] = tokens
-        values[Slot.LOSS] = 2.0 * tokens
-        values[Slot.NONFINITE] = float(self.fleet.rng.random() < self.fleet.scenario.nonfinite)
-        put_flags(values, self.member.flags(self.step))
-        values[Slot.BUSY] = float(self.member.busy(self.step, self.writer.busy))
-        values[Slot.MIRRORING] = float(self.member.mirroring)
-        return tuple(values)
+        self.meet("vote", world.layout.members, lambda: None, ballot.cast(self, world))
 
     def voted(self, values: tuple[float, ...]) -> None:
         """The vote's all-reduce has returned here."""
-        if not self._saw(values):
+        if self._saw(values):
+            return
+        if self.member.diverged is not None:
+            self._broken("copies differ")
+        else:
             self.park()
 
     def _saw(self, values: tuple[float, ...]) -> bool:
-        vote = Vote(self.member.generation, self.step, values)
+        vote = read_vote(self.member.generation, self.step, values, ballot.parts(self))
         if not self.member.see(vote):
             return False
         self.memory.keep_only({h.shard for h in self.member.trained})
