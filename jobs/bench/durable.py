@@ -221,7 +221,9 @@ def write_pair(work: Work, place: Place, folder: Path, number: int) -> Written:
 EXTRA = Bound(
     "extra_host_memory", "ratio", 1.05, 1.01, "<=", FAR, "peak memory that checkpoints add to a worker / its part"
 )
-ZERO1 = Bound("zero1_step", "ratio", 1.0, 1.05, ">=", CLOSE, "tokens/s, engine, copies 1 / DDP + ZeroRedundancyOptimizer")
+ZERO1 = Bound(
+    "zero1_step", "ratio", 1.0, 1.05, ">=", CLOSE, "tokens/s, engine, copies 1 / DDP + ZeroRedundancyOptimizer"
+)
 
 SAVING = "with checkpoints"
 

@@ -10,7 +10,7 @@ from evenkeel.store.checkpoint_part import WRITE_BYTES
 
 
 def write_plainly(path: Path, data: Iterable[memoryview]) -> str:
-    """Writes a file from the first byte to the last and syncs it. Returns the checksum of all, the one that ours has."""
+    """Writes a file from its first byte to its last, and syncs it. Returns the checksum of all."""
     checksum = xxh3_64()
     with path.open("wb") as file:
         for view in data:

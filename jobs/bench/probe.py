@@ -110,9 +110,9 @@ class _Probe:
         Saver.copy = copy  # type: ignore[method-assign]
 
     def _one_copy(self) -> float | None:
-        """Seconds for as many bytes from other memory of this process to the very same place; all of it was used before.
+        """Seconds for as many bytes from other memory of this process to the very same place, by C's memmove.
 
-        By C's memmove, which no copy of tensors beats.
+        All of it was used before.
         """
         if self.room is None or self.source is None:
             return None

@@ -34,8 +34,8 @@ def s3_server(folder: Path) -> Iterator[Store]:
     if str(SERVERS) not in sys.path:
         sys.path.append(str(SERVERS))
     try:
-        import servers
         import s3fs  # noqa: F401 - what speaks to it
+        import servers
     except ImportError as error:
         raise BenchError(f"{error.name} is not installed; make setup installs it") from error
     name = "moto" if servers.ceph_missing() else "Ceph RGW"

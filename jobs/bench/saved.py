@@ -12,7 +12,7 @@ Line = Mapping[str, Any]
 
 FLOOR, PLAIN, WRITES, MEMORY = "floor", "plain", "writes", "memory"
 """What can be measured inside: the time of one memory copy just before each of ours; the cost of writing the same bytes
-plainly beside each write of ours; what a checkpoint takes, which the first two imply; and the most memory ever taken."""
+plainly beside each write of ours; what a checkpoint takes, which those two imply; the most memory ever taken."""
 SWITCH_S = 0.02
 """From the end of a copy to the first byte of its writing, at most: another thread has to wake up."""
 

@@ -87,7 +87,7 @@ Found = tuple[Mapping[int, float], Mapping[int, float]]
 
 
 def execute(command: list[str], folder: Path, variables: Mapping[str, str]) -> Running:
-    """Runs a command to its end, in the environment that all have alike. Raises BenchError if it fails or takes long."""
+    """Runs a command to its end, in the environment that all have. Raises BenchError if it fails or takes long."""
     paths = [str(PLATFORM), str(JOBS), str(PEERS), *filter(None, [os.environ.get("PYTHONPATH")])]
     alike = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(paths)}
     try:

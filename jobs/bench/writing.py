@@ -1,7 +1,7 @@
 """Writes one checkpoint as ours are written, and the same bytes plainly: one after the other, with nothing else to do.
 
-Arguments: work.yaml, URL of an empty folder, output, and "ours" and "plain" in the order in which they are to run. What is
-written is removed again. On a local path the plain one is one file, written from its first byte to its last with the
+Arguments: work.yaml, URL of an empty folder, output, and "ours" and "plain" in the order in which they are to run. What
+is written is removed again. On a local path the plain one is one file, written from its first byte to its last with the
 same checksum and synced; on an object store one upload by the file system's client, with the settings that ours has.
 """
 

@@ -1,4 +1,4 @@
-"""Peer: Ray Train with DDP that reports a checkpoint as it trains, uploaded asynchronously. Arguments: work.yaml, folder.
+"""Peer: Ray Train with DDP that reports checkpoints, uploaded asynchronously. Arguments: work.yaml, output folder.
 
 Rank 0 writes it with torch.save to a folder of its own, which is the usual way, and Ray copies it to the storage path.
 """

@@ -25,7 +25,13 @@ Line = Mapping[str, Any]
 def part(step: int, worker: str = "w0", **values: float) -> Line:
     """A part of 100 bytes, copied in 0.3 s at unix time 1000 + step and then written in 2 s."""
     at = 1000.0 + step
-    times = {"copied_at": at + 0.3, "began": at + 0.3, "write_began": at + 0.3, "write_ended": at + 2.3, "ended": at + 2.3}
+    times = {
+        "copied_at": at + 0.3,
+        "began": at + 0.3,
+        "write_began": at + 0.3,
+        "write_ended": at + 2.3,
+        "ended": at + 2.3,
+    }
     costs = {"copy_s": 0.3, "floor_s": 0.2, "copy_cpu_s": 0.3, "write_cpu_s": 0.8, "plain_cpu_s": 1.0, "bytes": 100}
     return {"worker": worker, "step": step, **costs, **times, **values}
 
