@@ -107,7 +107,7 @@ class _Probe:
             found = {"copy_s": copy_s, "copy_cpu_s": time.thread_time() - cpu, "copied_at": time.time()}
             self.copies[version] = found if floor_s is None else {**found, "floor_s": floor_s}
 
-        Saver.copy = copy  # type: ignore[method-assign]
+        Saver.copy = copy
 
     def _one_copy(self) -> float | None:
         """Seconds for as many bytes from other memory of this process to the very same place, by C's memmove.
