@@ -17,6 +17,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import explain, hide, no_bucket, past_the_end, reveals, secrets_in, without_credentials
 from evenkeel.store.options import open_file_system
+from evenkeel.store.upload import open_upload
 
 TEMPORARY = ".tmp-"
 """Part of the names of files that are not whole yet; these are never listed."""
@@ -310,7 +311,7 @@ class ObjectFiles:
     @contextmanager
     def stream(self, name: str) -> Iterator[Sink]:
         with self._told(name):
-            file = self.fs.open(self._full(name), "wb")
+            file = open_upload(self.fs, self._full(name))
         try:
             yield _Told(file, partial(self._told, name))
             with self._told(name):
