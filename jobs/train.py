@@ -12,13 +12,15 @@ except ModuleNotFoundError:  # not installed: it lies beside this folder
 
 from evenkeel.runtime.signals import exit_on_request
 
+HERE = Path(__file__).resolve().parent
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train.py", description="Trains one model on a changing set of workers.")
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="wins over every file")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check what leaves no trace, print the plan and exit")
     help_resume = "where there is a run of this name: go on from its newest checkpoint (auto), begin anew, or a step"
     parser.add_argument("--resume", type=_resume, default="auto", metavar="auto|never|STEP", help=help_resume)
     parser.add_argument("--version", action="version", version=f"evenkeel {evenkeel.__version__}")
@@ -39,7 +41,8 @@ def main(arguments: list[str]) -> int:
     from evenkeel.trainer import BAD_INPUT, run
 
     options = parse(arguments)
-    sys.path.append(str(Path.cwd()))  # where a user's own "module:function" lies
+    # A user's own "module:function" lies in the working directory, like for the workers, and not beside this file.
+    sys.path[:] = [str(Path.cwd()), *(path for path in sys.path if Path(path).resolve() != HERE)]
     try:
         config = load_config(options.config, options.overrides)
     except ConfigError as error:

@@ -76,7 +76,7 @@ def startup(lab: Lab, pairs: int | None) -> Result:
 
 
 def recovery(lab: Lab, pairs: int | None) -> Result:
-    """4 workers as 2 pipelines of 2 stages: from the signal to the next committed step."""
+    """4 workers as 2 pipelines of 2 stages; for mirrors one pipeline: from the signal to the next committed step."""
     cases = {case.name: case for case in CASES}
     sides = [product(case.work(), case.name) for case in CASES]
     rounds = lab.rounds(sides, pairs or FAR, partial(checks, cases))
@@ -86,6 +86,7 @@ def recovery(lab: Lab, pairs: int | None) -> Result:
         (Bound("spare", "s", 0.5, 0.15, "<=", FAR, f"SIGKILL, a spare stands by: {less}"), _less_one_step),
         (Bound("shrink", "s", 0.7, 0.2, "<=", FAR, f"SIGKILL, no spare: {less}"), _less_one_step),
         (_hang_bound(found["hang"]), _gap),
+        (Bound("mirror", "s", 1.0, 0.5, "<=", FAR, f"SIGKILL, one pipeline, mirrors: {less}"), _less_one_step),
     )
     rows = tuple(complete(bound, [value(h) for h in found[bound.name]], len(rounds)) for bound, value in bounds)
     notes = {b.name: _healing_note(found[b.name], lab.failures.get(b.name)) for b, _ in bounds}

@@ -17,19 +17,37 @@ STEPS = 44
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kind of loss: what is sent to rank 1 in its backward pass, how many spares there are, who goes on."""
+    """One kind of loss: what is sent to rank 1 in its backward pass, how many spares there are, who goes on.
+
+    Attributes:
+        data: pipelines of two stages. With one of them nobody else has what is lost, but for the mirrors.
+    """
 
     name: str
     kind: str
     spares: int
     after: int
+    data: int = 2
+    mirror_every: int = 0
+
+    @property
+    def workers(self) -> int:
+        return 2 * self.data
 
     def work(self) -> Work:
         fault = {"step": FAULT_STEP, "phase": "backward", "target": "rank:1", "kind": self.kind}
-        return Work(steps=STEPS, data=2, pipeline=2, spares=self.spares, fewest=3, faults=(fault,))
+        return Work(
+            steps=STEPS, data=self.data, pipeline=2, spares=self.spares, fewest=max(2, self.workers - 1),
+            mirror_every=self.mirror_every, faults=(fault,),
+        )  # fmt: skip
 
 
-CASES = (Case("spare", "kill", 1, 4), Case("shrink", "kill", 0, 3), Case("hang", "stop", 1, 4))
+CASES = (
+    Case("spare", "kill", 1, 4),
+    Case("shrink", "kill", 0, 3),
+    Case("hang", "stop", 1, 4),
+    Case("mirror", "kill", 1, 2, data=1, mirror_every=5),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +88,22 @@ def check_healed(case: Case, steps: Steps) -> None:
     healed(steps)
     size = {line["generation"]: line["world_size"] for line in map(json.loads, _text(steps.run).splitlines())}
     generations = sorted(size)
-    if len(generations) < 2 or size[generations[0]] != 4 or size[generations[1]] != case.after:
-        raise BenchError(f"{case.name}: world sizes by generation are {size}; expected 4, then {case.after}")
+    if len(generations) < 2 or size[generations[0]] != case.workers or size[generations[1]] != case.after:
+        expected = f"{case.workers}, then {case.after}"
+        raise BenchError(f"{case.name}: world sizes by generation are {size}; expected {expected}")
     if generations[1] != generations[0] + 1:
         raise BenchError(f"{case.name}: it took {generations[1] - generations[0]} generations to heal")
+    back = any("back to the mirrors" in line.get("reason", "") for line in map(json.loads, _events(steps.run)))
+    if back != bool(case.mirror_every):
+        raise BenchError(f"{case.name}: it went back to mirrors: {back}")
 
 
 def checks(cases: Mapping[str, Case], side: Side, steps: Steps) -> None:
     check_healed(cases[side.name], steps)
+
+
+def _events(run: Path) -> list[str]:
+    return [line for line in (run / "events.jsonl").read_text().splitlines() if '"restored"' in line]
 
 
 def _text(run: Path) -> str:

@@ -32,6 +32,7 @@ class Work:
     tensor: int = 1
     spares: int = 0
     fewest: int | None = None
+    mirror_every: int = 0
     faults: tuple[Mapping[str, object], ...] = ()
     model: Mapping[str, object] = field(default_factory=dict)
     batch: tuple[int, int] = (16, 2)
@@ -58,7 +59,7 @@ class Work:
             },
             "scaling": {"workers": [self.fewest or self.workers, self.workers], "spares": self.spares},
             "parallel": {"data": self.data, "pipeline": self.pipeline, "tensor": self.tensor},
-            "redundancy": {"copies": self.copies},
+            "redundancy": {"copies": self.copies, "mirror_every": self.mirror_every},
             "checkpoint": {"every_steps": self.save_every},
             "faults": [dict(fault) for fault in self.faults],
         }  # fmt: skip

@@ -115,17 +115,3 @@ def _check_target(config: Config, fault: FaultSection, key: str) -> None:
         _require(config, config.scaling.spares > 0, f"{key}.target", "is 'spare', but scaling.spares is 0")
         idle = "is 'exception', but an idle spare runs no training code that could raise one"
         _require(config, fault.kind != "exception", f"{key}.kind", idle)
-
-
-_NOT_YET = ("redundancy.mirror_every",)
-
-
-def without_effect(config: Config) -> tuple[str, ...]:
-    """Keys that ask for something that this version accepts but does not do yet; whoever runs says so."""
-    default = Config()
-
-    def value(of: Config, key: str) -> object:
-        section, name = key.split(".")
-        return getattr(getattr(of, section), name)
-
-    return tuple(key for key in _NOT_YET if value(config, key) != value(default, key))

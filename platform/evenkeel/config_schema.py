@@ -82,7 +82,8 @@ class ParallelSection:
 
 @dataclass(frozen=True, slots=True)
 class RedundancySection:
-    """`copies` of each slice of optimizer state (None: one per pipeline); steps between mirrors (0: none)."""
+    """`copies` of each slice of optimizer state (None: one per pipeline, or as many as fit); steps between mirrors
+    (0: none)."""
 
     copies: int | None = None
     mirror_every: int = 0

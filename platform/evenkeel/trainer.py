@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -27,17 +28,18 @@ def run(config: Config, *, dry_run: bool = False, resume: str = "auto", out: Tex
     """Trains as configured and returns the exit status (design, section 10); says in one line why it is not 0.
 
     Args:
-        dry_run: checks everything and prints the plan, but starts nothing.
+        dry_run: checks what can be checked without a trace, and prints the plan, but starts nothing.
         resume: "auto", "never" or the step of a checkpoint; what to do where there is a run of this name already.
     """
     try:
         require_linux()
         from evenkeel.runtime.prepare import describe
-        from evenkeel.runtime.run import check_shared, run_prepared
+        from evenkeel.runtime.run import check_shared, look_only, run_prepared
 
         prepared = _prepare(config)
         if dry_run:
             check_shared(config)
+            look_only(prepared)
             print(describe(prepared), file=out)
             return 0
 
@@ -141,16 +143,25 @@ def _scaling(given: Any) -> dict[str, Any]:
 
 def _run(given: Any) -> dict[str, dict[str, Any]]:
     _refuse_others("run_config", given, ("name", "storage_path", "failure_config", "checkpoint_config"))
-    run = {k: v for k, v in (("name", given.name), ("storage_path", given.storage_path)) if v is not None}
+    unsaid = type(given)()
+    # What nobody said Ray fills in, too: a name made of the time, a folder at home, and 0 failures, none to be retried.
+    run: dict[str, Any] = {}
+    if given.name is not None and _without_digits(given.name) != _without_digits(unsaid.name):
+        run["name"] = given.name
+    if given.storage_path != unsaid.storage_path:
+        run["storage_path"] = given.storage_path
     values: dict[str, dict[str, Any]] = {"run": run} if run else {}
     checkpoint: dict[str, Any] = {}
-    # 0 is what Ray fills in where nothing was said; there it means that nothing is retried.
     failures = given.failure_config.max_failures if given.failure_config else 0
     if failures:
         checkpoint["max_failures"] = None if failures < 0 else failures
     if given.checkpoint_config is not None and given.checkpoint_config.num_to_keep is not None:
         checkpoint["keep"] = given.checkpoint_config.num_to_keep
     return {**values, "checkpoint": checkpoint} if checkpoint else values
+
+
+def _without_digits(name: str | None) -> str:
+    return re.sub(r"\d", "", name or "")
 
 
 def _refuse_others(name: str, given: Any, known: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.config_values import ConfigError
-from evenkeel.engine.model import Stage, boundary_shapes, model_shape, whole_model
+from evenkeel.engine.model import Stage, boundaries_of, model_shape, whole_model
 from evenkeel.models.registry import load_model
 
 CONFIG = {"vocab_size": 40, "d_model": 32, "layers": 2, "heads": 8, "kv_heads": 2, "d_ff": 48, "seq_len": 16}
@@ -103,9 +103,9 @@ def test_shape_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {p.name: p.shape for p in shape.params(0, 4)} == {name: tuple(p.shape) for name, p in stage.named()}
     inputs = torch.zeros(3, 16, dtype=torch.int64)
     expected = ((3, 16), (3, 16, 32), (3, 16, 32), (3, 16, 32))
-    assert boundary_shapes(model, inputs, torch.bfloat16) == expected
+    assert tuple(h.shape for h in boundaries_of(model, inputs, torch.bfloat16)) == expected
     monkeypatch.setattr("evenkeel.engine.model._CHEAP", 0.0)
-    assert boundary_shapes(model, inputs, torch.bfloat16) == expected
+    assert tuple(h.shape for h in boundaries_of(model, inputs, torch.bfloat16)) == expected
 
 
 def test_torchs_compiler_stays_out_of_the_way() -> None:
@@ -113,14 +113,14 @@ def test_torchs_compiler_stays_out_of_the_way() -> None:
     code = """
 import sys, torch
 from evenkeel.core.model import Shard
-from evenkeel.engine.model import boundary_shapes, model_shape
+from evenkeel.engine.model import boundaries_of, model_shape
 from evenkeel.engine.optimizer import AdamW
 from evenkeel.engine.state import ShardState
 from evenkeel.models.registry import load_model
 model = load_model("decoder", {"layers": 1, "d_model": 32})
 shape, ids = model_shape(model), torch.zeros(1, 8, dtype=torch.int64)
 for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp64", torch.float64)):
-    boundary_shapes(model, ids, dtype)
+    boundaries_of(model, ids, dtype)
     ShardState(model, shape, Shard(0, 3, 1, 2), precision).initialise(0)
     state = ShardState(model, shape, Shard(0, 3, 0, 1), precision)
     state.initialise(0)

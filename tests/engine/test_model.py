@@ -21,7 +21,7 @@ from evenkeel.data.dataset import TensorDataset
 from evenkeel.engine.model import (
     LayerSpec,
     Model,
-    boundary_shapes,
+    boundaries_of,
     build_stage,
     cast_inputs,
     default_init,
@@ -50,7 +50,7 @@ def test_a_model_of_ones_own_is_cut_into_stages_and_learns() -> None:
     assert shape.param("layer0.0.weight").shape == (48, 64) and shape.tensor_divides == 1
     data = clusters()
     inputs, targets = data.get(range(200))
-    assert boundary_shapes(model, inputs, torch.float64) == ((200, 64), (200, 48))
+    assert tuple(h.shape for h in boundaries_of(model, inputs, torch.float64)) == ((200, 64), (200, 48))
     states = [ShardState(model, shape, Shard(i, i + 1, 0, 1)) for i in range(2)]
     optimizers = [AdamW(state, weight_decay=0.0) for state in states]
     for state in states:
@@ -262,8 +262,8 @@ def test_torchs_compiler_stays_out_of_the_way_of_a_model_of_ones_own() -> None:
     code = """
 import sys, torch
 from test_model import initialised, marked_model
-from evenkeel.engine.model import boundary_shapes
-boundary_shapes(marked_model(), torch.zeros(2, 4), torch.float32)
+from evenkeel.engine.model import boundaries_of
+boundaries_of(marked_model(), torch.zeros(2, 4), torch.float32)
 state = initialised(marked_model(), 0, 3, 0)
 state.stage(torch.ones(2, 4)).sum().backward()
 assert not {"torch._dynamo", "sympy"} & sys.modules.keys()

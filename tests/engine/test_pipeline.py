@@ -14,6 +14,7 @@ from processes import run_processes
 from torch import Tensor, nn
 
 from evenkeel.engine.faults import Faults
+from evenkeel.engine.model import Hidden
 from evenkeel.engine.pipeline import Boundary, Executor
 from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.plan.schedule import gpipe, one_f_one_b
@@ -69,11 +70,12 @@ def _executor(
 ) -> tuple[nn.Module, Executor]:
     module = _block(stage)
     actions = {"1f1b": one_f_one_b, "gpipe": gpipe}[schedule](stage, stages, micros)
-    boundary = Boundary((ROWS, WIDTH), torch.float64, torch.device("cpu"))
+    boundary = Boundary(Hidden((ROWS, WIDTH), torch.float64), torch.device("cpu"))
+    exit_ = boundary if stage < stages - 1 else None
     compute = _Stage(module, micros, stage == stages - 1)
     links = _Links() if stages > 1 else None
     return module, Executor(
-        stage, stages, actions, compute, links, boundary, boundary, _progress(), Faults("w", (), bool),
+        stage, stages, actions, compute, links, boundary, exit_, _progress(), Faults("w", (), bool),
         slowdown=slowdown,
     )  # fmt: skip
 
@@ -166,6 +168,7 @@ def test_a_first_stage_makes_torch_import_no_compiler() -> None:
 import sys, torch
 from evenkeel.core.ids import WorkerId
 from evenkeel.engine.faults import Faults
+from evenkeel.engine.model import Hidden
 from evenkeel.engine.pipeline import Boundary, Executor
 from evenkeel.engine.progress import Progress
 from evenkeel.plan.schedule import one_f_one_b
@@ -181,7 +184,7 @@ class Stage:
     def forward(self, micro, hidden): return self.weight * 5
 progress = Progress()
 progress.begin(1, 1, lambda: True)
-edge = Boundary((3,), torch.float32, torch.device("cpu"))
+edge = Boundary(Hidden((3,), torch.float32), torch.device("cpu"))
 faults = Faults(WorkerId("w"), (), lambda _: False)
 Executor(0, 2, one_f_one_b(0, 2, 4), Stage(), Links(), edge, edge, progress, faults).run()
 assert Stage.weight.grad.tolist() == [40.0] * 3

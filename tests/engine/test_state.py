@@ -203,3 +203,10 @@ def test_constant_tables_are_real_and_states_of_layers_are_refused() -> None:
         model_shape(Model((LayerSpec("only", lambda: Scaled(True)),)))
     with pytest.raises(ValueError, match=r"norm\..* is a buffer"):
         model_shape(Model((LayerSpec("norm", lambda: nn.BatchNorm1d(4)),)))
+
+
+def test_beginning_tells_that_it_gets_on() -> None:
+    state = shard_state(decoder())
+    moved: list[int] = []
+    state.initialise(0, lambda: moved.append(1))
+    assert len(moved) == len(list(state.stage.named()))

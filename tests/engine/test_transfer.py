@@ -12,6 +12,7 @@ from torch import Tensor
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.model import ModelShape, Shard
+from evenkeel.engine import transfer
 from evenkeel.engine.groups import GroupSet
 from evenkeel.engine.job import Job
 from evenkeel.engine.progress import Progress
@@ -75,9 +76,14 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+@pytest.mark.parametrize("batch_bytes", [transfer.BATCH_BYTES, 1000])
 @pytest.mark.parametrize("after", LAYOUTS)
 @pytest.mark.parametrize("before", LAYOUTS)
-def test_everybody_gets_its_part_of_the_whole(before: str, after: str, tmp_path: Path) -> None:
+def test_everybody_gets_its_part_of_the_whole(
+    before: str, after: str, batch_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one batch from each to each, and in many."""
+    monkeypatch.setattr(transfer, "BATCH_BYTES", batch_bytes)
     job = Tiny(tmp_path, blocks=DEPTH - 2, tied=True)(W[0])
     old, new, values = LAYOUTS[before], LAYOUTS[after], whole(job.shape)
     servers = {worker: StoreServer() for worker in W}

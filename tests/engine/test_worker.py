@@ -162,14 +162,16 @@ def _times_nan(build: Callable[[], nn.Module]) -> nn.Module:
     return layer
 
 
-def test_a_worker_says_in_its_log_what_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_says_what_is_not_finite(tmp_path: Path) -> None:
     a = Host("a", NoNumber(tmp_path, steps=1))
     try:
         a.form(world_of(a, steps=1))
         assert isinstance(a.sent.get(), m.Joined)
-        reported = a.sent.get()
-        assert isinstance(reported, m.Reported)
+        told, reported = a.sent.get(), a.sent.get()
+        assert isinstance(told, m.NotFinite) and isinstance(reported, m.Reported)
         assert reported.reports[0].vote.skip
     finally:
         a.worker.close()
-    assert "step 1: not finite here: the loss and the gradients of embed.tokens.weight, " in capsys.readouterr().err
+    assert (told.worker_id, told.step) == ("a", 1)
+    assert told.what.startswith("the loss and the gradients of embed.tokens.weight, ")
+    assert told.what.endswith(" that are not finite")

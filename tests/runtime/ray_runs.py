@@ -1,24 +1,31 @@
-"""Runs as a user starts them, as a process of jobs/train.py, and what they left."""
+"""Runs as a user starts them, as a process of jobs/train.py or from Python, and what they left."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from evenkeel.config import load_config
 from evenkeel.store.lease import read_lease
 from evenkeel.store.run_directory import RunDirectory
+from evenkeel.trainer import run as train
 
 ROOT = Path(__file__).parents[2]
 MARK = "EVENKEEL_TEST_MARK"
 LIMIT_S = 240
+LOCAL = "local"
+"""The address that makes each run start a Ray of its own."""
 
 TINY = {
     "run": {"seed": 3},
@@ -29,6 +36,11 @@ TINY = {
     "parallel": {"data": 2, "pipeline": 1, "tensor": 1},
 }
 """A decoder over bytes in two pipelines of one stage; a step takes some milliseconds."""
+
+EVERY = 4
+SAVING: dict[str, Any] = {"train": {"steps": 16}, "checkpoint": {"every_steps": EVERY}}
+SLOWLY: dict[str, Any] = {**SAVING, "emulate": {"slowdown": {0: 10.0}}}
+"""The same run, for those who want to come between two steps of it."""
 
 
 def merged(changes: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +99,10 @@ class Started:
             self.process.communicate()
 
 
+def steps_in(directory: RunDirectory) -> list[int]:
+    return [line["step"] for line in directory.follow("metrics").poll()]
+
+
 @dataclass
 class Finished:
     status: int
@@ -98,7 +114,7 @@ class Finished:
     @property
     def steps(self) -> list[int]:
         """As they stand in metrics.jsonl, one by one."""
-        return [line["step"] for line in self.directory.follow("metrics").poll()]
+        return steps_in(self.directory)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.directory.events() if event["event"] == name]
@@ -121,39 +137,53 @@ def marked(mark: str) -> list[psutil.Process]:
 
 @dataclass
 class Site:
-    """Where a test's runs live. `address` is the shared Ray's, or "local" for one of the run's own."""
+    """Where a test's runs live. `address` is the shared Ray's, to which this process is connected, or LOCAL."""
 
     folder: Path
     address: str
+    text: Path
     python: str = sys.executable
     started: list[Started] = field(default_factory=list)
 
     def start(self, changes: dict[str, Any], *overrides: str, name: str = "run") -> Started:
-        config = self.folder / f"{name}-{uuid.uuid4().hex[:6]}.json"
-        config.write_text(json.dumps(merged(changes)))
+        """A run with a driver of its own, which can be sent signals."""
         mark = uuid.uuid4().hex
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("RAY_")}
         environment |= {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled", "TMPDIR": "/tmp", MARK: mark}
-        command = [self.python, str(ROOT / "jobs" / "train.py"), "--config", str(config)]
-        own = [f"run.name={name}", f"run.storage_path={self.folder / 'runs'}", f"data.path={self.text}", *overrides]
+        command = [self.python, str(ROOT / "jobs" / "train.py"), "--config", str(self._config(changes, name))]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         # A group of its own, as a shell or a supervisor would make it.
         apart = {"start_new_session": True, "text": True, **pipes}
-        process = subprocess.Popen([*command, *own], cwd=self.folder, env=environment, **apart)
-        self.started.append(Started(process, RunDirectory.of(str(self.folder / "runs"), name), mark))
+        process = subprocess.Popen([*command, *self._own(name), *overrides], cwd=self.folder, env=environment, **apart)
+        self.started.append(Started(process, self._directory(name), mark))
         return self.started[-1]
 
-    def run(self, changes: dict[str, Any], *overrides: str, name: str = "run") -> Finished:
-        return self.start(changes, *overrides, name=name).finish()
+    def run(self, changes: dict[str, Any], *overrides: str, name: str = "run", resume: str = "auto") -> Finished:
+        """A whole run. On the shared Ray this process drives it: one of its own would take seconds to start."""
+        if self.address == LOCAL:
+            return self.start(changes, *overrides, f"--resume={resume}", name=name).finish()
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stderr(err):
+            config = load_config([self._config(changes, name)], [*self._own(name), *overrides])
+            status = train(config, resume=resume, out=out)
+        return Finished(status, out.getvalue(), err.getvalue(), self._directory(name), "")
+
+    def copy(self, done: Finished) -> None:
+        """Makes what an earlier run left this site's own."""
+        shutil.copytree(done.directory.url, self.folder / "runs" / Path(done.directory.url).name)
 
     def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """What a command says that runs without evenkeel on its path."""
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         return subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
 
-    @property
-    def text(self) -> Path:
-        path = self.folder / "text.txt"
-        if not path.exists():
-            path.write_bytes(bytes(range(32, 127)) * 100)
+    def _config(self, changes: dict[str, Any], name: str) -> Path:
+        path = self.folder / f"{name}-{uuid.uuid4().hex[:6]}.json"
+        path.write_text(json.dumps(merged(changes)))
         return path
+
+    def _own(self, name: str) -> list[str]:
+        return [f"run.name={name}", f"run.storage_path={self.folder / 'runs'}", f"data.path={self.text}"]
+
+    def _directory(self, name: str) -> RunDirectory:
+        return RunDirectory.of(str(self.folder / "runs"), name)

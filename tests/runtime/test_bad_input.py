@@ -174,16 +174,6 @@ def test_threads_are_the_users_or_as_many_as_a_worker_has_cpus(
     assert environment(made.config)["OMP_NUM_THREADS"] == threads
 
 
-@pytest.mark.usefixtures("text")
-def test_keys_that_do_nothing_yet_are_told_at_every_start(
-    tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    prepared(tmp_path, data={"path": str(text)}, emulate={"slowdown": {0: 2.0}}, checkpoint={"every_steps": 3})
-    assert caplog.messages == []
-    prepared(tmp_path, data={"path": str(text)}, redundancy={"mirror_every": 2})
-    assert caplog.messages == ["Python: redundancy.mirror_every has no effect yet"]
-
-
 def test_the_command_itself(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(ROOT / "conf" / "local.yaml")]
     wrong = subprocess.run([*command, "run.name=a/b"], cwd=tmp_path, capture_output=True, text=True)

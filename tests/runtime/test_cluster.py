@@ -45,11 +45,16 @@ def test_the_environment_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given_address() is None
 
 
-def test_a_cluster_of_this_machine_is_found_while_it_answers(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:  # it answers from its backlog
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        left_behind(tmp_path, address)
-        assert given_address() == address
+def test_a_cluster_of_this_machine_is_found_while_it_answers(shared_ray: str, tmp_path: Path) -> None:
+    left_behind(tmp_path, shared_ray)
+    assert given_address() == shared_ray
+
+
+def test_what_answers_in_its_place_is_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evenkeel.runtime.cluster.ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it answers from its backlog, and says nothing
+        left_behind(tmp_path, f"127.0.0.1:{server.getsockname()[1]}")
+        assert given_address() is None
     assert given_address() is None
 
 

@@ -45,7 +45,6 @@ def test_a_spare_takes_over_and_nothing_is_left(alone: Site) -> None:
     assert done.directory.files.names("final") == ["config.json", "model.safetensors"]
     assert marked(done.mark) == []
     check_replay(done)
-    check_finished_again(alone, changes)
 
 
 def check_replay(done: Finished) -> None:
@@ -70,17 +69,6 @@ def check_replay(done: Finished) -> None:
     assert events == [event["event"] for event in done.directory.events()]
 
 
-def check_finished_again(site: Site, changes: dict[str, Any]) -> None:
-    """The same command on a finished run sums it up; another configuration is refused by key and both values."""
-    again = site.run(changes)
-    assert (again.status, again.err) == (0, "")
-    assert "finished" in again.out
-    other = site.run(changes, "train.learning_rate=0.5")
-    assert other.status == 2
-    assert "command line: train.learning_rate: is 0.5, but the run in" in other.err
-    assert "has 0.01" in other.err
-
-
 def test_an_exception_that_comes_again_ends_the_run(site: Site) -> None:
     faults = [fault(3, "forward", "rank:1", "exception"), fault(3, "backward", "rank:1", "exception")]
     done = site.run({"faults": faults})
@@ -102,7 +90,9 @@ def test_a_loss_that_stays_not_finite_ends_the_run(site: Site) -> None:
     done = site.run({**changes, "train": {"learning_rate": 1e38, "warmup_steps": 0, "max_bad_steps": 3}})
     assert done.status == 3
     last = done.steps[-1]
-    assert done.err == f"evenkeel: step {last}: loss or gradient not finite in 3 steps in a row\n"
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"evenkeel: step {last}: loss or gradient not finite in 3 steps in a row; w0001 met ")
+    assert "the gradients of " in line and line.endswith(f"not finite in step {last}")
     assert not done.directory.files.names("final")
 
 
@@ -158,19 +148,8 @@ def test_no_more_workers_than_there_could_be(site: Site) -> None:
     done = site.run({"scaling": {"workers": [1, 40]}})
     assert done.status == 2
     (line,) = done.err.splitlines()
-    assert "scaling.workers: 40 workers (spares included) need 40 CPU, but the cluster at" in line
-    assert "6 CPU" in line
+    assert "scaling.workers: 40 workers (spares included) need 40 CPU, but the cluster has at most 6 CPU" in line
     assert not done.directory.exists()
-
-
-def test_a_name_that_is_running_elsewhere_is_refused(site: Site) -> None:
-    started = site.start({"train": {"steps": 100_000}})
-    started.after_step(1)
-    other = site.run({"train": {"steps": 5}}, f"run.storage_path={site.folder / 'elsewhere'}")
-    assert other.status == 2
-    assert "a run of this name is running in" in other.err
-    started.process.terminate()
-    assert started.finish().status == 143
 
 
 @pytest.mark.parametrize("name", ["r", "a b"])

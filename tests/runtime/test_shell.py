@@ -159,6 +159,17 @@ def test_the_next_life_goes_on_where_the_journal_ends(begin: Lives) -> None:
     assert third.past.ended == m.End("finished", "")
 
 
+def test_a_world_whose_file_a_life_died_too_soon_for_is_written_by_the_next(begin: Lives) -> None:
+    first = begin()
+    first.feed(*BEGINNING)
+    (world,) = first.directory.read_worlds()
+    first.directory.files.remove("worlds/000001.json")
+    again = begin()
+    again.record.complete(again.past)
+    (found,) = again.directory.read_worlds()
+    assert {**found, "time": world["time"]} == world
+
+
 def test_a_controller_that_lost_the_run_says_nothing_more(begin: Lives) -> None:
     old, new = begin(), begin()
     new.feed(m.Started())

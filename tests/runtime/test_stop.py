@@ -70,8 +70,12 @@ def test_a_local_ray_that_is_killed(alone: Site) -> None:
 
 
 def test_a_second_ctrl_c_ends_everything_at_once(site: Site) -> None:
+    """And until then nobody else can have a run of this name."""
     started = site.start(FOREVER)
     started.after_step(3)
+    other = site.run({"train": {"steps": 5}}, f"run.storage_path={site.folder / 'elsewhere'}")
+    assert other.status == 2
+    assert f"a run of this name is running in {started.directory.url}; choose another run.name" in other.err
     # A stopped worker cannot reach the next step, so the first request stays open.
     os.kill(started.pids()[1], signal.SIGSTOP)
     started.process.send_signal(signal.SIGINT)

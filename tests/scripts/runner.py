@@ -13,8 +13,9 @@ from evenkeel.core.model import LayerShape, ModelShape, ParamShape
 from evenkeel.core.vote import SLOTS, Slot, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.layout import Wish
+from evenkeel.plan.mirrors import mirrors_of
 
-FLAGS = {"pause": Slot.PAUSE, "stop": Slot.STOP, "checkpoint": Slot.CHECKPOINT, "busy": Slot.BUSY}
+FLAGS = {name: Slot[name.upper()] for name in ("pause", "stop", "checkpoint", "busy", "mirror")}
 
 
 @dataclass
@@ -173,7 +174,7 @@ class Script:
                     )
             case "settled":
                 for name in line.names:
-                    held = self._held(name, line.settings.get("held", ""), generation)
+                    held = self._held(name, line, generation)
                     yield m.Settled(WorkerId(name), generation, line.number("ask", self.ask), held)
             case "located":
                 for name in line.names:
@@ -233,7 +234,7 @@ class Script:
         unreported = [int(s) for s in line.settings.get("unreported", "").split(",") if s]
         return m.Answer(
             self._position(line, generation),
-            self._held(name, line.settings.get("held", ""), generation),
+            self._held(name, line, generation),
             self._vote(int(saw), generation, line) if saw else None,
             version(prepared, generation) if prepared else None,
             tuple(m.Report(self._vote(step, generation, line), self.now) for step in unreported),
@@ -243,12 +244,21 @@ class Script:
         phase = m.PHASES.index(line.settings.get("phase", "forward"))
         return m.Position(generation, line.number("step", 0), phase, line.number("micro", 0), 0, "waiting" in line)
 
-    def _held(self, name: str, text: str, generation: int) -> tuple[m.Held, ...]:
-        """held=3@1: its place's shard at that version; held=torn: while it is written; left out: nothing."""
-        if not text or name not in self._world.layout.places:
+    def _held(self, name: str, line: Line, generation: int) -> tuple[m.Held, ...]:
+        """held=3@1: its place's shard at that version; held=torn: while it is written; left out: nothing. mirrors=2@1:
+        its own snapshot of that version, and those that it keeps for others; own=2@1: only its own."""
+        text, held = line.settings.get("held", ""), []
+        if name not in self._world.layout.places:
             return ()
-        shard = self._world.layout.shard(WorkerId(name))
-        return (m.Held(shard, None if text == "torn" else version(text, generation)),)
+        if text:
+            shard = self._world.layout.shard(WorkerId(name))
+            held.append(m.Held(shard, None if text == "torn" else version(text, generation)))
+        for key in ("mirrors", "own"):
+            for text in line.settings.get(key, "").split(",") if key in line.settings else ():
+                for owner, mirroring in mirrors_of(self._world, self.policy.model).items():
+                    if owner == name or (mirroring.keeper == name and key == "mirrors"):
+                        held.append(m.Held(mirroring.shard, version(text, generation), mirror=True))
+        return tuple(held)
 
     def _fault(self, line: Line) -> m.Fault:
         words = [w for w in line.names[1:] if w != "collective"]
@@ -270,6 +280,7 @@ def policy_of(line: Line) -> Policy:
         last_step=line.number("steps", 10),
         spares=line.number("spares", 0),
         max_bad_steps=line.number("bad", 3),
+        mirror_every=line.number("mirror", 0),
         gather_s=float(line.settings.get("gather", "10")),
         checkpoint_every=int(line.settings["every"]) if "every" in line.settings else None,
         max_checkpoint_failures=int(line.settings["failures"]) if "failures" in line.settings else None,
@@ -296,7 +307,8 @@ def show_world(world: World) -> str:
         pipelines.append(f"{' '.join(stages)} x{pipeline.share}")
     sources = ",".join(dict.fromkeys(s.worker_id for s in world.sources))
     held = f" held by {sources}" if sources else " read from its checkpoint" if world.saved else ""
-    return f"{' | '.join(pipelines)} from {show_version(world.base)}{held}"
+    kept = f", mirrors of {show_version(world.mirrored)} are kept" if world.mirrored is not None else ""
+    return f"{' | '.join(pipelines)} from {show_version(world.base)}{held}{kept}"
 
 
 def entry_line(entry: m.Entry) -> str:

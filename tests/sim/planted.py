@@ -29,6 +29,8 @@ CONTROLLER = "control/controller.py"
 PROGRESS = "control/progress.py"
 SAVING = "control/saving.py"
 WORKER = "sim/worker.py"
+HOLDERS = "control/holders.py"
+MIRROR = "sim/mirror.py"
 
 BUGS = (
     bug(
@@ -115,7 +117,7 @@ BUGS = (
         13,
         (
             MEMBER,
-            "        self.kept = tuple(h for h in self.holdings if h.version == version and h.shard != shard)\n",
+            "        self.kept = tuple(h for h in self.trained if h.version == version and h.shard != shard)\n",
             "        self.kept = ()\n",
         ),
     ),
@@ -164,9 +166,9 @@ BUGS = (
     bug(
         "request-forgotten-when-not-carried",
         16,
-        (MEMBER, "(self.pending | self.flags(vote.step)) & ~vote.flags", "Flags.NONE"),
+        (MEMBER, "(self.pending | self.flags(vote.step)) & ~(vote.flags | Flags.MIRROR)", "Flags.NONE"),
         (PROGRESS, "        if s.pending:\n            forming.send_flags(s, world)\n", ""),
-        (WORKER, "float(flag in flags)", "float(flag in flags and flag is not Flags.STOP)"),
+        ("core/vote.py", "float(flag in flags)", "float(flag in flags and flag is not Flags.STOP)"),
     ),
     bug(
         "unreported-votes-dropped",
@@ -351,7 +353,7 @@ BUGS = (
     bug(
         "copied-while-the-last-is-written",
         11,
-        ("core/vote.py", " if self.values[Slot.BUSY] > 0 else flags", " if False else flags"),
+        ("core/vote.py", "if self.values[Slot.BUSY] > 0:", "if False:"),
     ),
     bug(
         "dead-writer-waited-for",
@@ -433,5 +435,45 @@ BUGS = (
         "back-although-peers-hold-everything",
         0,
         (FORMING, "if lost and s.committed not in s.saved:", "if (lost or s.saved) and s.committed not in s.saved:"),
+    ),
+    bug(
+        "no-snapshot-of-its-own",
+        9,
+        (MIRROR, "self.take((version, mine.shard), contents)\n", "self.worker.member.mirrors = ()\n"),
+    ),
+    bug(
+        "mirrors-overwritten-before-the-next-is-whole",
+        9,
+        (MEMBER, "x.generation == self.generation and not x.is_whole for x", "False for _"),
+    ),
+    bug(
+        "one-slot-for-mirrors",
+        9,
+        (MEMBER, "kept = others if version == self.world.base else others[-1:]", "kept = ()"),
+    ),
+    bug(
+        "base-of-a-world-not-mirrored",
+        9,
+        (WORKER, "if world.mirror_every is not None and world.base != INITIAL:", "if False:"),
+    ),
+    bug(
+        "mirrors-not-kept-by-the-next-world",
+        9,
+        (FORMING, "mirrored=holders.newest_mirrored(s) if mirrors else None", "mirrored=None"),
+    ),
+    bug(
+        "mirror-labelled-before-its-last-byte",
+        8,
+        (MEMBER, "version, shards, earlier=earlier)", "version, shards, shards, earlier)"),
+    ),
+    bug(
+        "mirrors-that-lack-something-gone-back-to",
+        0,
+        (HOLDERS, "if not lost_slices(s.policy.model, mirrored[version]):", "if True:"),
+    ),
+    bug(
+        "older-mirrors-gone-back-to",
+        0,
+        (HOLDERS, "for version in newest_first(tuple(mirrored)):", "for version in sorted(mirrored):"),
     ),
 )

@@ -48,7 +48,7 @@ MUST_HAPPEN = {
     "crash strikes": 300,
     "node strikes": 50,
     "hang strikes": 100,
-    "cut strikes": 100,
+    "cut strikes": 80,
     "slow strikes": 50,
     "suspect strikes": 50,
     "exception strikes": 50,
@@ -59,6 +59,8 @@ MUST_HAPPEN = {
     "restored": 150,
     "back to the beginning": 50,
     "asked back": 30,
+    "mirror begun": 200,
+    "back to mirrors": 50,
     "world from a checkpoint": 150,
     "everybody dies": 100,
     "everybody dies but the controller": 100,
@@ -104,13 +106,13 @@ def test_the_swarm_is_telling(outcomes: list[Outcome]) -> None:
     assert not rare, f"too rare: {rare}"
 
 
-def test_a_seed_does_not_depend_on_the_hash_seed(outcomes: list[Outcome]) -> None:
-    """Iterating over a set where order matters would show in the journal."""
-    code = "from evenkeel.sim.swarm import run_seed\nfor s in range(0, 300, 3): print(run_seed(s).journal)"
-    for hash_seed in ("1", "4242"):
-        env = {**os.environ, "PYTHONPATH": str(PLATFORM), "PYTHONHASHSEED": hash_seed}
-        result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        assert result.stdout.split() == [outcome.journal for outcome in outcomes[0:300:3]]
+@pytest.mark.parametrize(("hash_seed", "seeds"), [("1", range(0, 300, 6)), ("4242", range(3, 300, 6))], ids=str)
+def test_a_seed_does_not_depend_on_the_hash_seed(outcomes: list[Outcome], hash_seed: str, seeds: range) -> None:
+    """Iterating over a set where order matters would show in the journal. The outcomes have random hash seeds."""
+    code = f"from evenkeel.sim.swarm import run_seed\nfor s in {seeds}: print(run_seed(s).journal)"
+    env = {**os.environ, "PYTHONPATH": str(PLATFORM), "PYTHONHASHSEED": hash_seed}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [outcomes[seed].journal for seed in seeds]
 
 
 def test_exits_tell_crash_wrong_and_stuck_apart(

@@ -4,6 +4,7 @@ Both are children of the test process: they end with it, and are stopped by thei
 """
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +26,9 @@ BUCKET = "tests"
 KEY, SECRET = "testkey", "testsecret"
 PATIENCE_S = 120.0
 """How long a server may take to answer before the tests fail: it says that it hangs, never that it is slow."""
+
+QUIET_PORTS = range(20_000, 32_000)
+"""Linux gives connections those from 32768 on (net.ipv4.ip_local_port_range)."""
 
 CEPH_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "monmaptool")
 CEPH_MISSING = "apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"
@@ -245,9 +250,14 @@ def ceph_missing() -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ones of loopback that nobody listens on at this moment."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    """Different ones of loopback that nobody listens on; nor will any connection get one of them meanwhile."""
+    ports = random.SystemRandom().sample(QUIET_PORTS, 1000)
+    return list(islice(filter(_is_free, ports), count))
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

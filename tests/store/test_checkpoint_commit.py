@@ -16,7 +16,7 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.manifest import FileRecord, TensorRecord
 
-pytestmark = pytest.mark.stores("moto", "rgw")
+pytestmark = pytest.mark.stores("rgw")
 
 AT = Version(5, 3)
 STATE, OTHER = make_state(0), make_state(1)

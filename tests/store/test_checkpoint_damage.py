@@ -80,7 +80,7 @@ def test_a_manifest_in_another_steps_folder(files: Files) -> None:
         checkpoints(files).open(2)
 
 
-@pytest.mark.stores("moto", "rgw")
+@pytest.mark.stores("rgw")
 @pytest.mark.parametrize(
     ("how", "says", "read_says"),
     [
@@ -133,7 +133,7 @@ def test_a_newer_format_is_refused_by_name_and_not_passed_over(files: Files) -> 
         assert str(caught.value) == f"{files.where(name)}: has format 7; this evenkeel reads up to 1, use a newer one"
 
 
-@pytest.mark.stores("moto", "rgw")
+@pytest.mark.stores("rgw")
 def test_the_newest_that_is_whole_is_taken_and_the_others_are_named(files: Files) -> None:
     first, _, missing, cut = (save(files, STATE, step) for step in (1, 2, 3, 4))
     files.remove(part_of(missing))

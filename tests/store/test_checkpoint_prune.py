@@ -12,7 +12,7 @@ from evenkeel.core.ids import Version
 from evenkeel.store.files import Files, LocalFiles
 from evenkeel.store.manifest import part_generation
 
-pytestmark = pytest.mark.stores("moto", "rgw")
+pytestmark = pytest.mark.stores("rgw")
 
 STATE = make_state(0)
 SMALL = {"param/bias": STATE["param/bias"]}

@@ -1,5 +1,6 @@
 """JSON lines: visible at once on a disk, in segments on an object store, and never a torn one."""
 
+import errno
 import json
 import os
 import subprocess
@@ -71,9 +72,15 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 def test_a_partial_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = LocalLines(LocalFiles(tmp_path), "metrics")
     writer.write({"step": 1})
-    whole = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: whole(fd, data[:5]))
-    with pytest.raises(StoreError, match="only 5 of"):
+    whole, sizes = os.write, iter((5, 0))
+
+    def fills_the_disk(fd: int, data: bytes) -> int:
+        if size := next(sizes):
+            return whole(fd, data[:size])
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "write", fills_the_disk)
+    with pytest.raises(StoreError, match="No space left"):
         writer.write({"step": 2})
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n'
 

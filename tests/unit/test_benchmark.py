@@ -26,7 +26,7 @@ NAMES = {
     "throughput": ["vs_ddp", "vs_raytrain"],
     "tensor": ["vs_dtensor"],
     "pipeline": ["vs_torch"],
-    "recovery": ["spare", "shrink", "hang"],
+    "recovery": ["spare", "shrink", "hang", "mirror"],
     "startup": ["vs_raytrain"],
     "overhead": ["fault_tolerance"],
     "plan": ["equal_4096"],
@@ -286,6 +286,8 @@ def healing_run(folder: Path, work: Work, after: int | None = None, generations:
     sizes = {s: size if s >= at else work.workers for s in ends}
     lines = [{"step": s, "generation": 1 + generations * (s >= at), "world_size": sizes[s]} for s in ends]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    restored = {"event": "restored", "reason": "step 31 is lost; back to the mirrors of step 30"}
+    (run / "events.jsonl").write_text(json.dumps(restored) + "\n" if work.mirror_every else "")
     return Steps(100.0, ends, {s: 5.0 / s for s in ends}, run=run)
 
 
@@ -293,7 +295,7 @@ EXPECTED: Mapping[str, Mapping[str, float]] = {
     "throughput": {"vs_ddp": 1.25, "vs_raytrain": 1.25},
     "tensor": {"vs_dtensor": 1.25},
     "pipeline": {"vs_torch": 1.25},
-    "recovery": {"spare": 0.3, "shrink": 0.3, "hang": 1.3},
+    "recovery": {"spare": 0.3, "shrink": 0.3, "hang": 1.3, "mirror": 0.3},
     "startup": {"vs_raytrain": 0.8},
     "overhead": {"fault_tolerance": 1.0},
 }
@@ -317,12 +319,17 @@ def test_the_bound_of_a_hang_is_counted_in_steps_of_these_runs(a_lab: lab.Lab) -
 
 
 def test_a_run_that_healed_in_another_way_is_no_measurement(tmp_path: Path) -> None:
-    spare, shrink, _ = recovery.CASES
+    spare, shrink, _, mirror = recovery.CASES
     recovery.check_healed(spare, healing_run(tmp_path / "a", spare.work()))
     with pytest.raises(BenchError, match="expected 4, then 4"):
         recovery.check_healed(spare, healing_run(tmp_path / "b", spare.work(), after=3))
     with pytest.raises(BenchError, match="it took 2 generations"):
         recovery.check_healed(shrink, healing_run(tmp_path / "c", shrink.work(), generations=2))
+    steps = healing_run(tmp_path / "d", mirror.work())
+    assert steps.run is not None
+    (steps.run / "events.jsonl").write_text("")
+    with pytest.raises(BenchError, match="it went back to mirrors: False"):
+        recovery.check_healed(mirror, steps)
 
 
 def test_a_run_without_its_fault_is_no_measurement(tmp_path: Path) -> None:
@@ -345,7 +352,7 @@ def test_the_works_configuration_is_one_that_a_run_takes(tmp_path: Path) -> None
         config = load_config([case.work().write(tmp_path / case.name)])
         assert config.train.micro_batches == 8
         assert [fault.kind for fault in config.faults] == [case.kind]
-        assert config.scaling.workers == [3, 4]
+        assert config.scaling.workers == ([2, 2] if case.name == "mirror" else [3, 4])
 
 
 # ------------------------------------------------------------ the command

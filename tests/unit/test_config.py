@@ -18,7 +18,6 @@ from evenkeel.config import (
     with_absolute_data,
     with_absolute_storage,
 )
-from evenkeel.config_check import without_effect
 from evenkeel.config_values import HIDDEN, hide_secrets, is_secret
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -362,10 +361,3 @@ def test_data_that_is_here_gets_absolute_paths(tmp_path: Path, monkeypatch: pyte
     assert paths(here, None) == (here, None)
     for name in ("stdlib", "elsewhere.txt", "s3://bucket/text.txt", ""):
         assert paths(name, name) == (name, name)
-
-
-def test_keys_without_effect_are_told() -> None:
-    assert without_effect(made()) == ()
-    effective = {"checkpoint": {"every_steps": 5, "keep": 3, "max_failures": 1}, "emulate": {"slowdown": {0: 2.0}}}
-    assert without_effect(made(**effective)) == ()
-    assert without_effect(made(redundancy={"copies": 1, "mirror_every": 5})) == ("redundancy.mirror_every",)

@@ -65,7 +65,8 @@ def test_nobody_answers_for_the_initial_state() -> None:
 
 def test_the_same_step_of_another_generation_is_not_kept() -> None:
     """Rule 7 in the worker: step 3 of generation 2 is not a copy of step 3 of generation 1."""
-    member = Member(A, held=m.Held(SHARD, Version(3, 2)), kept=(m.Held(Shard(0, 1, 0, 1), Version(3, 1)),))
+    kept = (m.Held(Shard(0, 1, 0, 1), Version(3, 1)),)
+    member = Member(A, world=world(), held=m.Held(SHARD, Version(3, 2)), kept=kept)
     member.resharded(Shard(1, 2, 0, 1), Version(3, 1))
     assert member.kept == (m.Held(Shard(0, 1, 0, 1), Version(3, 1)),)
     assert member.held == m.Held(Shard(1, 2, 0, 1), Version(3, 1))

@@ -91,12 +91,18 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             progress.reported(s, now, reports)
         case m.Failed():
             repair.failed(s, now, event)
+        case m.NotFinite(worker_id, step, what):
+            s.trouble.not_finite = f"{worker_id} met {what} in step {step}"
+            s.log("not_finite", worker_id=worker_id, text=what)
         case m.Answered():
             repair.answered(s, event)
         case m.Settled():
             repair.settled(s, event)
         case m.Joined():
             progress.joined(s, event)
+        case m.MemoryUsed(worker_id, params, grads, optimizer, peak, available):
+            told = {"params": params, "grads": grads, "optimizer": optimizer, "peak": peak, "available": available}
+            s.log("memory", worker_id=worker_id, **told)
         case m.Located():
             watch.located(s, now, event)
         case m.Finished(_, generation, reports, eval_loss):

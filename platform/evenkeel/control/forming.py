@@ -1,18 +1,20 @@
 """From workers that are here to a world that runs; and the requests that ride on its votes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from evenkeel.control import holders, saving
 from evenkeel.control import messages as m
-from evenkeel.control import saving
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
 from evenkeel.core.ids import INITIAL
-from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.layout import Infeasible, Planned, plan_layout
+from evenkeel.plan.memory import copies_that_fit
+from evenkeel.plan.mirrors import are_needed
 
 
 def try_form(s: State, now: float) -> None:
@@ -33,13 +35,19 @@ def try_form(s: State, now: float) -> None:
         deaths = s.trouble.deaths(s.committed.step + 1)
         what = f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
         what = f"{deaths}; {what}" if deaths else what
-        if saving.newer_is_coming(s):
+        mirrored = holders.newest_mirrored(s)
+        if mirrored is not None and saving.is_newest(s, mirrored):
+            saving.go_back(s, mirrored, f"{what}; back to the mirrors of step {mirrored.step}")
+            sources = _sources(s)
+            lost = ()
+        elif saving.newer_is_coming(s):
             _wait_for(s, f"a checkpoint to be written, as {what}")
             return
-        saving.restore(s, what)
-        if isinstance(s.mode, Ended):
-            return
-        sources = ()
+        else:
+            saving.restore(s, what)
+            if isinstance(s.mode, Ended):
+                return
+            sources = ()
     until = gathers_until(s)
     if until is None or now >= until:
         planned = _plan(s)
@@ -95,6 +103,8 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     layout = planned.layout
     s.generation += 1
     infos = tuple(s.roster.alive[w] for w in layout.members)
+    copies, why = _copies(s, layout, infos)
+    mirrors = s.policy.mirror_every > 0 and are_needed(layout, copies)
     world = World(
         generation=s.generation,
         layout=layout,
@@ -104,10 +114,12 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         nodes=tuple((i.worker_id, i.node_id) for i in infos),
         last_step=s.policy.last_step,
         cause=_cause(s),
-        reason=planned.reason,
+        reason=f"{planned.reason}; {why}" if why else planned.reason,
         saved=saved,
         checkpoint_every=s.policy.checkpoint_every,
-        copies=_copies(s, len(layout.pipelines)),
+        copies=copies,
+        mirror_every=s.policy.mirror_every if mirrors else None,
+        mirrored=holders.newest_mirrored(s) if mirrors else None,
     )
     spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
     s.journal.append(m.WorldOpened(world, spares))
@@ -121,10 +133,12 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     s.say(*(m.Form(w, s.epoch, world) for w in layout.members))
 
 
-def _copies(s: State, pipelines: int) -> int | None:
-    """Where there are no more pipelines than copies asked for, everybody owns all."""
+def _copies(s: State, layout: Layout, infos: Sequence[WorkerInfo]) -> tuple[int | None, str]:
+    """How many there are to be, None for all that hold a parameter, and why not all, where nobody asked for fewer."""
     copies = s.policy.copies
-    return None if copies is None or copies >= pipelines else copies
+    if copies is None:
+        return copies_that_fit(layout, s.policy.model, infos, s.policy.precision)
+    return (None if copies >= len(layout.pipelines) else copies), ""
 
 
 def _cause(s: State) -> str:
@@ -170,12 +184,13 @@ def send_flags(s: State, world: World) -> None:
 
 def _sources(s: State) -> tuple[Source, ...]:
     """Who holds the committed version, by lineage: step and generation must both agree (rule 7)."""
-    return tuple(
+    held = (
         Source(w, held.shard)
         for w, holdings in sorted(s.holdings.items())
         for held in holdings
         if held.version == s.committed
     )
+    return tuple(dict.fromkeys(held))  # a mirror may be of the committed version too
 
 
 def _lost_slices(s: State, sources: Iterable[Source]) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Who holds the committed version while a world is formed, runs or is being repaired."""
+"""Who holds the committed version while a world is formed, runs or is being repaired; and what mirrors hold."""
 
 from evenkeel.control.modes import Aborting, Forming, Running
+from evenkeel.control.saving import in_line, newest_first
 from evenkeel.control.state import State
-from evenkeel.core.ids import INITIAL, WorkerId
+from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.model import Shard
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
@@ -17,6 +18,18 @@ def is_last_holder(s: State, worker: WorkerId) -> bool:
         return False
     others = [shard for w, shards in _held(s).items() if w != worker for shard in shards]
     return bool(lost_slices(s.policy.model, others))
+
+
+def newest_mirrored(s: State) -> Version | None:
+    """The newest version of the run's line of which the mirrors of those who are alive hold all, if there is any."""
+    mirrored: dict[Version, list[Shard]] = {}
+    for held in (held for holdings in s.holdings.values() for held in holdings):
+        if held.mirror and held.version is not None and in_line(s, held.version):
+            mirrored.setdefault(held.version, []).append(held.shard)
+    for version in newest_first(tuple(mirrored)):
+        if not lost_slices(s.policy.model, mirrored[version]):
+            return version
+    return None
 
 
 def _held(s: State) -> dict[WorkerId, tuple[Shard, ...]]:

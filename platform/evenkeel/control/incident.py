@@ -27,6 +27,8 @@ class Incident:
     unparked: set[WorkerId] = field(default_factory=set)
     """Of the lost those that were killed only because they did not answer in time."""
     faults: list[str] = field(default_factory=list)
+    broken: str = ""
+    """What the first worker said whose collective broke."""
     aborted_at: float = 0.0
     answered_at: float = 0.0
     settled_at: float = 0.0
@@ -58,7 +60,8 @@ class Incident:
     def describe(self) -> str:
         """One line for an error message."""
         who = ", ".join(f"{worker}: {cause}" for worker, cause in self.lost.items())
-        return f"last: {self.cause}" + (f" ({who})" if who else "")
+        why = who or self.broken
+        return f"last: {self.cause}" + (f" ({why})" if why else "")
 
     def fields(self, now: float) -> dict[str, Any]:
         """The event line's own fields, when the first step after it was committed at `now`."""

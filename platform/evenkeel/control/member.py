@@ -5,7 +5,7 @@ is what trains. The caller serialises the calls (a lock in the engine): those of
 settle, form, request) and those of the training thread (the rest).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evenkeel.control.messages import Answer, Decision, Finished, Held, Position, Report, Reported
 from evenkeel.core.ids import Generation, Version, WorkerId
@@ -15,6 +15,32 @@ from evenkeel.core.world import World
 
 RING = 64
 """Votes that a worker keeps until the controller has acknowledged them; a leader with a full ring pauses (rule 16)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A version in a worker's host memory beside what it trains: a snapshot of its own part, and those of others.
+
+    Attributes:
+        generation: that mirrored it last.
+        shards: its own and those that it keeps for others, by the layout of that generation.
+        whole: those of which the last byte is there (rule 8).
+        earlier: those that are there since an earlier generation mirrored the same version.
+    """
+
+    generation: Generation
+    version: Version
+    shards: tuple[Shard, ...]
+    whole: tuple[Shard, ...] = ()
+    earlier: tuple[Shard, ...] = ()
+
+    @property
+    def held(self) -> tuple[Shard, ...]:
+        return tuple(dict.fromkeys((*self.whole, *self.earlier)))
+
+    @property
+    def is_whole(self) -> bool:
+        return all(shard in self.whole for shard in self.shards)
 
 
 @dataclass(slots=True)
@@ -28,6 +54,9 @@ class Member:
         parked: the training thread runs nothing.
         held: the shard that it trains, if any.
         kept: shards of earlier generations, not freed before the first vote of this one is complete (rule 13).
+        mirrors: older first. Two, of which the older is whole everywhere, or the best there is (rule 9); until the
+            first vote of a generation also that of its base, of which others may still need something (rule 13).
+        mirrored_at: the step of the last mirror.
         prepared: what committing the summed gradients in hand would make.
         saw: the completed vote of the open or just committed step.
         sums: gradient sums of the open step that are not complete yet.
@@ -42,6 +71,8 @@ class Member:
     parked: bool = True
     held: Held | None = None
     kept: tuple[Held, ...] = ()
+    mirrors: tuple[Mirror, ...] = ()
+    mirrored_at: int = 0
     prepared: Version | None = None
     saw: Vote | None = None
     sums: int = 0
@@ -49,9 +80,15 @@ class Member:
     unreported: tuple[Report, ...] = ()
 
     @property
+    def trained(self) -> tuple[Held, ...]:
+        """The shards that it trains or has trained, the current one first."""
+        return self.kept if self.held is None else (self.held, *self.kept)
+
+    @property
     def holdings(self) -> tuple[Held, ...]:
         """All shards in memory, the current one first."""
-        return self.kept if self.held is None else (self.held, *self.kept)
+        mirrored = (Held(shard, x.version, mirror=True) for x in self.mirrors for shard in x.held)
+        return (*self.trained, *mirrored)
 
     @property
     def generation(self) -> Generation:
@@ -109,6 +146,7 @@ class Member:
         self.floor = world.generation
         self.world = world
         self.parked = False
+        self.mirrored_at = world.base.step
         self.prepared = None
         self.saw = None
         self.unreported = ()
@@ -126,10 +164,14 @@ class Member:
         """What this worker asks of the vote of a step. The leader knows when a checkpoint is due."""
         assert self.world is not None
         every, last = self.world.checkpoint_every, step == self.world.last_step
-        if every is None or self.world.leader != self.worker_id:
+        if self.world.leader != self.worker_id:
             return self.pending & ~Flags.CHECKPOINT
-        due = last or (every > 0 and step % every == 0) or Flags.STOP in self.pending
-        return self.pending | (Flags.CHECKPOINT if due else Flags.NONE)
+        flags = self.pending if every is not None else self.pending & ~Flags.CHECKPOINT
+        if every is not None and (last or (every > 0 and step % every == 0) or Flags.STOP in self.pending):
+            flags |= Flags.CHECKPOINT
+        if self.world.mirror_every is not None and not last and step - self.mirrored_at >= self.world.mirror_every:
+            flags |= Flags.MIRROR
+        return flags
 
     def busy(self, step: int, writing: bool) -> bool:
         """What it says in the vote of a step while it is still writing its last copy.
@@ -145,10 +187,20 @@ class Member:
 
     # ------------------------------------------------------------ training thread
 
+    def begin_reshard(self, shard: Shard, version: Version) -> None:
+        """This shard is about to be filled with a version, over what there is of it (rule 8).
+
+        Whatever version that has, nobody will ask for it: the one to begin from is decided, and it is not that.
+        """
+        if self.held is not None and self.held.shard == shard and self.held.version != version:
+            self.held = None
+
     def resharded(self, shard: Shard, version: Version) -> None:
         """The shard of the new world is whole. Others of this version stay until the first vote (rule 13)."""
-        self.kept = tuple(h for h in self.holdings if h.version == version and h.shard != shard)
+        assert self.world is not None
+        self.kept = tuple(h for h in self.trained if h.version == version and h.shard != shard)
         self.held = Held(shard, version)
+        self.mirrors = tuple(x for x in self.mirrors if x.version in (self.world.mirrored, version))
 
     def tear(self) -> None:
         """The held shard is about to be written (rule 8)."""
@@ -184,7 +236,9 @@ class Member:
             return False
         self.saw = vote
         self.kept = ()
-        self.pending = (self.pending | self.flags(vote.step)) & ~vote.flags
+        useful = (x for x in self.mirrors if x.generation == self.generation or x.version == self.world.mirrored)
+        self.mirrors = tuple(useful)
+        self.pending = (self.pending | self.flags(vote.step)) & ~(vote.flags | Flags.MIRROR)
         return True
 
     def begin_commit(self) -> None:
@@ -202,6 +256,31 @@ class Member:
         self.prepared = None
         self.unreported = (*self.unreported, Report(self.saw, committed_at))[-RING:]
         return Reported(self.worker_id, self.unreported) if self.world.leader == self.worker_id else None
+
+    def begin_mirror(self, version: Version, shards: tuple[Shard, ...]) -> None:
+        """It is about to write a snapshot of this version, and to receive those of others, over the older mirror.
+
+        After a vote that says so: the newer one is whole everywhere then. Or with the base of a world: then what there
+        is besides is what the controller knows to be the best (rule 9), or the very same version.
+        """
+        assert self.world is not None
+        others = tuple(x for x in self.mirrors if x.version != version)
+        earlier = tuple(shard for x in self.mirrors if x.version == version for shard in x.held)
+        kept = others if version == self.world.base else others[-1:]
+        self.mirrors = (*kept, Mirror(self.generation, version, shards, earlier=earlier))
+        self.mirrored_at = version.step
+
+    def mirrored(self, version: Version, shard: Shard) -> None:
+        """The last byte of a shard of a mirror is written. Nothing, if that version is not mirrored any more."""
+        self.mirrors = tuple(
+            replace(x, whole=(*x.whole, shard)) if x.version == version and shard in x.shards else x
+            for x in self.mirrors
+        )
+
+    @property
+    def mirroring(self) -> bool:
+        """Whether the last mirror of this generation is not whole here."""
+        return any(x.generation == self.generation and not x.is_whole for x in self.mirrors[-1:])
 
     def finished(self, eval_loss: float | None) -> Finished | None:
         """After the final model is written: the leader's word that the run is done. None from everybody else."""

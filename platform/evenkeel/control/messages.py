@@ -87,6 +87,15 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class NotFinite:
+    """A worker met an infinite or undefined loss or gradient in a step, which is skipped: `what` it was, in words."""
+
+    worker_id: WorkerId
+    step: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     worker_id: WorkerId
     generation: Generation
@@ -112,6 +121,19 @@ class Joined:
     generation: Generation
     regroup_s: float = 0.0
     reshard_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUsed:
+    """After the first step of a generation: bytes of the state by the formula (plan/memory.py), the most that was used
+    of the device, and what that has. The rest is activations, what is communicated, and what else is in the process."""
+
+    worker_id: WorkerId
+    params: int
+    grads: int
+    optimizer: int
+    peak: int
+    available: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +239,11 @@ Event = (
     | StartFailed
     | Reported
     | Failed
+    | NotFinite
     | Answered
     | Settled
     | Joined
+    | MemoryUsed
     | Located
     | Finished
     | PartWritten

@@ -9,10 +9,14 @@ from evenkeel.core.vote import Vote
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A shard in a worker's memory. `version` is None while it is being written: a torn shard has no label (rule 8)."""
+    """A shard in a worker's memory. `version` is None while it is being written: a torn shard has no label (rule 8).
+
+    `mirror` is True for a snapshot, its own or somebody else's, beside what it trains.
+    """
 
     shard: Shard
     version: Version | None
+    mirror: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

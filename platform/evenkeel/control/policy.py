@@ -14,7 +14,9 @@ class Policy:
         last_step: train.steps.
         spares: ready workers to hold beside the world.
         max_bad_steps: how many steps in a row may be skipped as not finite.
-        copies: how many workers keep and update each element of the state; None: all that hold its parameter.
+        precision: "fp32", "bf16" or "fp64": how much memory the state takes.
+        copies: how many workers keep and update each element of the state; None: as many as fit.
+        mirror_every: steps between two mirrors of what only one worker keeps; 0: there are none.
         checkpoint_every: steps between two checkpoints; 0: the optimum; None: none are written, as there is no store.
         max_checkpoint_failures: so many checkpoints in a row that cannot be written end the run; None: they never do.
         gather_s: seconds after the last new worker that a run with enough, but not all workers waits for the rest.
@@ -26,7 +28,9 @@ class Policy:
     last_step: int
     spares: int = 0
     max_bad_steps: int = 10
+    precision: str = "fp32"
     copies: int | None = None
+    mirror_every: int = 0
     checkpoint_every: int | None = None
     max_checkpoint_failures: int | None = None
     gather_s: float = 10.0

@@ -66,7 +66,9 @@ def failed(s: State, now: float, event: m.Failed) -> None:
         return
     fault = event.fault
     incident = break_world(s, now, "broken collective" if fault.collective else "exception")
-    if not fault.collective:
+    if fault.collective:
+        incident.broken = incident.broken or f"{event.worker_id}: {fault.error}"
+    else:
         text = _describe(event.worker_id, fault)
         s.trouble.exception(fault.step, event.generation, text)
         s.log("exception", worker_id=event.worker_id, text=text)
@@ -175,7 +177,8 @@ def conclude(s: State, now: float, done: dict[WorkerId, tuple[m.Held, ...]]) -> 
 
 
 def _describe(worker_id: WorkerId, fault: m.Fault) -> str:
-    where = f"worker {worker_id}, step {fault.step}, {fault.phase}"
+    at = f"after step {fault.step - 1}" if fault.phase == "finish" else f"step {fault.step}"
+    where = f"worker {worker_id}, {at}, {fault.phase}"
     if fault.layer:
         where += f", layer {fault.layer}, micro-batch {fault.micro}"
     return f"{where}: {fault.error}"

@@ -289,6 +289,11 @@ def forgotten(s: State) -> None:
         s.pending |= Flags.CHECKPOINT
 
 
+def is_newest(s: State, version: Version) -> bool:
+    """Whether no checkpoint is newer than this version, nor will be soon."""
+    return newest_first([version, *s.saved, *s.uploads])[0] == version
+
+
 def newer_is_coming(s: State) -> bool:
     """Whether a checkpoint is being written that is newer than all there are."""
     return any(version not in s.saved and newest_first([version, *s.saved])[0] == version for version in s.uploads)

@@ -40,6 +40,8 @@ class Trouble:
     crashes: list[Crash] = field(default_factory=list)
     """Of steps that were not committed since, also where the run went back to a checkpoint and came there again."""
     last: str = ""
+    not_finite: str = ""
+    """Who met what was not finite last, and what it was. The report of that step may be heard first."""
 
     def committed(self, vote: Vote) -> None:
         """Progress: what went wrong up to this step is forgiven, but for steps that were skipped as not finite.
@@ -67,7 +69,8 @@ class Trouble:
     def verdict(self, open_step: int) -> str | None:
         """Why the run must end, in one line; None while it may go on."""
         if self.bad_steps >= self.max_bad_steps:
-            return f"step {open_step - 1}: loss or gradient not finite in {self.bad_steps} steps in a row"
+            often = f"step {open_step - 1}: loss or gradient not finite in {self.bad_steps} steps in a row"
+            return f"{often}; {self.not_finite}" if self.not_finite else often
         if len(self.raised.get(open_step, ())) >= MAX_EXCEPTIONS:
             return f"failed again after a retry: {self.last}"
         if len(self._crashes(open_step)) >= MAX_CRASHES:

@@ -16,6 +16,7 @@ class WorkerInfo:
     Attributes:
         device: "cpu" or "cuda"; only workers of one kind of device can share a process group.
         kind: the device's model, such as "NVIDIA H200", for planning.
+        memory: bytes of the device, on the CPU of its node; 0 if that is not known.
         visible_devices: CUDA_VISIBLE_DEVICES as Ray set it, "" on CPU.
         store_host, store_port: where its rendezvous store listens.
     """
@@ -25,6 +26,7 @@ class WorkerInfo:
     pid: int
     device: str = "cpu"
     kind: str = "cpu"
+    memory: int = 0
     visible_devices: str = ""
     store_host: str = "127.0.0.1"
     store_port: int = 0

@@ -27,6 +27,9 @@ class Slot(IntEnum):
     EVAL_LOSS = 10
     BUSY = 11
     """Workers that still write their part of a checkpoint; until there are none, nobody copies the next."""
+    MIRROR = 12
+    MIRRORING = 13
+    """Workers whose part of the last mirror is not whole yet; until there are none, nobody begins the next (rule 9)."""
 
 
 SLOTS = len(Slot)
@@ -39,6 +42,21 @@ class Flags(IntFlag):
     PAUSE = 1
     CHECKPOINT = 2
     STOP = 4
+    MIRROR = 8
+
+
+_SLOTS = (
+    (Flags.PAUSE, Slot.PAUSE),
+    (Flags.CHECKPOINT, Slot.CHECKPOINT),
+    (Flags.STOP, Slot.STOP),
+    (Flags.MIRROR, Slot.MIRROR),
+)
+
+
+def put_flags(ballot: list[float], flags: Flags) -> None:
+    """Writes requests into a worker's part of a vote."""
+    for flag, slot in _SLOTS:
+        ballot[slot] = float(flag in flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +77,15 @@ class Vote:
 
     @property
     def flags(self) -> Flags:
-        """The requests that are carried out with this step. Those to save, and to save and stop, wait for BUSY."""
+        """The requests that are carried out with this step. Those to save, and to save and stop, wait for BUSY, that to
+        mirror for MIRRORING."""
         flags = Flags.NONE
-        for flag, slot in ((Flags.PAUSE, Slot.PAUSE), (Flags.CHECKPOINT, Slot.CHECKPOINT), (Flags.STOP, Slot.STOP)):
+        for flag, slot in _SLOTS:
             if self.values[slot] > 0:
                 flags |= flag
-        return flags & ~(Flags.CHECKPOINT | Flags.STOP) if self.values[Slot.BUSY] > 0 else flags
+        if self.values[Slot.BUSY] > 0:
+            flags &= ~(Flags.CHECKPOINT | Flags.STOP)
+        return flags & ~Flags.MIRROR if self.values[Slot.MIRRORING] > 0 else flags
 
     @property
     def saves(self) -> bool:
@@ -72,23 +93,34 @@ class Vote:
         return Flags.CHECKPOINT in self.flags
 
     @property
+    def mirrors(self) -> bool:
+        """Whether everybody begins to mirror its part of the version that this vote commits. The mirror before it is
+        whole everywhere then."""
+        return Flags.MIRROR in self.flags
+
+    @property
     def skip(self) -> bool:
         """Whether parameters stay as they are (rule 12: a pure function of the vote). The step still counts."""
-        return self.values[Slot.NONFINITE] > 0 or self.values[Slot.TOKENS] <= 0
+        return self.values[Slot.NONFINITE] > 0 or self.weight <= 0
+
+    @property
+    def weight(self) -> float:
+        """What the summed loss and gradients are divided by: valid tokens, or what else the model's loss counts."""
+        return self.values[Slot.TOKENS]
 
     @property
     def tokens(self) -> int:
-        return int(self.values[Slot.TOKENS])
+        return int(self.weight)
 
     @property
     def loss(self) -> float | None:
         """Mean loss per token; None in a skipped step."""
-        return None if self.skip else self.values[Slot.LOSS] / self.values[Slot.TOKENS]
+        return None if self.skip else self.values[Slot.LOSS] / self.weight
 
     @property
     def grad_norm(self) -> float | None:
         """Euclidean norm of the mean gradient; None in a skipped step."""
-        return None if self.skip else float(self.values[Slot.GRAD_SQUARES] ** 0.5 / self.values[Slot.TOKENS])
+        return None if self.skip else float(self.values[Slot.GRAD_SQUARES] ** 0.5 / self.weight)
 
     @property
     def eval_loss(self) -> float | None:

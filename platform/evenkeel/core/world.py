@@ -29,6 +29,8 @@ class World:
         saved: everybody reads its part of `base` from the checkpoint of that version; nobody is a source.
         copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
+        mirror_every: steps between two mirrors; None: nothing is mirrored. `base` is, at once, unless it is INITIAL.
+        mirrored: the newest version of which the mirrors that are alive hold all: kept until a newer one is whole.
     """
 
     generation: Generation
@@ -43,6 +45,8 @@ class World:
     saved: bool = False
     checkpoint_every: int | None = None
     copies: int | None = None
+    mirror_every: int | None = None
+    mirrored: Version | None = None
 
     @property
     def size(self) -> int:

@@ -87,6 +87,9 @@ class Group(Protocol):
     def irecv(self, tensor: Tensor, src: int) -> Pending:
         """The next message of `src`, of just this size."""
 
+    def drain(self) -> None:
+        """Blocks until no copy is held of anything that was sent: so whoever sends much bounds the memory for it."""
+
 
 class Done:
     """A communication that was complete when it was issued."""
@@ -133,3 +136,6 @@ class SoloGroup:
 
     def irecv(self, tensor: Tensor, src: int) -> Pending:
         raise ValueError("a group of one has nobody to receive from")
+
+    def drain(self) -> None:
+        pass

@@ -10,6 +10,7 @@ from evenkeel.engine.collective import Group, Op, Pending, SoloGroup
 from evenkeel.engine.mesh import Mesh
 from evenkeel.engine.rendezvous import GroupAborted, GroupBroken, StoreServer
 from evenkeel.engine.tcp import TcpGroup
+from evenkeel.engine.wire import Connection
 
 __all__ = ["Group", "GroupAborted", "GroupBroken", "GroupSet", "GroupSpec", "Op", "Pending"]
 
@@ -82,6 +83,9 @@ class GroupSet:
         if len(set(names)) != len(names) or "world" in names:
             raise ValueError(f"a group's name is there twice or is 'world': {names}")
         self.generation = generation
+        self._me = me
+        self._infos = infos
+        self._rank = {worker: rank for rank, worker in enumerate(infos)}
         self._mesh = Mesh(generation, server)
         self._communicators: list[_Closable] = []
         self._groups: dict[str, Group] = {}
@@ -116,6 +120,19 @@ class GroupSet:
     @property
     def aborted(self) -> bool:
         return self._mesh.aborted
+
+    def call(self, label: str, worker: WorkerId) -> Connection:
+        """A connection of its own to another member, which claims it under the same label. Any thread may use it.
+
+        Raises:
+            GroupAborted: once the generation is aborted.
+            GroupBroken: if that member cannot be reached.
+        """
+        return self._mesh.call(label, self._rank[self._me], self._rank[worker], self._infos[worker])
+
+    def claim(self, label: str, worker: WorkerId) -> Connection:
+        """The connection that another member calls under this label; blocks until it does. Raises GroupAborted."""
+        return self._mesh.claim(label, self._rank[worker], self._infos[worker])
 
     def connect(self) -> None:
         """Meets the other members of every group, in the order of the list; blocks until they come.

@@ -1,6 +1,6 @@
 """The shards in a worker's memory: the one that it trains, and older ones that others may still need (rule 13)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from evenkeel.engine.optimizer import AdamW
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.random import RandomKey, bind_random
 from evenkeel.engine.saver import load
+from evenkeel.engine.seat import Seat
+from evenkeel.engine.slices import OwnedSlices
 from evenkeel.engine.state import ShardState
 from evenkeel.engine.transfer import carry_out
 from evenkeel.plan.copies import shards_in
@@ -49,27 +51,37 @@ class Holdings:
         return self._current
 
     def reshard(
-        self, world: World, me: WorkerId, held: Iterable[Held], group: Group, progress: Progress
+        self,
+        world: World,
+        me: WorkerId,
+        seat: Seat,
+        mirrored: Sequence[OwnedSlices],
+        group: Group,
+        progress: Progress,
     ) -> Memory:
         """The shard that the layout gives this worker, at the world's base.
 
-        Beside what is held, which stays as it is; only if the same shard is held at the base already, that one is it.
+        Beside what is held at the base, which stays as it is; if that same shard is among it, that one is it.
 
         Args:
-            held: what the member says of the shards in memory.
+            seat: whose member knows what the shards in memory are.
+            mirrored: snapshots of the base.
         """
         shards = shards_in(world, self._job.shape)
         shard = shards[me]
-        true = {h.shard for h in held if h.version == world.base}
-        sources = [state for state in self._states() if state.shard in true]
-        same = self._current is not None and self._current.state.shard == shard and shard in true
-        memory = self._current if same and self._current is not None else self._build(shard)
+        with seat.changed:
+            seat.member.begin_reshard(shard, world.base)
+            true = {h.shard for h in seat.member.trained if h.version == world.base}
+        sources = [*(state for state in self._states() if state.shard in true), *mirrored]
+        same = shard in true
+        usable = self._current is not None and self._current.state.shard == shard
+        memory = self.current if usable else self._build(shard)
         if world.saved:
             if not same:
                 load(self._job, world.base, memory.state, progress)
         elif world.base == INITIAL:
             if not same:
-                memory.state.initialise(self._job.settings.seed)
+                memory.state.initialise(self._job.settings.seed, progress.moved)
         else:
             holders = [(source.worker_id, source.shard) for source in world.sources]
             plan = transfers(self._job.shape, holders, world.layout, dict(world.nodes), shards)

@@ -12,7 +12,7 @@ from evenkeel.core.boxes import Box
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.model import ModelShape
 from evenkeel.engine.faults import FaultPlan
-from evenkeel.engine.model import Model, boundary_shapes, model_shape
+from evenkeel.engine.model import Hidden, Model, boundaries_of, model_shape
 from evenkeel.engine.state import PRECISIONS
 
 
@@ -134,7 +134,7 @@ class Job:
         return model_shape(self.model)
 
     @cached_property
-    def boundaries(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of the tensor that enters each layer, for one micro-batch."""
+    def boundaries(self) -> tuple[Hidden, ...]:
+        """What enters each layer, for one micro-batch."""
         inputs, _ = self.train.get((0,) * self.settings.micro_batch)
-        return boundary_shapes(self.model, inputs, PRECISIONS[self.settings.precision])
+        return boundaries_of(self.model, inputs, PRECISIONS[self.settings.precision])

@@ -15,7 +15,7 @@ is random in a forward pass (engine/random.py): who holds a layer changes nothin
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import gcd
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -224,6 +224,8 @@ def _check_state(layer: nn.Module, spec: LayerSpec) -> None:
     for name, parameter in layer.named_parameters():
         if not parameter.requires_grad:
             raise ValueError(f"{spec.name}.{name} does not require a gradient; frozen parameters are not supported")
+        if parameter.is_complex():
+            raise ValueError(f"{spec.name}.{name} is complex; hold its parts in a real one, see torch.view_as_complex")
     saved = layer.state_dict().keys() - {n for n, _ in layer.named_parameters(remove_duplicate=False)}
     if saved:
         raise ValueError(
@@ -254,8 +256,16 @@ _CHEAP = 2e10
 operations there makes it import its compiler, for 1 to 3 s."""
 
 
-def boundary_shapes(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[tuple[int, ...], ...]:
-    """Shape of the tensor that enters each layer, whole on each TP rank.
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Shape and type of what one layer hands to the next."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def boundaries_of(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[Hidden, ...]:
+    """What enters each layer, whole on each TP rank. A layer of the user's may give another type than `dtype`.
 
     Found by a forward pass; for large models by one without memory or arithmetic.
 
@@ -267,13 +277,13 @@ def boundary_shapes(model: Model, inputs: Tensor, dtype: torch.dtype) -> tuple[t
     size = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     device = "cpu" if 2 * size * inputs.numel() < _CHEAP else "meta"
     x = torch.zeros(inputs.shape, dtype=dtype if inputs.is_floating_point() else inputs.dtype, device=device)
-    shapes: list[tuple[int, ...]] = []
+    found: list[Hidden] = []
     with torch.no_grad():
         for layer in layers:
-            shapes.append(tuple(x.shape))
+            found.append(Hidden(tuple(x.shape), x.dtype))
             _zero_parameters(layer, device)
-            x = layer.to(dtype).eval()(x)
-    return tuple(shapes)
+            x = cast(layer, dtype).eval()(x)
+    return tuple(found)
 
 
 def _zero_parameters(layer: nn.Module, device: str) -> None:
@@ -282,6 +292,19 @@ def _zero_parameters(layer: nn.Module, device: str) -> None:
     for module in layer.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype, device=device)))
+
+
+_CASTS = {torch.float32: nn.Module.float, torch.bfloat16: nn.Module.bfloat16, torch.float64: nn.Module.double}
+Cast = TypeVar("Cast", bound=nn.Module)
+
+
+def cast(module: Cast, dtype: torch.dtype) -> Cast:
+    """The module with all that is floating-point in it, and nothing else, in this type.
+
+    `module.to(dtype)` would cast complex buffers too, such as tables of rotations, and so drop their imaginary parts.
+    """
+    _CASTS[dtype](module)
+    return module
 
 
 def cast_inputs(inputs: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
@@ -321,4 +344,4 @@ def whole_model(
     shapes = {name: tuple(parameter.shape) for name, parameter in stage.named()}
     for name, value in initial_values(model, seed, shapes):
         stage.assign(name, nn.Parameter(value.to(device, dtype)))
-    return stage.to(dtype)
+    return cast(stage, dtype)

@@ -11,16 +11,16 @@ from evenkeel.plan.state import KINDS
 __all__ = ["AdamW", "gradient_scale", "learning_rate"]
 
 
-def gradient_scale(tokens: int, grad_norm: float, grad_clip: float) -> float:
+def gradient_scale(tokens: float, grad_norm: float, grad_clip: float) -> float:
     """What summed gradients are divided by: the tokens, and more where their mean's norm is above `grad_clip`.
 
     Args:
-        tokens: of the global batch, above 0.
+        tokens: of the global batch, or what else the loss counts; above 0.
         grad_norm: of the mean gradient.
         grad_clip: 0 is no clipping.
     """
     clipped = grad_clip > 0 and grad_norm > grad_clip
-    return tokens * (grad_norm / grad_clip) if clipped else float(tokens)
+    return tokens * (grad_norm / grad_clip) if clipped else tokens
 
 
 class AdamW:

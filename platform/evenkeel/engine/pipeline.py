@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evenkeel.engine.faults import Faults
 from evenkeel.engine.groups import Pending
+from evenkeel.engine.model import Hidden
 from evenkeel.engine.progress import Progress
 from evenkeel.plan.schedule import Action, Kind
 
@@ -38,14 +39,18 @@ class StageCompute(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """Shape and type of what stages hand on: activations one way, their gradients the other."""
+    """What stages hand on: activations one way, their gradients the other."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    hidden: Hidden
     device: torch.device
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whole numbers, such as a layer of the user's may hand on, have none."""
+        return self.hidden.dtype.is_floating_point
+
     def empty(self) -> Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return torch.empty(self.hidden.shape, dtype=self.hidden.dtype, device=self.device)
 
 
 class _Inbox:
@@ -91,7 +96,7 @@ class Executor:
         actions: the stage's passes, in order.
         links: None for a pipeline of one stage.
         entry: what comes in from the stage before (in the first one not used).
-        exit_: what goes on to the stage after (in the last one not used).
+        exit_: what goes on to the stage after; None in the last one.
         before_last: called before the last backward pass: after it all gradients are final.
         slowdown: how many times as long each pass is to take; burns real time.
     """
@@ -104,7 +109,7 @@ class Executor:
         compute: StageCompute,
         links: Links | None,
         entry: Boundary,
-        exit_: Boundary,
+        exit_: Boundary | None,
         progress: Progress,
         faults: Faults,
         *,
@@ -126,7 +131,8 @@ class Executor:
         self._sent: deque[tuple[Pending, Tensor]] = deque()
         flights = _most_in_flight(actions)
         self._activations = self._inbox(stage - 1, entry, flights + 1) if not self.first else None
-        self._gradients = self._inbox(stage + 1, exit_, 2) if not self.last else None
+        self._gradients = self._inbox(stage + 1, exit_, 2) if exit_ is not None and exit_.has_gradient else None
+        self._returns = not self.first and entry.has_gradient
         self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def run(self) -> Tensor:
@@ -178,7 +184,8 @@ class Executor:
     def _forward(self, micro: int, keep: bool) -> None:
         hidden = None
         if self._activations is not None:
-            hidden = self._activations.take(self._progress.communicating()).detach().requires_grad_(keep)
+            hidden = self._activations.take(self._progress.communicating()).detach()
+            hidden.requires_grad_(keep and self._returns)
         began = time.perf_counter()
         self._faults.fire("forward", self._progress.step)
         output = self._compute.forward(micro, hidden)
@@ -195,13 +202,14 @@ class Executor:
         gradient = None if self._gradients is None else self._gradients.take(self._progress.communicating())
         began = time.perf_counter()
         self._faults.fire("backward", self._progress.step)
-        root = output if gradient is None else _Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
-        torch.autograd.backward((root,))
+        if output.requires_grad:  # not in a first stage without parameters
+            root = output if gradient is None else _Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
+            torch.autograd.backward((root,))
         self._progress.layer = -1
         self._burn(began)
-        if hidden is not None:
-            assert hidden.grad is not None
-            self._send(hidden.grad, self._stage - 1)
+        if self._returns:
+            assert hidden is not None
+            self._send(torch.zeros_like(hidden) if hidden.grad is None else hidden.grad, self._stage - 1)
 
     # ------------------------------------------------------------ small parts
 

@@ -32,6 +32,11 @@ class Seat:
         with self.changed:
             return self.member.busy(step, writing)
 
+    def mirroring(self) -> bool:
+        """What it says in a vote about its last mirror, which it may still be sending or receiving."""
+        with self.changed:
+            return self.member.mirroring
+
     def begin_sums(self, count: int) -> None:
         with self.changed:
             self.member.begin_sums(count)

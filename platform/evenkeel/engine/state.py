@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from evenkeel.core.boxes import Box
 from evenkeel.core.model import ModelShape, Shard
-from evenkeel.engine.model import Model, Stage, build_stage, initial_values
+from evenkeel.engine.model import Model, Stage, build_stage, cast, initial_values
 from evenkeel.engine.parallel import TensorGroup, set_group
+from evenkeel.engine.slices import OwnedSlices
 from evenkeel.plan.flat import ALIGNMENT, Place, flat_places
 from evenkeel.plan.state import KINDS
 
@@ -53,7 +54,7 @@ class Region:
         return slice(self.start, self.stop)
 
 
-class ShardState:
+class ShardState(OwnedSlices):
     """What one worker holds of the state, and the modules that compute with it.
 
     With precision "bf16" modules hold bfloat16 copies of float32 parameters, and each micro-batch's gradients are
@@ -81,26 +82,20 @@ class ShardState:
     ) -> None:
         compute = PRECISIONS[precision]
         master = torch.float64 if precision == "fp64" else torch.float32
-        self.shard = shard
-        self._model = model
         places = flat_places(shape, shard, ALIGNMENT)
         size = places[-1].stop if places else 0
+        super().__init__(shard, places, ((0, size),) if shard.owned is None else shard.owned)
+        self._model = model
         self.regions = tuple(_regions(places))
         self._places = {place.param.name: place for place in places}
         self.boxes: Mapping[str, Box] = {name: place.box for name, place in self._places.items()}
-        self.owned = ((0, size),) if shard.owned is None else shard.owned
-        kept = sum(stop - start for start, stop in self.owned)
         self.compute = torch.zeros(size, dtype=compute, device=device)
         self.grads = torch.zeros(size, dtype=master, device=device)
-        self.params = self.compute if compute == master else torch.zeros(kept, dtype=master, device=device)
-        self.exp_avg, self.exp_avg_sq = (torch.zeros(kept, dtype=master, device=device) for _ in range(2))
+        self.params = self.compute if compute == master else torch.zeros(self.size, dtype=master, device=device)
+        self.exp_avg, self.exp_avg_sq = (torch.zeros(self.size, dtype=master, device=device) for _ in range(2))
         self._flat = dict(zip(KINDS, (self.params, self.exp_avg, self.exp_avg_sq), strict=True))
-        self._pieces = {
-            name: tuple(piece for span in self.owned for piece in place.within(*span))
-            for name, place in self._places.items()
-        }
         stage = build_stage(model, shard.start, shard.stop, shard.part, shard.parts, device, seed)
-        self.stage = self._with_parameters(stage.to(compute))
+        self.stage = self._with_parameters(cast(stage, compute))
 
     def _with_parameters(self, stage: Stage) -> Stage:
         for name, place in self._places.items():
@@ -127,40 +122,10 @@ class ShardState:
         """
         return self.view(name, self.box(name))
 
-    def pieces(self) -> Iterator[tuple[str, Box, Tensor]]:
-        """All that is owned: tensors "KIND/NAME", boxes of them, and their elements, flat and contiguous."""
-        for kind in KINDS:
-            for name, owned in self._pieces.items():
-                for box, start in owned:
-                    yield f"{kind}/{name}", box, self.range(kind, start, start + box.size)
-
-    def holds(self, name: str, box: Box) -> bool:
-        """Whether this box of the tensor "KIND/NAME" lies within one that is owned."""
-        return any(piece.contains(box) for piece, _ in self._pieces.get(name.partition("/")[2], ()))
-
-    def view(self, name: str, box: Box) -> Tensor:
-        """The elements of a box of the tensor "KIND/NAME", to read or to write. Raises KeyError unless `holds` it."""
-        kind, _, parameter = name.partition("/")
-        for piece, start in self._pieces.get(parameter, ()):
-            if piece.contains(box):
-                return self.range(kind, start, start + piece.size).view(piece.shape)[box.within(piece)]
-        raise KeyError(name)
-
     def range(self, kind: str, start: int, stop: int) -> Tensor:
-        """Elements start to stop, counted as in `compute`, of "param", "exp_avg" or "exp_avg_sq".
-
-        Raises:
-            KeyError: unless they lie within one owned range.
-        """
         flat = self._flat[kind]
-        if flat is self.compute:
-            return flat[start:stop]
-        before = 0
-        for first, last in self.owned:
-            if first <= start and stop <= last:
-                return flat[before + start - first : before + stop - first]
-            before += last - first
-        raise KeyError(kind)
+        at = start if flat is self.compute else self.offset(start, stop)
+        return flat[at : at + stop - start]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the whole tensor "KIND/NAME" of which a box is held. Raises KeyError for what this shard does not hold."""
@@ -195,10 +160,11 @@ class ShardState:
     def zero_grad(self) -> None:
         self.grads.zero_()
 
-    def initialise(self, seed: int) -> None:
-        """Version 0: parameters by seed and name, moments zero."""
+    def initialise(self, seed: int, moved: Callable[[], None] = lambda: None) -> None:
+        """Version 0: parameters by seed and name, moments zero. Calls `moved` before each parameter."""
         shapes = {name: self._places[name].param.shape for name, owned in self._pieces.items() if owned}
         for name, whole in initial_values(self._model, seed, shapes):
+            moved()
             for box, _ in self._pieces[name]:
                 self.view(f"param/{name}", box).copy_(whole[box.slices])
         self.exp_avg.zero_()

@@ -1,13 +1,12 @@
 """The training step, from top to bottom. Elasticity enters it only as a new layout (see training.py)."""
 
 import math
-import sys
 import time
 
 import torch
 
-from evenkeel.control.messages import Reported
-from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
+from evenkeel.control.messages import NotFinite, Reported
+from evenkeel.core.vote import SLOTS, Slot, Vote, put_flags
 from evenkeel.engine.faults import Faults
 from evenkeel.engine.holdings import Memory
 from evenkeel.engine.job import Settings
@@ -69,7 +68,7 @@ def commit(memory: Memory, settings: Settings, vote: Vote, seat: Seat, faults: F
     faults.fire("commit", vote.step)
     if vote.grad_norm is not None:
         rate = rate_of(settings, vote.step)
-        memory.optimizer.step(vote.step, rate, gradient_scale(vote.tokens, vote.grad_norm, settings.grad_clip))
+        memory.optimizer.step(vote.step, rate, gradient_scale(vote.weight, vote.grad_norm, settings.grad_clip))
     if memory.device.type == "cuda":
         torch.cuda.synchronize(memory.device)
     return seat.end_commit(time.time())
@@ -91,8 +90,7 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     squares = t.sums.squares()
     finite = math.isfinite(squares) and math.isfinite(training.loss)
     if not finite:
-        _say_where(t, step, training.loss)
-    flags = t.seat.flags(step)
+        t.send(NotFinite(t.me, step, _what(t, training.loss)))
     ballot = [0.0] * SLOTS
     ballot[Slot.ONES] = 1.0
     ballot[Slot.STEP] = step
@@ -100,9 +98,8 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     ballot[Slot.TOKENS] = training.tokens if finite else 0.0
     ballot[Slot.LOSS] = training.loss if finite else 0.0
     ballot[Slot.NONFINITE] = 0.0 if finite else 1.0
-    ballot[Slot.PAUSE] = float(Flags.PAUSE in flags)
-    ballot[Slot.CHECKPOINT] = float(Flags.CHECKPOINT in flags)
-    ballot[Slot.STOP] = float(Flags.STOP in flags)
+    put_flags(ballot, t.seat.flags(step))
+    ballot[Slot.MIRRORING] = float(t.seat.mirroring())
     ballot[Slot.BUSY] = float(t.seat.busy(step, t.saver.busy))
     if math.isfinite(validation.loss):
         ballot[Slot.EVAL_TOKENS] = validation.tokens
@@ -110,13 +107,13 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     return ballot
 
 
-def _say_where(t: Training, step: int, loss: float) -> None:
-    """In this worker's log, because the vote only counts who met it."""
+def _what(t: Training, loss: float) -> str:
+    """What is not finite here, because the vote only counts who met it."""
     state = t.memory.state
     bad = [name for name in state.boxes if not bool(state.grad(name).isfinite().all())]
-    what = f"the gradients of {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
-    found = ([] if math.isfinite(loss) else ["the loss"]) + ([what] if bad else [])
-    print(f"step {step}: not finite here: {' and '.join(found) or 'the norm'}", file=sys.stderr, flush=True)
+    gradients = f"the gradients of {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+    found = ([] if math.isfinite(loss) else ["the loss"]) + ([gradients] if bad else [])
+    return f"{' and '.join(found) or 'a norm'} that {'is' if found == ['the loss'] or not found else 'are'} not finite"
 
 
 def _cast(t: Training, ballot: list[float]) -> tuple[float, ...]:

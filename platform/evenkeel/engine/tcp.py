@@ -94,6 +94,10 @@ class TcpGroup:
         posted.append(_Receive(self, tensor, src))
         return posted[-1]
 
+    def drain(self) -> None:
+        for outbox in self._outboxes.values():
+            self._guard(outbox.drain)
+
     def take(self, wanted: "_Receive") -> None:
         """Receives into what was posted for that source, in order, up to `wanted`."""
         posted = self._posted[wanted.src]

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
+from evenkeel.control.messages import Event
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout, SyncGroup, sync_groups
 from evenkeel.core.model import ModelShape
@@ -40,6 +41,7 @@ class Training:
     Attributes:
         copies: who owns what of the state.
         sums: of the gradients.
+        send: takes events for the controller; does not block.
     """
 
     def __init__(
@@ -53,11 +55,12 @@ class Training:
         progress: Progress,
         faults: Faults,
         saver: Saver,
+        send: Callable[[Event], None],
     ) -> None:
         self.job, self.settings = job, job.settings
         self.world, self.me, self.place = world, me, world.layout.places[me]
         self.memory, self.groups = memory, groups
-        self.seat, self.progress, self.faults, self.saver = seat, progress, faults, saver
+        self.seat, self.progress, self.faults, self.saver, self.send = seat, progress, faults, saver, send
         self._pipeline = world.layout.pipelines[self.place.pipeline]
         tensor = groups[tensor_name(self.place.pipeline, self.place.stage)] if world.layout.tensor > 1 else None
         watched = None if tensor is None else _Watched(tensor, progress)
@@ -111,16 +114,15 @@ class Training:
 
     def _make_executor(self, passes: "_Passes", actions: Sequence[Action]) -> Executor:
         stage = self._pipeline.stages[self.place.stage]
-        shapes = self.job.boundaries
-        dtype, device = PRECISIONS[self.settings.precision], self.memory.device
+        entries, device = self.job.boundaries, self.memory.device
         return Executor(
             self.place.stage,
             self._depth,
             actions,
             passes,
             self.groups[pipeline_name(self.place.pipeline, self.place.tp)] if self._depth > 1 else None,
-            Boundary(shapes[stage.start], dtype, device),
-            Boundary(shapes[stage.stop] if stage.stop < len(shapes) else (), dtype, device),
+            Boundary(entries[stage.start], device),
+            Boundary(entries[stage.stop], device) if stage.stop < len(entries) else None,
             self.progress,
             self.faults,
             before_last=self.sums.overlap,

@@ -174,6 +174,12 @@ class Outbox:
                 self._thread = threading.Thread(target=self._write, name="evenkeel-outbox", daemon=True)
                 self._thread.start()
 
+    def drain(self) -> None:
+        """Blocks until everything is written. Raises GroupBroken."""
+        self.flush()
+        if self._error is not None:
+            raise self._error
+
     def flush(self) -> None:
         """Blocks until everything is written, or the connection is broken."""
         thread = self._thread

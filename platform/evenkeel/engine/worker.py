@@ -7,11 +7,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 
 from evenkeel.control import messages as m
-from evenkeel.core.ids import NodeId, Version, WorkerId
+from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
@@ -21,12 +22,15 @@ from evenkeel.engine.final import finish
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet
 from evenkeel.engine.holdings import Holdings
 from evenkeel.engine.job import CheckpointError, Job
+from evenkeel.engine.memory import device_bytes, peak_bytes
+from evenkeel.engine.mirror import Mirrors
 from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
 from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.step import commit, train_step
 from evenkeel.engine.training import Training, group_specs
+from evenkeel.plan.memory import state_bytes
 
 ToWorker = m.Abort | m.Settle | m.Form | m.Request | m.Probe
 COMMIT_FAILED = 70
@@ -65,6 +69,7 @@ class Worker:
         self._faults = Faults(worker_id, job.settings.faults, job.fault_once)
         self._holdings = Holdings(job, self._device)
         self._saver = Saver(worker_id, job, send)
+        self._mirrors = Mirrors(worker_id, job.shape, self._seat)
         self._groups: GroupSet | None = None
         self._aborts = 0
         self._tasks: queue.SimpleQueue[World | Vote | None] = queue.SimpleQueue()
@@ -79,6 +84,7 @@ class Worker:
             pid=os.getpid(),
             device=self._device.type,
             kind=torch.cuda.get_device_name(self._device) if cuda else "cpu",
+            memory=device_bytes(self._device),
             visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES", "") if cuda else "",
             store_host=self._host,
             store_port=self._store.port,
@@ -125,6 +131,7 @@ class Worker:
         self._tasks.put(None)
         self._thread.join()
         self._saver.close()
+        self._mirrors.close()
         self._store.close()
 
     # ------------------------------------------------------------ control threads
@@ -202,16 +209,21 @@ class Worker:
         self._faults.recovering(world)
         self._progress.enter("reshard")
         seat = self._seat
-        memory = self._holdings.reshard(world, self._id, seat.member.holdings, groups.world, self._progress)
+        mirrored = self._mirrors.of(world.base)
+        memory = self._holdings.reshard(world, self._id, seat, mirrored, groups.world, self._progress)
         with seat.changed:
             self._progress.check()
             seat.member.resharded(memory.state.shard, world.base)
-            self._holdings.adopt(memory, seat.member.holdings)
+            self._holdings.adopt(memory, seat.member.trained)
         training = Training(
-            self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver
+            self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver, self._send
         )
         if world.checkpoint_every is not None:
             self._saver.begin(memory.state, world.layout, training.copies)
+        if world.mirror_every is not None:
+            self._mirrors.begin(world, training.copies)
+            if world.base != INITIAL:
+                self._mirrors.copy(world.base, memory.state, groups)
         self._send(m.Joined(self._id, world.generation, regrouped - begun, time.monotonic() - regrouped))
         return training
 
@@ -221,6 +233,11 @@ class Worker:
             self._seat.wait_for_room(world.generation)
             vote = train_step(training, step)
             self._commit(vote)
+            if vote.mirrors:
+                version = Version(vote.step, vote.generation)
+                self._mirrors.copy(version, training.memory.state, training.groups)
+            if step == world.base.step + 1:
+                self._tell_memory(training)
             if vote.flags & (Flags.PAUSE | Flags.STOP):
                 return
         finished = self._seat.finished(finish(training))
@@ -229,19 +246,23 @@ class Worker:
         with self._progress.communicating():
             training.groups.world.barrier()  # nobody is found parked while the leader still writes
 
+    def _tell_memory(self, training: Training) -> None:
+        """After the first step, which has seen the most activations that there are at once."""
+        takes = state_bytes(self._job.shape, training.memory.state.shard, self._job.settings.precision)
+        has, peak = device_bytes(self._device), peak_bytes(self._device)
+        self._send(m.MemoryUsed(self._id, takes.params, takes.grads, takes.optimizer, peak, has))
+
     def _commit(self, vote: Vote) -> None:
         """Also for a step that is settled after its world broke. Whoever fails in it holds torn state (rule 8)."""
         self._progress.phase = "commit"
         try:
-            self._holdings.keep(self._seat.member.holdings)
+            self._holdings.keep(self._seat.member.trained)
             report = commit(self._holdings.current, self._job.settings, vote, self._seat, self._faults)
             if vote.saves:
                 self._faults.fire("save", vote.step)
                 self._saver.copy(Version(vote.step, vote.generation))
         except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(COMMIT_FAILED)
+            _die()
         if report is not None:
             self._send(report)
 
@@ -262,6 +283,8 @@ class Worker:
         with self._seat.changed:
             groups, self._groups = self._groups, None
         if groups is not None:
+            groups.abort()
+            self._mirrors.wait()
             groups.close()
 
     def _park(self) -> None:
@@ -273,9 +296,7 @@ class Worker:
         try:
             torch.cuda.synchronize(self._device)
         except RuntimeError:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(COMMIT_FAILED)
+            _die()
 
     def _describe(self, error: BaseException) -> m.Fault:
         broken = isinstance(error, GroupBroken)
@@ -286,3 +307,12 @@ class Worker:
         layer = "" if at.layer < 0 else self._job.shape.layers[at.layer].name
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         return m.Fault(open_step, at.phase, at.micro, layer, text, broken)
+
+
+def _die() -> NoReturn:
+    """After an error that leaves torn state behind. It dies also where the error cannot be printed: on a full disk."""
+    try:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(COMMIT_FAILED)

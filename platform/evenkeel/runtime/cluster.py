@@ -51,8 +51,17 @@ OWNER = "owner.json"
 """In the folder of a local Ray: the process that it ends with, which removes the folder."""
 MOST_LEFTOVERS = 8
 """Folders of killed processes that a start removes; each holds some megabytes in hundreds of files."""
+ANSWER_S = 5.0
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client begins: the preface, and a frame of settings that changes none."""
+HTTP2_HEADER, HTTP2_SETTINGS = 9, 4
+"""Bytes of a frame's header, the fourth of which is the kind of the frame."""
 GRAIN = 4
 """Ray counts amounts of resources to so many decimal places."""
+
+
+class NoClusterError(ConnectionError):
+    """The given cluster cannot be joined; says which, and why."""
 
 
 class NotEnoughError(ValueError):
@@ -103,7 +112,7 @@ def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
 
     Raises:
         NotEnoughError: if the need could never be met.
-        ConnectionError: if RAY_ADDRESS names a cluster that cannot be reached.
+        NoClusterError: if the given cluster cannot be joined.
     """
     # Ray would ask on the terminal, and report home.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -116,14 +125,36 @@ def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
         with _local_ray(need, variables) as used:
             yield used
         return
+    _join(address)
     import ray
 
-    _connect(address=address)
     try:
         check_need(need, *_capacity(), f"the cluster at {address}")
         yield RayUsed(False, address)
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connects to a given cluster.
+
+    Raises:
+        NoClusterError: if that fails.
+    """
+    way_out = "name another one, or 'local' to train on this machine"
+    if "://" in address:
+        raise NoClusterError(f"{address!r} is not the host:port of a cluster's GCS; {way_out}")
+    if address != "auto" and not _answers(address):
+        raise NoClusterError(f"no cluster answers at {address!r}; {way_out}")
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        _connect(address=address)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        ray.shutdown()
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise NoClusterError(f"no cluster can be joined at {address!r}: {reason}; {way_out}") from error
 
 
 @contextmanager
@@ -266,10 +297,18 @@ def _local_gpus() -> float:
 
 
 def _answers(address: str) -> bool:
+    """Whether a gRPC server listens there, as a cluster's GCS is one. Ray would try a Redis, or whatever, for minutes.
+
+    It begins with its settings, like every server of HTTP/2 (RFC 9113, 3.4). Under TLS it is enough that it listens.
+    """
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=2.0):
-            return True
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return True
+            connection.sendall(HTTP2)
+            frame = connection.recv(HTTP2_HEADER, socket.MSG_WAITALL)
+            return len(frame) == HTTP2_HEADER and frame[3] == HTTP2_SETTINGS
     except (OSError, ValueError):
         return False
 

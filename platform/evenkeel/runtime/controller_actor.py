@@ -25,6 +25,7 @@ from evenkeel.runtime.logs import ProcessLog
 from evenkeel.runtime.record import Past, RunRecord
 from evenkeel.runtime.shell import Shell, ToWorker
 from evenkeel.runtime.spec import RunSpec
+from evenkeel.runtime.tasks import Tasks
 from evenkeel.store.errors import JournalFenced, StoreError
 from evenkeel.store.lease import RENEW_S, Holder, LeaseHeld, LeaseLost, Tenure, succeed
 from evenkeel.store.retry import Trouble
@@ -80,7 +81,7 @@ class ControllerActor:
         self._timer: asyncio.TimerHandle | None = None
         self._followers = 0
         self._followed_at = time.monotonic()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._failed)
         self._early: list[m.Event] | None = []
         """What the fleet tells before the controller has heard Started, its first event; None from then on."""
         self._myself = ray.get_runtime_context().current_actor
@@ -102,9 +103,10 @@ class ControllerActor:
             holder = Holder.this(spec.cluster)
             wait = threading.Event().wait
             self._tenure = await asyncio.to_thread(succeed, self._run.files, holder, wait, self._epoch)
+            self._record.complete(past)
             again = len(past.entries) <= spec.begun
             controller = Controller(spec.policy, self._epoch, past.entries, past.witness, again)
-            self._fleet = Fleet(spec.name, spec.worker, self._myself, self._hear, past.workers)
+            self._fleet = Fleet(spec.name, spec.worker, self._myself, self._hear, self._tasks.spawn, past.workers)
             alive = await self._fleet.find(past.known) if past.entries else ()
             self._shell = Shell(controller, self._record, self, time.monotonic, self._ended)
             started = self._started(alive, past)
@@ -113,7 +115,7 @@ class ControllerActor:
             return
         except Exception as error:  # the border of the process: a run that cannot begin says why
             traceback.print_exc()
-            self._ended(m.End("failed", _internal(error)))
+            self._ended(m.End("failed", _words(error)))
             return
         if past.ended is not None and not again:
             self._ended(past.ended)
@@ -123,8 +125,8 @@ class ControllerActor:
         for event in early:  # those found may have died since, and those that were starting be ready
             self._feed(event)
         self._begun.set()
-        self._spawn(self._watch_followers())
-        self._spawn(self._keep_lease(self._tenure))
+        self._tasks.spawn(self._watch_followers())
+        self._tasks.spawn(self._keep_lease(self._tenure))
 
     # ------------------------------------------------------------ called by workers and drivers
 
@@ -177,7 +179,7 @@ class ControllerActor:
         self._fire(step + 1, recovery=False)
 
     def commit_checkpoint(self, command: m.CommitCheckpoint) -> None:
-        self._spawn(self._complete(command))
+        self._tasks.spawn(self._complete(command))
 
     async def _complete(self, command: m.CommitCheckpoint) -> None:
         try:
@@ -232,14 +234,21 @@ class ControllerActor:
             return self._shell.feed(event)
         except JournalFenced as error:
             self._yield_to_another(error)
-            return 0
-        except Exception as error:  # the border of the process: a defect ends the run and is told, it does not hang it
-            traceback.print_exc()
-            end = m.End("failed", _internal(error))
+        except Exception as error:  # the border of the process
+            self._failed(error)
+        return 0
+
+    def _failed(self, error: BaseException) -> None:
+        """A defect, or a store that takes nothing any more: it ends the run and is told, it does not hang it."""
+        traceback.print_exception(error)
+        if self._end is not None:
+            return
+        end = m.End("failed", _words(error))
+        try:
             with suppress(StoreError):  # which may be the very defect; then the driver writes it down
                 self._record.status(end)
+        finally:
             self._ended(end)
-            return 0
 
     def _yield_to_another(self, error: StoreError) -> None:
         """Rule 10: somebody else runs this run now. Not one more word to anybody, and no other life."""
@@ -263,20 +272,22 @@ class ControllerActor:
         if self._timer is not None:
             self._timer.cancel()
         self._begun.set()
-        self._spawn(self._wind_up())
+        self._tasks.spawn(self._wind_up())
 
     async def _wind_up(self) -> None:
-        if hasattr(self, "_fleet"):
-            await self._fleet.close()
-        if hasattr(self, "_tenure"):
-            with suppress(StoreError):
-                await asyncio.to_thread(self._tenure.release)
-        self._log.publish()
-        self._over = True
-        self._publish("", {})
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._released.wait(), RELEASE_S)
-        ray.kill(self._myself)
+        try:
+            if hasattr(self, "_fleet"):
+                await self._fleet.close()
+            if hasattr(self, "_tenure"):
+                with suppress(StoreError):
+                    await asyncio.to_thread(self._tenure.release)
+            self._log.publish()
+        finally:  # whatever became of that, the driver is waiting
+            self._over = True
+            self._publish("", {})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._released.wait(), RELEASE_S)
+            ray.kill(self._myself)
 
     def _publish(self, kind: str, line: dict[str, Any]) -> None:
         if kind:
@@ -297,16 +308,13 @@ class ControllerActor:
                 self._feed(m.StopRequested(f"without a driver for {alone_s / 60:.2g} minutes"))
                 return
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
 
 def _storage_trouble(trouble: Trouble) -> None:
     logging.warning("the store fails, attempt %d: %s", trouble.attempt, trouble.error)
 
 
-def _internal(error: Exception) -> str:
+def _words(error: BaseException) -> str:
+    if isinstance(error, StoreError):
+        return str(error)
     text = str(error).splitlines()[0] if str(error) else ""
     return f"internal error in the controller: {type(error).__name__}: {text}"

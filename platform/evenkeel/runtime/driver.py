@@ -8,14 +8,13 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from evenkeel.config import ConfigError
 from evenkeel.control import messages as m
+from evenkeel.runtime.calls import RETRY_S, ActorAway, ActorDead, insist, reply
 from evenkeel.runtime.compat import dead_process
 from evenkeel.runtime.controller_actor import ControllerActor, News
 from evenkeel.runtime.names import NAMESPACE, controller_name, worker_of
@@ -25,9 +24,11 @@ from evenkeel.runtime.spec import RunSpec
 Show = Callable[[Sequence[tuple[str, dict[str, Any]]]], None]
 """Takes pairs of "metrics", "event" or "status", and the line as it stands in the run directory."""
 
+Heard = News | int | Exception
+"""From the thread that follows the controller, also what ended it; the number of a signal."""
+
 POLL_S = 0.5
 """Between two calls for news: a call costs both processes about as much as a report of the leader does."""
-RETRY_S = 0.5
 LOOK_S = 2.0
 """Between two looks whether the local Ray lives, where there is no news."""
 
@@ -48,10 +49,11 @@ def find_controller(run: str) -> Any | None:
 
 
 def check_folder(controller: Any, url: str) -> None:
-    """Raises ConfigError if the controller runs a run of the same name elsewhere."""
-    other = _ask(controller.folder.remote)
-    if other != url:
-        raise ConfigError(f"a run of this name is running in {other}; choose another run.name", "run.name")
+    """Raises ConfigError if the controller runs a run of the same name elsewhere; one that is just dead runs none."""
+    with suppress(ActorDead):
+        other = insist(controller.folder.remote)
+        if other != url:
+            raise ConfigError(f"a run of this name is running in {other}; choose another run.name", "run.name")
 
 
 def start_controller(spec: RunSpec) -> Any:
@@ -71,18 +73,9 @@ def start_controller(spec: RunSpec) -> Any:
 def has_ended(controller: Any) -> bool:
     """Whether its run is over, though it may still be telling its followers."""
     try:
-        return bool(_ask(controller.ended.remote))
-    except ActorDiedError:
+        return bool(insist(controller.ended.remote))
+    except ActorDead:
         return True
-
-
-def _ask(call: Callable[[], Any]) -> Any:
-    """The controller's reply; for one that is being restarted it is waited for."""
-    while True:
-        try:
-            return ray.get(call())
-        except ActorUnavailableError:
-            threading.Event().wait(RETRY_S)
 
 
 def attend(run: str, controller: Any, requests: StopRequests, show: Show) -> m.End:
@@ -94,7 +87,7 @@ def attend(run: str, controller: Any, requests: StopRequests, show: Show) -> m.E
         InterruptedTwiceError: at the second Ctrl-C, after every actor of the run was killed.
         RayDiedError: the local Ray was killed.
     """
-    inbox: queue.SimpleQueue[News | int | _Gone] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Heard] = queue.SimpleQueue()
     requests.pass_on(inbox.put)
     over = threading.Event()
     threading.Thread(target=_follow, args=(controller, inbox, over), name="follow", daemon=True).start()
@@ -104,13 +97,6 @@ def attend(run: str, controller: Any, requests: StopRequests, show: Show) -> m.E
         over.set()
     remove(controller)
     return end
-
-
-@dataclass(frozen=True, slots=True)
-class _Gone:
-    """The controller's actor is dead for good."""
-
-    error: str
 
 
 class _Stop:
@@ -139,13 +125,13 @@ class _Stop:
     def _failed(self) -> bool:
         done, _ = ray.wait([self._call], timeout=0)
         try:
-            ray.get(done)
-        except RayActorError:
+            reply(done)
+        except (ActorDead, ActorAway):
             return True
         return False
 
 
-def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[News | int | _Gone]", show: Show) -> m.End:
+def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[Heard]", show: Show) -> m.End:
     stop = _Stop(controller)
     while True:
         match _next(inbox):
@@ -154,49 +140,56 @@ def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[News | int | _G
                 if end is not None:
                     return end
                 stop.repeat(epoch)
-            case _Gone(error):
+            case ActorDead() as dead:
+                _check_local_ray()
                 if find_controller(run) is None:
                     kill_actors(run)
-                return m.End("failed", error)
-            case number:
+                return m.End("failed", f"the controller is dead: {dead}")
+            case Exception() as defect:
+                raise defect
+            case int() as number:
                 if stop.asked and number == signal.SIGINT:
                     kill_actors(run)
                     raise InterruptedTwiceError
                 stop.ask(number)
 
 
-def _next(inbox: "queue.SimpleQueue[News | int | _Gone]") -> News | int | _Gone:
+def _next(inbox: "queue.SimpleQueue[Heard]") -> Heard:
     while True:
-        if dead := dead_process():
-            raise RayDiedError(f"the local Ray has died ({dead})")
+        _check_local_ray()
         with suppress(queue.Empty):
             return inbox.get(timeout=LOOK_S)
 
 
-def _follow(controller: Any, inbox: "queue.SimpleQueue[News | int | _Gone]", over: threading.Event) -> None:
+def _check_local_ray() -> None:
+    if dead := dead_process():
+        raise RayDiedError(f"the local Ray has died ({dead})")
+
+
+def _follow(controller: Any, inbox: "queue.SimpleQueue[Heard]", over: threading.Event) -> None:
     epoch, cursor = 0, 0
-    while not over.is_set():  # a call after ray.shutdown() would start another Ray
-        try:
-            news = ray.get(controller.follow.remote(epoch, cursor))
-        except ActorDiedError as error:
-            inbox.put(_Gone(f"the controller is dead: {str(error).strip().splitlines()[-1]}"))
-            return
-        except RayActorError:
-            over.wait(RETRY_S)  # it is being restarted
-            continue
-        inbox.put(news)
-        if news.end is not None:
-            return
-        epoch, cursor = news.epoch, news.cursor
-        over.wait(POLL_S)
+    try:
+        while not over.is_set():  # a call after ray.shutdown() would start another Ray
+            try:
+                news = reply(controller.follow.remote(epoch, cursor))
+            except ActorAway:
+                over.wait(RETRY_S)
+                continue
+            inbox.put(news)
+            if news.end is not None:
+                return
+            epoch, cursor = news.epoch, news.cursor
+            over.wait(POLL_S)
+    except Exception as error:  # the border of the thread: the other one waits for what comes from here
+        inbox.put(error)
 
 
 def remove(controller: Any) -> None:
     """Ends the controller of an ended run, and waits until its process is gone."""
-    with suppress(RayActorError):
-        ray.get(controller.release.remote())
+    with suppress(ActorDead, ActorAway):
+        reply(controller.release.remote())
         while True:
-            ray.get(controller.follow.remote(0, 0))
+            reply(controller.follow.remote(0, 0))
 
 
 def kill_actors(run: str) -> None:

@@ -7,18 +7,20 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from evenkeel.control import messages as m
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
+from evenkeel.runtime.calls import ActorAway, ActorDead, awaited, insist_awaited, last_line
 from evenkeel.runtime.names import NAMESPACE, number_of, worker_id, worker_name, worker_of
 from evenkeel.runtime.spec import WorkerSpec
+from evenkeel.runtime.tasks import Spawn
 from evenkeel.runtime.worker_actor import CONCURRENCY, WorkerActor
 
 log = logging.getLogger(__name__)
@@ -40,25 +42,29 @@ class Fleet:
         run: the run's name.
         controller: the actor that workers send their events to.
         hear: takes what the fleet has to tell.
+        spawn: runs what waits for workers.
         used: the highest number of a worker that the run ever had; ids are never used again.
     """
 
-    def __init__(self, run: str, spec: WorkerSpec, controller: Any, hear: Hear, used: int = 0) -> None:
+    def __init__(
+        self, run: str, spec: WorkerSpec, controller: Any, hear: Hear, spawn: Spawn, used: int = 0
+    ) -> None:
         self._run = run
         self._spec = spec
         self._controller = controller
         self._hear = hear
+        self._spawn = spawn
         self._used = used
         self._class = ray.remote(concurrency_groups=CONCURRENCY)(WorkerActor)  # type: ignore[call-overload]
         self._node = NodeId(ray.get_runtime_context().get_node_id())
         self._actors: dict[WorkerId, Any] = {}
+        self._watches: set[asyncio.Task[None]] = set()
         self._infos: dict[WorkerId, WorkerInfo] = {}
         self._reasons: dict[WorkerId, str] = {}
         self._placed: set[WorkerId] = set()
         self._coming = 0
         """Workers that an earlier life has begun to start, and this one has not asked for yet."""
         self._closing = False
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, count: int) -> None:
         """Starts workers in the background; WorkerReady or WorkerLost tells how each of them went."""
@@ -66,20 +72,22 @@ class Fleet:
         self._coming -= coming
         count -= coming
         if self._infos:
-            asyncio.get_running_loop().call_later(REPLACE_AFTER_S, self._start, count)
+            self._spawn(self._start_later(count))
         else:
             self._start(count)
+
+    async def _start_later(self, count: int) -> None:
+        await asyncio.sleep(REPLACE_AFTER_S)
+        self._start(count)
 
     def _start(self, count: int) -> None:
         for _ in range(0 if self._closing else count):
             self._used += 1
             worker = worker_id(self._used)
             try:
-                self._adopt(worker, self._create(worker))
+                self._begin(worker, self._create(worker))
             except (RayError, ValueError) as error:
-                self._hear(m.StartFailed(1, _line(error)))
-            else:
-                self._spawn(self._bring_up(worker))
+                self._hear(m.StartFailed(1, last_line(error)))
 
     async def find(self, known: Collection[WorkerId]) -> tuple[WorkerInfo, ...]:
         """The workers that an earlier life of the controller has left, by the names of their actors.
@@ -91,9 +99,8 @@ class Fleet:
         self._used = max([self._used, *(number_of(worker) or 0 for worker in workers)])
         for worker in sorted(workers.keys() - set(known)):
             with suppress(ValueError):  # it has just died
-                self._adopt(worker, ray.get_actor(workers[worker], NAMESPACE))
+                self._begin(worker, ray.get_actor(workers[worker], NAMESPACE))
                 self._coming += 1
-                self._spawn(self._bring_up(worker))
         found = await asyncio.gather(*(self._find(w, name) for w, name in workers.items() if w in known))
         return tuple(sorted((info for info in found if info is not None), key=lambda info: info.worker_id))
 
@@ -101,10 +108,10 @@ class Fleet:
         """A worker that answers is taken over; one that does not is ended, like one that has nothing to offer."""
         try:
             actor = ray.get_actor(name, NAMESPACE)
-            info: WorkerInfo | str = await asyncio.wait_for(actor.info.remote(), FIND_S)
-        except (RayActorError, ValueError):
+            info: WorkerInfo | str = await asyncio.wait_for(awaited(actor.info.remote()), FIND_S)
+        except (ActorDead, ValueError):
             return None
-        except TimeoutError:
+        except (TimeoutError, ActorAway, RayTaskError):
             info = ""
         if not isinstance(info, WorkerInfo):
             ray.kill(actor)
@@ -146,8 +153,8 @@ class Fleet:
         self._closing = True
         for worker in list(self._actors):
             self.kill(worker, "the run is over")
-        while self._actors:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self._watches:
+            await asyncio.wait(self._watches)
 
     def _create(self, worker: WorkerId) -> Any:
         options = self._class.options(
@@ -160,22 +167,23 @@ class Fleet:
         )
         return options.remote(worker, self._spec.folder, self._spec.make, self._spec.device, self._controller)
 
+    def _begin(self, worker: WorkerId, actor: Any) -> None:
+        self._adopt(worker, actor)
+        self._spawn(self._bring_up(worker, actor))
+
     def _adopt(self, worker: WorkerId, actor: Any) -> None:
         self._actors[worker] = actor
-        self._spawn(self._watch(worker, actor))
+        watch = self._spawn(self._watch(worker, actor))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _bring_up(self, worker: WorkerId) -> None:
+    async def _bring_up(self, worker: WorkerId, actor: Any) -> None:
         try:
-            info = await self._actors[worker].info.remote()
-        except RayActorError:
+            info = await insist_awaited(actor.info.remote)
+        except ActorDead:
             return  # the watch tells
-        except RayError as error:
-            info = _line(error)
+        except RayTaskError as error:
+            info = last_line(error)
         if isinstance(info, WorkerInfo):
             self._infos[worker] = info
             self._hear(m.WorkerReady(info))
@@ -183,34 +191,20 @@ class Fleet:
             self.kill(worker, info)
 
     async def _watch(self, worker: WorkerId, actor: Any) -> None:
-        while True:
-            try:
-                await actor.watch.remote()
-            except ActorUnavailableError:
-                continue  # the connection broke; the next call knows whether the process did
-            except RayActorError as error:
-                cause = self._reasons.get(worker) or _death(error)
-                break
-        del self._actors[worker]
-        self._hear(m.WorkerLost(worker, cause))
+        try:
+            await insist_awaited(actor.watch.remote)
+        except ActorDead as dead:
+            del self._actors[worker]
+            self._hear(m.WorkerLost(worker, self._reasons.get(worker) or str(dead)))
 
     async def _deliver(self, actor: Any, command: ToWorker) -> None:
         try:
-            event = await actor.deliver.remote(command)
-        except RayActorError:
-            return  # the watch tells
-        except RayError as error:
+            event = await awaited(actor.deliver.remote(command))
+        except (ActorDead, ActorAway):
+            return  # of the one the watch tells; the other may not have heard it, and is missed like one that is slow
+        except RayTaskError as error:
             log.exception("%s could not be carried out", command)
-            self.kill(command.worker_id, f"{type(command).__name__.lower()} raised: {_line(error)}")
+            self.kill(command.worker_id, f"{type(command).__name__.lower()} raised: {last_line(error)}")
             return
         if event is not None:
             self._hear(event)
-
-
-def _death(error: RayActorError) -> str:
-    return "its node died" if "its node" in str(error) else "its process died"
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -1,6 +1,5 @@
 """Everything about a run that can be known, and found wrong, before anything is started."""
 
-import logging
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -11,15 +10,15 @@ from math import prod
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from evenkeel.config import Config, ConfigError, with_absolute_data, with_absolute_storage
-from evenkeel.config_check import without_effect
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import NodeId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.model import ModelShape
 from evenkeel.data.dataset import Data
-from evenkeel.engine.model import Model, boundary_shapes, model_shape
+from evenkeel.engine.model import Model, boundaries_of, model_shape
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.plan.cuts import most_stages
 from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
@@ -29,8 +28,6 @@ from evenkeel.runtime.job import CONTROLLER, JobMaker, ModelSource, make_data, m
 from evenkeel.runtime.names import worker_id
 from evenkeel.runtime.spec import ControllerFault, RunSpec, WorkerSpec
 from evenkeel.store.run_directory import RunDirectory
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +69,10 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
     with _blamed(config, "data.name", repr(config.data.name)):
         data = make_data(found, made)
         fingerprint = data.train.fingerprint()
-        inputs, _ = data.train.get(range(1))
+        inputs, _ = check_samples(data.train.get(range(1)))
     check_data(config, data, made)
     with _model_blamed(config, model):
-        boundary_shapes(made, inputs, PRECISIONS[config.train.precision])
-    for key in without_effect(config):
-        log.warning("%s: %s has no effect yet", config.source(key), key)
+        boundaries_of(made, inputs, PRECISIONS[config.train.precision])
     directory = RunDirectory.of(config.run.storage_path, config.run.name)
     each = resources(config)
     worker = WorkerSpec(
@@ -113,8 +108,10 @@ def check_degrees(config: Config, shape: ModelShape) -> None:
     """Raises ConfigError where the model's layers, heads and widths do not allow the degrees asked for."""
     parallel, micro_batches = config.parallel, config.train.micro_batches
     if parallel.tensor is not None and shape.tensor_divides % parallel.tensor:
-        what = f"{parallel.tensor} does not divide {shape.tensor_divides}, the most that heads and widths allow"
-        raise config.error("parallel.tensor", what)
+        cut = [(p.shape[p.split], p.name) for layer in shape.layers for p in layer.params if p.split is not None]
+        uneven = [f"{size}, the width of {name}" for size, name in cut if size % parallel.tensor]
+        most = f"{shape.tensor_divides}, the most that heads and widths allow"
+        raise config.error("parallel.tensor", f"{parallel.tensor} does not divide {uneven[0] if uneven else most}")
     stages = most_stages([layer.cost for layer in shape.layers])
     if parallel.pipeline is not None and parallel.pipeline > stages:
         what = f"{parallel.pipeline} stages, but the model has only {stages} layers with work of their own"
@@ -128,14 +125,25 @@ def check_degrees(config: Config, shape: ModelShape) -> None:
         raise config.error("parallel.data", what)
 
 
+def check_samples(samples: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Raises TypeError for a dataset of a user's that gives anything else."""
+    for given in samples:
+        if not isinstance(given, Tensor):
+            raise TypeError(f"a sample is made of torch.Tensor, not of {type(given).__name__}")
+    return samples
+
+
 def check_data(config: Config, data: Data, model: Model) -> None:
-    """Raises ConfigError if there is not one global batch of it, or the model does not know all of its tokens."""
+    """Raises ConfigError for less than a batch to train or to validate on, or tokens that the model does not know."""
     samples, needed = len(data.train), config.train.global_batch
     if samples < needed:
         what = f"{config.data.path} gives {samples} samples to train on; train.global_batch is {needed}"
         raise config.error("data.path", what)
     if config.train.eval_every and data.eval is None:
         raise config.error("train.eval_every", f"is {config.train.eval_every}, but there is no data to validate on")
+    if config.train.eval_every and data.eval is not None and len(data.eval) < config.train.micro_batch:
+        what = f"is {config.train.eval_every}, but there are {len(data.eval)} samples to validate on"
+        raise config.error("train.eval_every", f"{what}; train.micro_batch is {config.train.micro_batch}")
     if model.vocab_size is not None and data.vocab_size is not None and data.vocab_size > model.vocab_size:
         what = f"is {model.vocab_size}, but the tokens of data.name {config.data.name!r} go up to {data.vocab_size - 1}"
         raise config.error("model.vocab_size", what)
@@ -150,7 +158,9 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         last_step=config.train.steps,
         spares=config.scaling.spares,
         max_bad_steps=config.train.max_bad_steps,
+        precision=config.train.precision,
         copies=config.redundancy.copies,
+        mirror_every=config.redundancy.mirror_every,
         checkpoint_every=config.checkpoint.every_steps,
         max_checkpoint_failures=config.checkpoint.max_failures,
     )

@@ -88,6 +88,14 @@ class RunRecord:
         self._begin_trace(policy, past)
         return past
 
+    def complete(self, past: Past) -> None:
+        """Writes down the worlds that an earlier life opened and died too soon to: their members train all the same."""
+        opened = [entry for entry in past.entries if isinstance(entry, m.WorldOpened)]
+        written = set(self._run.generations()) if opened else set()
+        for entry in opened:
+            if entry.world.generation not in written:
+                self.world(entry)
+
     # ------------------------------------------------------------ shell.Record
 
     @property

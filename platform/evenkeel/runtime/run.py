@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any, TextIO
@@ -15,7 +15,7 @@ from evenkeel.control.messages import End
 from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
 from evenkeel.runtime import saving
-from evenkeel.runtime.cluster import NotEnoughError, ray_for
+from evenkeel.runtime.cluster import NoClusterError, NotEnoughError, ray_for
 from evenkeel.runtime.prepare import Prepared, environment
 from evenkeel.runtime.signals import STOPPED, Stopped, StopRequests
 from evenkeel.store.errors import StoreError
@@ -36,6 +36,7 @@ from evenkeel.store.run_directory import RunDirectory, RunRecord
 FINISHED, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 """Exit statuses (design, section 10)."""
 RESUME = "--resume"
+ADDRESS = "RAY_ADDRESS"
 STORAGE = "run.storage_path"
 TRACEBACK = b"Traceback (most recent call last)"
 
@@ -72,6 +73,8 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "a
                     used = stack.enter_context(ray_for(prepared.need, variables))
                 except NotEnoughError as error:
                     raise prepared.config.error("scaling.workers", str(error)) from None
+                except NoClusterError as error:
+                    raise ConfigError(str(error), ADDRESS) from None
                 requests.check()
                 start = _Start(prepared, version, resume, {} if used.own else variables)
                 return _run_on_ray(start, requests, out)
@@ -104,6 +107,12 @@ def look(prepared: Prepared) -> RunRecord | None:
     else:
         check_same(prepared)
     return record
+
+
+def look_only(prepared: Prepared) -> None:
+    """Like `look`, without a trace: whether the storage can be written to is not tried."""
+    if prepared.directory.read_run() is not None:
+        check_same(prepared)
 
 
 def _check_writable(config: Config) -> None:
@@ -170,13 +179,23 @@ def _run_on_ray(start: _Start, requests: StopRequests, out: TextIO) -> Outcome:
             console.say(f"run {config.run.name} in {directory.url}")
             end = driver.attend(config.run.name, controller, requests, _shower(console))
     except driver.InterruptedTwiceError:
-        settle_status(directory, End("stopped", "interrupted"), cluster)
+        with suppress(StoreError):
+            settle_status(directory, End("stopped", "interrupted"), cluster)
         return Outcome(INTERRUPTED, "interrupted; every process of the run was killed")
     except driver.RayDiedError as error:
         end = End("failed", str(error))
-    end = settle_status(directory, end, cluster)
-    _say_summary(start.prepared, out)
-    return _outcome(end, directory)
+    return _sum_up(start.prepared, end, cluster, out)
+
+
+def _sum_up(prepared: Prepared, end: End, cluster: str, out: TextIO) -> Outcome:
+    """A store that fails now, such as a full disk, changes nothing about how the run ended."""
+    try:
+        end = settle_status(prepared.directory, end, cluster)
+        _say_summary(prepared, out)
+        return _outcome(end, _tracebacks(end, prepared.directory))
+    except StoreError as error:
+        print(f"the run directory cannot be read or written any more: {error}", file=out, flush=True)
+        return _outcome(end)
 
 
 def _begin(start: _Start, tenure: Tenure, cluster: str, requests: StopRequests) -> Any | None:
@@ -321,16 +340,20 @@ def versions(evenkeel: str) -> dict[str, str]:
     return found
 
 
-def _outcome(end: End, directory: RunDirectory) -> Outcome:
+def _outcome(end: End, traces: Sequence[str] = ()) -> Outcome:
     match end.status:
         case "finished":
             return Outcome(FINISHED)
         case "stopped":
             return Outcome(STOPPED, f"stopped on request ({end.error})")
         case _:
-            logs = (f"logs/{name}.log" for name in re.findall(r"\bw\d{4,}\b|\bcontroller\b", end.error))
-            traces = [directory.files.where(log) for log in logs if TRACEBACK in (directory.files.read(log) or b"")]
             return Outcome(FAILED, end.error + (f" (traceback in {', '.join(traces)})" if traces else ""))
+
+
+def _tracebacks(end: End, directory: RunDirectory) -> list[str]:
+    """The logs of the processes that the error names, where these hold one."""
+    logs = (f"logs/{name}.log" for name in re.findall(r"\bw\d{4,}\b|\bcontroller\b", end.error))
+    return [directory.files.where(log) for log in logs if TRACEBACK in (directory.files.read(log) or b"")]
 
 
 def _has_more_steps(prepared: Prepared) -> bool:

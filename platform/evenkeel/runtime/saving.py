@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
+from evenkeel.core.batches import batches
 from evenkeel.core.codec import dump, load
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.model import ModelShape
 from evenkeel.plan.state import KINDS
-from evenkeel.store.batches import batches
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Want
 from evenkeel.store.checkpoints import Checkpoints

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from evenkeel.control import messages as m
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
+from evenkeel.runtime.calls import ActorDead, insist
 from evenkeel.runtime.logs import ProcessLog
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 CONCURRENCY = {"control": 8, "watch": 1}
 """Threads for deliver and info, so that a probe answers while an abort waits; and one for the call that never ends."""
-RETRY_S = 0.2
+OUTBOX_FAILED = 71
+"""Exit status of a worker whose reports reach nobody."""
 DRAIN_S = 1.0
 """Below the time that a worker has for its answer: a controller that is slow to hear is still answered."""
 
@@ -114,20 +115,21 @@ class Outbox:
         done.wait(DRAIN_S)
 
     def _run(self, worker: Worker) -> None:
-        while True:
-            event = self._events.get()
-            if isinstance(event, threading.Event):
-                event.set()
-                continue
-            if isinstance(event, m.Failed):
-                self._log.publish()  # the traceback is there before anybody hears of the error
-            worker.acknowledge(self._tell(event))
+        try:
+            while True:
+                event = self._events.get()
+                if isinstance(event, threading.Event):
+                    event.set()
+                    continue
+                if isinstance(event, m.Failed):
+                    self._log.publish()  # the traceback is there before anybody hears of the error
+                worker.acknowledge(self._tell(event))
+        except BaseException:  # the border of the thread: a worker that cannot tell any more is dead, which is heard
+            traceback.print_exc()
+            os._exit(OUTBOX_FAILED)
 
     def _tell(self, event: m.Event) -> int:
-        while True:
-            try:
-                return int(ray.get(self._controller.hear.remote(event)))
-            except ActorUnavailableError:
-                threading.Event().wait(RETRY_S)  # it is being restarted; the event is not lost
-            except ActorDiedError:
-                os._exit(0)  # nobody will restart it: the run is over
+        try:
+            return int(insist(lambda: self._controller.hear.remote(event)))
+        except ActorDead:
+            os._exit(0)  # nobody will restart it: the run is over

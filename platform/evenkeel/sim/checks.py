@@ -12,6 +12,7 @@ from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.state import slices
 from evenkeel.sim.memory import TORN, History
+from evenkeel.sim.mirrored import MirrorChecks
 from evenkeel.sim.saved import SavedChecks
 from evenkeel.sim.violation import require
 from evenkeel.sim.worker import TOKENS
@@ -52,6 +53,7 @@ class Checks:
         self.worlds: dict[int, World] = {}
         self.entries = 0
         self.saved = SavedChecks(self)
+        self.mirrors = MirrorChecks(self)
 
     def forget(self) -> None:
         """A new controller knows of a loss only if a decision that rests on it was written down."""
@@ -78,7 +80,7 @@ class Checks:
             if h.version is not None
             and h.version.step >= step
             and not self.is_gone(h.version)
-            and w.memory.history(h.shard) != TORN
+            and (h.mirror or w.memory.history(h.shard) != TORN)
         ]
         return bool(lost_slices(self.fleet.scenario.policy.model, shards))
 
@@ -93,6 +95,7 @@ class Checks:
         require(base is None or version <= base, f"{version} became visible, but its generation was settled at {base}")
         self.shown.append(version)
         self.ever_shown.add(version)
+        self.mirrors.voted(vote)
         self._in_line(version, "what became visible")
         world = self.worlds[vote.generation]
         true = self.fleet.meetings.votes.get((vote.generation, vote.step))
@@ -204,6 +207,7 @@ class Checks:
         self._in_line(world.base, f"the base of generation {generation}")
         require(self.base == world.base, f"generation {generation} begins from {world.base}, not {self.base}")
         self.saved.opened(world)
+        self.mirrors.opened(world)
         if newest:
             require(newest in self.bases, f"generation {generation} is opened before {newest} is settled")
             change = world.size - self.worlds[newest].size
@@ -277,7 +281,7 @@ class Checks:
     def _one_lineage(self, version: Version, name: str) -> None:
         """Of each step at most one generation's commit is in a member that counts, or visible."""
         require(not self.is_gone(version), f"{name}, of a line that was given up")
-        held = {h.version for w in self.counts() for h in w.member.holdings if h.version is not None}
+        held = {h.version for w in self.counts() for h in w.member.trained if h.version is not None}
         held = {v for v in held if not self.is_gone(v)}
         others = [v for v in (*held, *self.shown) if v.step == version.step and v != version]
         require(not others, f"{name}, but {others} of the same step is alive or visible")
@@ -306,6 +310,7 @@ class Checks:
             step = len(self.shown)
             require(self.is_lost(step), f"step {step} was given up although all of it is alive")
             self.saved.nothing_usable()
+            self.mirrors.nothing_promised()
         else:
             self._deserved(status, error)
         self.saved.ended(status, error)

@@ -7,6 +7,7 @@ from evenkeel.control.policy import Policy
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
 from evenkeel.plan.layout import Wish
 from evenkeel.sim.scenario import (
+    MIRROR_MOMENTS,
     MODES,
     MOMENTS,
     REPAIR_MOMENTS,
@@ -24,7 +25,8 @@ def random_scenario(seed: int) -> Scenario:
     # A source of its own for what is added, so that it leaves the seeds found earlier as they were.
     scenario = _with_store(_without_store(seed), Random(f"{seed} store"))
     scenario = _with_one_death(scenario, Random(f"{seed} one death"))
-    return _with_copies(scenario, Random(f"{seed} copies"))
+    scenario = _with_copies(scenario, Random(f"{seed} copies"))
+    return _with_mirrors(scenario, Random(f"{seed} mirrors"))
 
 
 def _without_store(seed: int) -> Scenario:
@@ -209,6 +211,41 @@ def _with_copies(scenario: Scenario, rng: Random) -> Scenario:
     if rng.random() < 0.7:
         return scenario
     return replace(scenario, policy=replace(scenario.policy, copies=rng.choice((1, 2, 2))))
+
+
+def _with_mirrors(scenario: Scenario, rng: Random) -> Scenario:
+    """In some runs mirrors, most of them with one pipeline, so that a death takes everybody back to these."""
+    if rng.random() < 0.7:
+        return scenario
+    policy = replace(scenario.policy, mirror_every=rng.choice((1, 1, 2, 3)))
+    if rng.random() < 0.2:
+        return replace(scenario, policy=policy)  # beside whatever layout and copies it has
+    stages, tensor = rng.choice((2, 2, 3)), policy.wish.tensor
+    size = stages * (tensor or 1)
+    policy = replace(policy, wish=Wish(1, stages, tensor, size, size), last_step=max(7, policy.last_step))
+    policy = replace(policy, model=_model(stages + 1, tied=rng.random() < 0.3), spares=rng.choice((1, 2)))
+    moment = rng.choice((*MIRROR_MOMENTS, "forward", "reduce", "commit"))
+    countdown = rng.randint(2 * size, 5 * size)
+    faults = (Fault("crash", moment=moment, countdown=countdown, at_once=rng.random() < 0.5), *_more(rng))
+    storage = scenario.storage if rng.random() < 0.5 else None
+    if storage is None:
+        policy = replace(policy, checkpoint_every=None)
+    return replace(scenario, policy=policy, faults=faults, storage=storage, nodes=max(2, scenario.nodes))
+
+
+def _more(rng: Random) -> tuple[Fault, ...]:
+    """What else goes wrong when mirrors are gone back to, or before that."""
+    kinds, moments = ("crash", "crash", "node", "controller", "hang"), (*MIRROR_MOMENTS, "commit", "forward", "joined")
+    return tuple(
+        Fault(
+            kind,
+            moment=rng.choice(MODES if kind == "controller" else moments),
+            countdown=rng.randint(1, 16),
+            seconds=rng.uniform(0.5, 5.0),
+            at_once=rng.random() < 0.5,
+        )
+        for kind in rng.choices(kinds, k=rng.choice((0, 0, 1, 2)))
+    )
 
 
 def _goes_back_twice(scenario: Scenario, rng: Random) -> Scenario:

@@ -37,6 +37,7 @@ class Fleet:
         self.clock = Clock()
         self.mischief = Random(f"{scenario.seed} mischief")
         self.meetings = Meetings(self.rng, self.mischief, scenario.lying, scenario.skew)
+        self.mirrored = Random(f"{scenario.seed} mirrored")
         storage = scenario.storage
         self.store = Store(self, Random(f"{scenario.seed} storage"), storage) if storage is not None else None
         self.checks = Checks(self)

@@ -23,23 +23,31 @@ def join(want: Slice, parts: Iterable[tuple[Box, History]]) -> History:
     return histories.pop() if got == want.box.size and len(histories) == 1 else TORN
 
 
+Snapshot = tuple[Version, Shard]
+"""What a mirrored shard is known by."""
+
+
 @dataclass
 class Memory:
-    """Shards in a worker's memory, each slice with its history."""
+    """Shards in a worker's memory, each slice with its history; beside them the mirrored ones."""
 
     model: ModelShape
     shards: dict[Shard, dict[Slice, History]] = field(default_factory=dict)
+    mirrors: dict[Snapshot, dict[Slice, History]] = field(default_factory=dict)
 
     def initialise(self, shard: Shard) -> None:
         self.shards[shard] = dict.fromkeys(slices(self.model, shard), ())
 
     def read(self, among: Iterable[Shard], tensor: str, box: Box) -> History:
         """The history of the bytes of this box in these shards; TORN where they are not held whole."""
-        for shard in among:
-            for piece, history in self.shards.get(shard, {}).items():
-                if piece.tensor == tensor and piece.box.contains(box):
-                    return history
-        return TORN
+        return _read((self.shards.get(shard, {}) for shard in among), tensor, box)
+
+    def read_mirrored(self, among: Iterable[Snapshot], tensor: str, box: Box) -> History:
+        return _read((self.mirrors.get(snapshot, {}) for snapshot in among), tensor, box)
+
+    def snapshot(self, of: Shard, shard: Shard) -> dict[Slice, History]:
+        """A copy of what lies in `shard`, a part of the shard `of` that is trained."""
+        return {piece: self.read((of,), piece.tensor, piece.box) for piece in slices(self.model, shard)}
 
     def write(self, shard: Shard, contents: Mapping[Slice, History]) -> None:
         self.shards[shard] = dict(contents)
@@ -64,3 +72,11 @@ class Memory:
         if not found and known is not None:
             return known
         return found.pop() if len(found) == 1 else TORN
+
+
+def _read(among: Iterable[Mapping[Slice, History]], tensor: str, box: Box) -> History:
+    for contents in among:
+        for piece, history in contents.items():
+            if piece.tensor == tensor and piece.box.contains(box):
+                return history
+    return TORN

@@ -97,7 +97,7 @@ class SavedChecks:
             checks.fleet.seen["asked back"] += 1
             self.asked = None
         else:
-            self._must(name, base)
+            self._must(name, base, "back to the mirrors" in entry.reason)
         step = base.step
         before = checks.shown[step - 1] if step else INITIAL
         require(before == base, f"{name}, of this step {before} was visible")
@@ -105,19 +105,22 @@ class SavedChecks:
         del checks.shown[step:]
         checks.base = base
 
-    def _must(self, name: str, base: Version) -> None:
+    def _must(self, name: str, base: Version, mirrored: bool) -> None:
         """Nobody asked for it: so all newer states are lost."""
         checks = self.checks
         step = max(checks.base.step, len(checks.shown))
         require(checks.is_lost(step), f"{name} although all of step {step} is alive")
-        assert checks.fleet.store is not None
         usable = {v for v in self.known if not self.is_gone(v)}
         newer = {v for v in usable if v.step > base.step}
         require(not newer, f"{name} although the store has {newer}")
+        checks.mirrors.restored(name, base, mirrored)
+        if mirrored:
+            return
         if base == INITIAL:
             require(not self.unreadable, f"{name}: {self.unreadable} cannot be read, and is newer")
             checks.fleet.seen["back to the beginning"] += 1
             return
+        assert checks.fleet.store is not None
         require(base in usable, f"{name}, of which it knows no checkpoint")
         require(base in checks.fleet.store.listed(), f"{name}, which is not in the store")
 

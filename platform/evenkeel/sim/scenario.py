@@ -9,6 +9,7 @@ WORKER_FAULTS = ("crash", "hang", "suspect", "exception", "slow", "cut")
 MOMENTS = ("regroup", "reshard", "forward", "reduce", "vote", "commit", "settle")
 REPAIR_MOMENTS = ("abort", "decision", "settle", "regroup", "reshard", "joined", "finish")
 MODES = ("Forming", "Running", "Aborting", "Settling")
+MIRROR_MOMENTS = ("mirroring", "mirrored")
 SAVING_MOMENTS = ("saving", "part written", "manifest written", "loading")
 
 SLACK_S = 5.0
@@ -119,9 +120,9 @@ class Scenario:
         lives = 1 + len(self.faults)
         starts_s = self.policy.gather_s + lives * (1.5 * self.start_s + self.straggle_s)
         trains_s = 2 * self.policy.last_step * (1.5 * self.step_s + 0.3)
-        if self.storage is not None:
-            if self.storage.slow or self.storage.told_never:
-                return inf
+        if self.storage is not None and (self.storage.slow or self.storage.told_never):
+            return inf
+        if self.storage is not None or self.policy.mirror_every:
             # Each fault may take the run back to its beginning, and nobody is known to anybody then.
             starts_s += lives * self.policy.gather_s
             trains_s *= lives

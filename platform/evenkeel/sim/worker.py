@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 from evenkeel.control import messages as m
 from evenkeel.control.member import Member
 from evenkeel.core.boxes import Box
-from evenkeel.core.ids import Version, WorkerId
+from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
-from evenkeel.core.vote import SLOTS, Flags, Slot, Vote
+from evenkeel.core.vote import SLOTS, Flags, Slot, Vote, put_flags
 from evenkeel.core.world import World
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.reshard import transfers
 from evenkeel.plan.state import Slice, slices
-from evenkeel.sim.memory import History, Memory, join
+from evenkeel.sim.memory import TORN, History, Memory, join
+from evenkeel.sim.mirror import Mirrorer
 from evenkeel.sim.store import Writer
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class SimWorker:
         self.member = Member(info.worker_id)
         self.memory = Memory(fleet.scenario.policy.model)
         self.writer = Writer(self)
+        self.mirrorer = Mirrorer(self)
         self.alive = True
         self.ready = False
         self.hung_until = 0.0
@@ -190,6 +192,7 @@ class SimWorker:
 
     def _receive(self, world: World) -> None:
         shard = shards_in(world, self.memory.model)[self.info.worker_id]
+        self.member.begin_reshard(shard, world.base)
         if world.base.step == 0:
             self.memory.initialise(shard)
         elif world.saved:
@@ -206,8 +209,12 @@ class SimWorker:
                 return
             self.memory.write(shard, contents)
         self.member.resharded(shard, world.base)
-        self.memory.keep_only({h.shard for h in self.member.holdings})
+        self.memory.keep_only({h.shard for h in self.member.trained})
         self.fleet.checks.joined(self, world)
+        if world.mirror_every is not None and world.base != INITIAL:
+            self.mirrorer.begin(world, world.base)
+            if not self.alive:
+                return
         self.fleet.send(self, m.Joined(self.info.worker_id, world.generation))
         self.fleet.moment(self, "joined")
         self.work("forward", 0.0, self._begin_step)
@@ -232,7 +239,8 @@ class SimWorker:
 
     def read(self, version: Version, tensor: str, box: Box) -> History:
         """What it sends when it is asked for a box of this version."""
-        return self.memory.read((h.shard for h in self.member.holdings if h.version == version), tensor, box)
+        found = self.memory.read((h.shard for h in self.member.trained if h.version == version), tensor, box)
+        return found if found != TORN else self.mirrorer.read(version, tensor, box)
 
     # ------------------------------------------------------------ training thread: steps
 
@@ -294,10 +302,9 @@ class SimWorker:
         values[Slot.TOKENS] = tokens
         values[Slot.LOSS] = 2.0 * tokens
         values[Slot.NONFINITE] = float(self.fleet.rng.random() < self.fleet.scenario.nonfinite)
-        flags = self.member.flags(self.step)
-        for flag, slot in ((Flags.PAUSE, Slot.PAUSE), (Flags.CHECKPOINT, Slot.CHECKPOINT), (Flags.STOP, Slot.STOP)):
-            values[slot] = float(flag in flags)
+        put_flags(values, self.member.flags(self.step))
         values[Slot.BUSY] = float(self.member.busy(self.step, self.writer.busy))
+        values[Slot.MIRRORING] = float(self.member.mirroring)
         return tuple(values)
 
     def voted(self, values: tuple[float, ...]) -> None:
@@ -309,7 +316,7 @@ class SimWorker:
         vote = Vote(self.member.generation, self.step, values)
         if not self.member.see(vote):
             return False
-        self.memory.keep_only({h.shard for h in self.member.holdings})
+        self.memory.keep_only({h.shard for h in self.member.trained})
         self.member.begin_commit()
         self.work("commit", 0.01, lambda: self._committed(vote))
         return True
@@ -320,6 +327,10 @@ class SimWorker:
         self._write()
         report = self.member.end_commit(self.fleet.clock.now)
         self._save(vote)
+        if vote.mirrors and self.alive:
+            world = self.member.world
+            assert world is not None
+            self.mirrorer.begin(world, Version(vote.step, vote.generation))
         if report is not None and self.alive:
             self.fleet.send(self, report)
             self.fleet.moment(self, "reported")

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any, Protocol
 
 from evenkeel.store.errors import StoreError
+from evenkeel.store.failures import explain
 from evenkeel.store.files import Files, LocalFiles
 
 SEGMENT_LINES = 1000
@@ -43,7 +44,7 @@ class LocalLines:
             self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._drop_torn_line()
         except OSError as error:
-            raise StoreError(f"{self._path}: {error.strerror}") from error
+            raise StoreError(f"{self._path}: {explain(error)}") from error
 
     def _drop_torn_line(self) -> None:
         """A writer that died within a write leaves a line without an end, which no reader has taken."""
@@ -60,14 +61,10 @@ class LocalLines:
             os.ftruncate(self._fd, kept)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        data = to_line(record)
         try:
-            written = os.write(self._fd, data)
-            if written < len(data):
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-                raise StoreError(f"{self._path}: only {written} of {len(data)} bytes were written")
+            append(self._fd, to_line(record))
         except OSError as error:
-            raise StoreError(f"{self._path}: {error.strerror}") from error
+            raise StoreError(f"{self._path}: {explain(error)}") from error
 
     def flush(self) -> None:
         """Every line is visible already."""
@@ -181,6 +178,18 @@ def _segment(folder: str, number: int) -> str:
 
 def _segment_numbers(names: Iterable[str]) -> list[int]:
     return sorted(int(n[:-6]) for n in names if n.endswith(".jsonl") and n[:-6].isdecimal())
+
+
+def append(fd: int, data: bytes) -> None:
+    """Appends all of it to a file of one writer, with one write as a rule; or none of it, and raises OSError."""
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(fd, data[written:])
+    except OSError:
+        if written:
+            os.ftruncate(fd, os.fstat(fd).st_size - written)
+        raise
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:

@@ -106,12 +106,15 @@ class RunDirectory:
 
     def write_world(self, record: Mapping[str, Any]) -> None:
         """worlds/NNNNNN.json, from `world_record`; whole before the generation's first metrics line."""
-        self._write_json(f"worlds/{record['generation']:06d}.json", record)
+        self._write_json(_world(record["generation"]), record)
+
+    def generations(self) -> list[int]:
+        """Of the worlds that are written down."""
+        return sorted(int(n[:-5]) for n in self.files.names("worlds") if n.endswith(".json"))
 
     def read_worlds(self) -> list[Record]:
         """By generation."""
-        names = [n for n in self.files.names("worlds") if n.endswith(".json")]
-        return [w for n in names if (w := self._read_json(f"worlds/{n}")) is not None]
+        return [w for g in self.generations() if (w := self._read_json(_world(g))) is not None]
 
     def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
         self.files.replace(name, json.dumps(values, indent=2).encode() + b"\n")
@@ -188,6 +191,10 @@ class RunDirectory:
     def log_folder(self) -> str | None:
         """Where processes of this machine write their logs; None on an object store."""
         return self.files.where("logs") if isinstance(self.files, LocalFiles) else None
+
+
+def _world(generation: int) -> str:
+    return f"worlds/{generation:06d}.json"
 
 
 def _fault(key: str) -> str:

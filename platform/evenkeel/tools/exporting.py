@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from evenkeel.core.batches import batches
 from evenkeel.core.boxes import Box, full
-from evenkeel.store.batches import batches
 from evenkeel.store.checkpoint_reader import Checkpoint, Want
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files

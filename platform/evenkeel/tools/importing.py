@@ -11,11 +11,11 @@ from math import prod
 import numpy as np
 
 from evenkeel.config import Config, ConfigError, config_from_yaml
+from evenkeel.core.batches import batches
 from evenkeel.core.boxes import full
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage
 from evenkeel.plan.state import KINDS
-from evenkeel.store.batches import batches
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import FOLDER, Checkpoints

@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenkeel.store.batches import batches
+from evenkeel.core.batches import batches
 
 
 @given(sizes=st.lists(st.integers(0, 9), max_size=30), most=st.integers(1, 20))

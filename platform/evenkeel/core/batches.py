@@ -1,4 +1,4 @@
-"""What is read or written in one go, so that little is in memory, and little is read twice."""
+"""What is read, written or sent in one go, so that little is in memory, and few calls are made."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
