@@ -5,19 +5,15 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from bench import planning
+from bench import durable, planning
 from bench.lab import Lab, Round, beside, ratios
 from bench.process import BenchError
 from bench.recovery import CASES, Healed, checks, healed
-from bench.rows import Bound, Result, Row, row
+from bench.rows import CLOSE, FAR, Bound, Result, complete, interval_text, row
 from bench.sides import product, raytrain, static, torchrun
-from bench.stats import INTERVAL_RUNS, bootstrap_median
 from bench.work import Work
 
 Benchmark = Callable[[Lab, int | None], Result]
-
-CLOSE, FAR = INTERVAL_RUNS, 5
-"""Pairs where a ratio near 1 is decided, and elsewhere."""
 
 
 def throughput(lab: Lab, pairs: int | None) -> Result:
@@ -92,7 +88,7 @@ def recovery(lab: Lab, pairs: int | None) -> Result:
         (_hang_bound(found["hang"]), _gap),
         (Bound("mirror", "s", 1.0, 0.5, "<=", FAR, f"SIGKILL, one pipeline, mirrors: {less}"), _less_one_step),
     )
-    rows = tuple(_complete(bound, [value(h) for h in found[bound.name]], rounds) for bound, value in bounds)
+    rows = tuple(complete(bound, [value(h) for h in found[bound.name]], len(rounds)) for bound, value in bounds)
     notes = {b.name: _healing_note(found[b.name], lab.failures.get(b.name)) for b, _ in bounds}
     return Result("recovery", rows, notes, {b.name: b.what for b, _ in bounds})
 
@@ -115,6 +111,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "startup": startup,
     "overhead": overhead,
     "plan": plan,
+    "checkpoint": durable.checkpoint,
+    "memory": durable.memory,
 }
 
 
@@ -127,26 +125,13 @@ def _speed(name: str, lab: Lab, rounds: Sequence[Round], ours: str, peers: dict[
 def _ratio_result(
     name: str, lab: Lab, rounds: Sequence[Round], ours: str, found: Sequence[tuple[str, Bound, list[float]]]
 ) -> Result:
-    rows = tuple(_complete(bound, values, rounds) for _, bound, values in found)
+    rows = tuple(complete(bound, values, len(rounds)) for _, bound, values in found)
     notes = {}
     for peer, bound, values in found:
-        lines = [beside(rounds, (ours, peer)), _interval(values)]
+        lines = [beside(rounds, (ours, peer)), interval_text(values)]
         lines += [f"{who}: {lab.failures[who]}" for who in (ours, peer) if who in lab.failures]
         notes[bound.name] = "\n".join(filter(None, lines))
     return Result(name, rows, notes, {bound.name: bound.what for _, bound, _ in found})
-
-
-def _complete(bound: Bound, values: Sequence[float], rounds: Sequence[Round]) -> Row:
-    """A row over every round; if one of them has no value, the runs stand there but the value could not be measured."""
-    made = row(bound, values)
-    return made if len(values) == len(rounds) else replace(made, value=None, holds=False)
-
-
-def _interval(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return ""
-    interval = bootstrap_median(values)
-    return f"95 % of the median: {interval.low:.3f} to {interval.high:.3f} ({len(values)} pairs)"
 
 
 def _hang_bound(found: Sequence[Healed]) -> Bound:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from bench.process import BenchError, wait_quiet
 from bench.sides import Side
@@ -16,6 +17,7 @@ QUIET_LIMIT_S = 20.0
 ATTEMPTS = 2
 
 Round = dict[str, Steps]
+T = TypeVar("T")
 
 
 def say(text: str) -> None:
@@ -60,22 +62,45 @@ class Lab:
             say(f"round {number + 1}: " + ", ".join(f"{name} {_short(steps)}" for name, steps in found.items()))
         return done
 
+    def repeat(self, name: str, count: int, run: Callable[[Path, int], T]) -> list[T]:
+        """What is measured in another way than by training: so many times, as long as it does not fail twice in a row.
+
+        Args:
+            run: is given an empty folder and the number of the round, from 0; raises BenchError.
+        """
+        say(f"{count} rounds of {name}")
+        done: list[T] = []
+        for number in range(count):
+            wait_quiet(QUIET_LIMIT_S)
+            found = self._try(name, lambda folder, number=number: run(folder, number))
+            if found is None:
+                break
+            done.append(found)
+            say(f"round {number + 1}: {found}")
+        return done
+
     def _measure(self, side: Side, check: Callable[[Side, Steps], None]) -> Steps | None:
-        if side.name in self.failures:
+        def run(folder: Path) -> Steps:
+            steps = side.run(folder)
+            check(side, steps)
+            return steps
+
+        return self._try(side.name, run)
+
+    def _try(self, name: str, run: Callable[[Path], T]) -> T | None:
+        """What `run` gives; None if it has been given up, which stands in `failures`."""
+        if name in self.failures:
             return None
         for attempt in range(1, ATTEMPTS + 1):
             self._runs += 1
             folder = self.folder / f"{self._runs:03d}"
             folder.mkdir()
             try:
-                steps = side.run(folder)
-                check(side, steps)
+                return run(folder)
             except BenchError as error:
-                say(f"{side.name}: attempt {attempt} gave no measurement: {error}")
+                say(f"{name}: attempt {attempt} gave no measurement: {error}")
                 reason = str(error)
-            else:
-                return steps
-        self.failures[side.name] = reason
+        self.failures[name] = reason
         return None
 
     def _compare(self, ours: str, found: Round) -> None:

@@ -1,12 +1,15 @@
 """What a benchmark says: rows with a bound to keep, and the one JSON object that they end up in."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median
 
 from bench.machine import machine, versions
-from bench.stats import Better, meets, ratio_meets
+from bench.stats import INTERVAL_RUNS, Better, bootstrap_median, meets, ratio_meets
+
+CLOSE, FAR = INTERVAL_RUNS, 5
+"""Pairs where a ratio near 1 is decided, and elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +78,17 @@ def row(bound: Bound, runs: Sequence[float]) -> Row:
         ratio = bound.unit == "ratio"
         holds = ratio_meets(runs, bound.better, bound.must) if ratio else meets(value, bound.better, bound.must)
     return Row(bound.name, value, bound.unit, bound.must, bound.goal, bound.better, holds, tuple(runs))
+
+
+def complete(bound: Bound, values: Sequence[float], rounds: int) -> Row:
+    """A row over every round; if one of them has no value, the runs stand there but the value could not be measured."""
+    made = row(bound, values)
+    return made if len(values) == rounds else replace(made, value=None, holds=False)
+
+
+def interval_text(values: Sequence[float]) -> str:
+    """For the reader of a ratio; nothing for a single pair."""
+    if len(values) < 2:
+        return ""
+    interval = bootstrap_median(values)
+    return f"95 % of the median: {interval.low:.3f} to {interval.high:.3f} ({len(values)} pairs)"

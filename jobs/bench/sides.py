@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.process import running
+from bench.process import Running, running
 from bench.work import Steps, Work, check_complete
 from evenkeel.runtime.cluster import QUIET
 
@@ -43,33 +44,37 @@ def product(work: Work, name: str = "evenkeel") -> Side:
     return Side(name, 30, run)
 
 
-def static(work: Work, name: str = "engine alone") -> Side:
-    """The same engine in a fixed layout, with neither controller nor heartbeat nor Ray."""
+def static(work: Work, name: str = "engine alone", measures: Sequence[str] = ()) -> Side:
+    """The same engine in a fixed layout, with neither controller nor heartbeat nor Ray.
+
+    Args:
+        measures: inside its workers; see bench/probe.py.
+    """
 
     def run(folder: Path) -> Steps:
         out = folder / "steps.jsonl"
-        command = [sys.executable, str(JOBS / "bench" / "static.py"), str(work.write(folder)), str(out)]
+        command = [sys.executable, str(JOBS / "bench" / "static.py"), str(work.write(folder)), str(out), *measures]
         return _run(command, folder, work, name, {}, lambda: _by_step(_lines(out)))
 
     return Side(name, 20, run)
 
 
-def torchrun(name: str, script: str, work: Work) -> Side:
-    """A peer that is started by torchrun."""
+def torchrun(name: str, script: str, work: Work, *words: str) -> Side:
+    """A peer that is started by torchrun, with more words for it."""
 
     def run(folder: Path) -> Steps:
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={work.workers}"]
-        command = [sys.executable, *launch, str(PEERS / script), str(work.write(folder)), str(folder)]
+        command = [sys.executable, *launch, str(PEERS / script), str(work.write(folder)), str(folder), *words]
         return _run(command, folder, work, name, {}, lambda: _ranks(folder))
 
     return Side(name, 20, run)
 
 
-def raytrain(work: Work, name: str = "Ray Train") -> Side:
+def raytrain(work: Work, name: str = "Ray Train", script: str = "train_raytrain.py") -> Side:
     """Ray Train, which starts a Ray of its own."""
 
     def run(folder: Path) -> Steps:
-        command = [sys.executable, str(PEERS / "train_raytrain.py"), str(work.write(folder)), str(folder)]
+        command = [sys.executable, str(PEERS / script), str(work.write(folder)), str(folder)]
         # Without a token, which Ray would leave in the home folder, where it bars other clusters; and with the settings
         # with which ours starts a local Ray, by which the workers get normal priority and more of the cores.
         variables = {**QUIET, "RAY_AUTH_MODE": "disabled"}
@@ -81,15 +86,27 @@ def raytrain(work: Work, name: str = "Ray Train") -> Side:
 Found = tuple[Mapping[int, float], Mapping[int, float]]
 
 
+def execute(command: list[str], folder: Path, variables: Mapping[str, str]) -> Running:
+    """Runs a command to its end, in the environment that all have. Raises BenchError if it fails or takes long."""
+    paths = [str(PLATFORM), str(JOBS), str(PEERS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    alike = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        with running(command, folder / "log", {**alike, **variables}) as process:
+            process.wait(LIMIT_S)
+    finally:
+        for large in (folder / "run" / "checkpoints", folder / "saved", folder / "store"):
+            shutil.rmtree(large, ignore_errors=True)
+    return process
+
+
 def _run(
     command: list[str], folder: Path, work: Work, name: str, variables: Mapping[str, str], read: Callable[[], Found]
 ) -> Steps:
-    paths = [str(PLATFORM), str(PEERS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    alike = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(paths)}
-    with running(command, folder / "log", {**alike, **variables}) as process:
-        process.wait(LIMIT_S)
+    process = execute(command, folder, variables)
     ends, losses = read()
-    steps = Steps(process.began, ends, losses, process.cpu, folder / "run" if (folder / "run").is_dir() else None)
+    inside = tuple(line for path in sorted(folder.glob("inside-*.jsonl")) for line in _lines(path))
+    run = folder / "run" if (folder / "run").is_dir() else None
+    steps = Steps(process.began, ends, losses, process.cpu, run, inside)
     check_complete(steps, work, name)
     return steps
 

@@ -1,10 +1,14 @@
-"""The engine alone: the work in a fixed layout, without controller, heartbeat and Ray. Arguments: work.yaml, output."""
+"""The engine alone: the work in a fixed layout, without controller, heartbeat and Ray.
+
+Arguments: work.yaml, output, and what bench/probe.py is to measure inside the workers.
+"""
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.probe import Probed
 from evenkeel.config import load_config
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
@@ -14,7 +18,8 @@ from evenkeel.runtime.prepare import prepare
 
 
 def main() -> None:
-    config = load_config([sys.argv[1]])
+    work, output, *measures = sys.argv[1:]
+    config = load_config([work])
     prepared = prepare(config)
     policy = prepared.spec.policy
 
@@ -26,9 +31,17 @@ def main() -> None:
             raise ValueError(planned.reason)
         return planned.layout
 
-    reports = run_static(prepared.maker, config.scaling.workers[1], layout_of, config.train.steps)
+    maker = Probed(prepared.maker, str(Path(output).parent), tuple(measures)) if measures else prepared.maker
+    reports = run_static(
+        maker,
+        config.scaling.workers[1],
+        layout_of,
+        config.train.steps,
+        copies=config.redundancy.copies,
+        checkpoint_every=config.checkpoint.every_steps or None,
+    )
     lines = [{"step": r.vote.step, "loss": r.vote.loss, "time": r.committed_at} for r in reports]
-    Path(sys.argv[2]).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Path(output).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,14 @@ Another batch, initialisation or learning rate is off by far more from the secon
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What to train, how long, and in which arrangement at full strength."""
+    """What to train, how long, and in which arrangement at full strength.
+
+    Attributes:
+        model: keys of the configuration's section that are not those of the small decoder.
+        batch: global and micro-batch, in samples.
+        copies: redundancy.copies.
+        save_every: steps between two checkpoints; 0: as the defaults have it, and none in the engine alone.
+    """
 
     steps: int = 40
     data: int = 1
@@ -27,6 +34,10 @@ class Work:
     fewest: int | None = None
     mirror_every: int = 0
     faults: tuple[Mapping[str, object], ...] = ()
+    model: Mapping[str, object] = field(default_factory=dict)
+    batch: tuple[int, int] = (16, 2)
+    copies: int | None = None
+    save_every: int = 0
 
     @property
     def workers(self) -> int:
@@ -38,16 +49,18 @@ class Work:
             "run": {"name": "run", "storage_path": str(folder), "seed": 1234},
             "model": {
                 "name": "decoder", "vocab_size": 256, "d_model": 256, "layers": 4, "heads": 4, "kv_heads": 2,
-                "seq_len": 128, "dropout": 0.0, "tie_embeddings": False,
+                "seq_len": 128, "dropout": 0.0, "tie_embeddings": False, **self.model,
             },
             "data": {"name": "text", "path": "stdlib"},
             "train": {
-                "steps": self.steps, "global_batch": 16, "micro_batch": 2, "learning_rate": 3e-4, "weight_decay": 0.1,
-                "warmup_steps": 10, "schedule": "cosine", "grad_clip": 1.0, "precision": "fp32", "eval_every": 0,
+                "steps": self.steps, "global_batch": self.batch[0], "micro_batch": self.batch[1], "learning_rate": 3e-4,
+                "weight_decay": 0.1, "warmup_steps": 10, "schedule": "cosine", "grad_clip": 1.0, "precision": "fp32",
+                "eval_every": 0,
             },
             "scaling": {"workers": [self.fewest or self.workers, self.workers], "spares": self.spares},
             "parallel": {"data": self.data, "pipeline": self.pipeline, "tensor": self.tensor},
-            "redundancy": {"mirror_every": self.mirror_every},
+            "redundancy": {"copies": self.copies, "mirror_every": self.mirror_every},
+            "checkpoint": {"every_steps": self.save_every},
             "faults": [dict(fault) for fault in self.faults],
         }  # fmt: skip
 
@@ -68,6 +81,7 @@ class Steps:
         losses: mean loss per token of each step.
         cpu: of all processes of the run.
         run: our run directory; None for a peer.
+        inside: what was measured inside the processes, by bench/probe.py or a peer; see bench/saved.py.
     """
 
     began: float
@@ -75,6 +89,7 @@ class Steps:
     losses: Mapping[int, float]
     cpu: CpuSeries = field(default_factory=CpuSeries)
     run: Path | None = None
+    inside: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def last(self) -> int:

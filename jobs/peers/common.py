@@ -22,8 +22,7 @@ from evenkeel.models.registry import load_model
 from evenkeel.plan.learning_rate import learning_rate
 from evenkeel.plan.samples import sample_indices
 
-BETAS = (0.9, 0.95)
-EPS = 1e-8
+ADAMW: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "eps": 1e-8, "fused": True}
 
 
 class Work:
@@ -44,6 +43,11 @@ class Work:
         """The whole model, initialised as ours is."""
         return whole_model(self.model, self.seed)
 
+    @property
+    def save_every(self) -> int:
+        """Steps between two checkpoints."""
+        return int(self.config["checkpoint"]["every_steps"])
+
     def micro_batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, (micro_batch, seq_len) each."""
         indices = sample_indices(
@@ -61,14 +65,18 @@ class Work:
         """A rank's micro-batches of each step."""
         return range(rank * self.micro_batches // world, (rank + 1) * self.micro_batches // world)
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Fused AdamW, weight decay on matrices only."""
+    def groups(self, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+        """Weight decay on matrices only."""
         params = list(parameters)
         groups = [
             {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.train["weight_decay"]},
             {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return AdamW([g for g in groups if g["params"]], lr=0.0, betas=BETAS, eps=EPS, fused=True)
+        return [g for g in groups if g["params"]]
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Fused AdamW."""
+        return AdamW(self.groups(parameters), **ADAMW)
 
     def set_rate(self, optimizer: Optimizer, step: int) -> None:
         """Linear warm-up, then cosine."""

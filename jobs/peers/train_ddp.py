@@ -1,18 +1,33 @@
 """Peer: DistributedDataParallel under torchrun, with gradient accumulation. Arguments: work.yaml, output folder."""
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch.distributed as dist
 from common import Record, Work, mean_loss, one_thread
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
 
-def train(work: Work, ddp: DistributedDataParallel, rank: int, world: int, record: Record) -> None:
-    """The training loop; Ray Train's peer runs it too."""
+def train(
+    work: Work,
+    ddp: DistributedDataParallel,
+    rank: int,
+    world: int,
+    record: Record,
+    optimizer: Optimizer | None = None,
+    save: Callable[[int, Optimizer], None] | None = None,
+) -> None:
+    """The training loop of all peers that are data-parallel.
+
+    Args:
+        optimizer: in place of AdamW, with the groups of parameters of work.groups.
+        save: called after a step that is followed by a checkpoint.
+    """
     params = list(ddp.parameters())
-    optimizer = work.optimizer(params)
+    optimizer = optimizer or work.optimizer(params)
     mine = work.share(rank, world)
     for step in range(1, work.steps + 1):
         losses = []
@@ -27,6 +42,8 @@ def train(work: Work, ddp: DistributedDataParallel, rank: int, world: int, recor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         record(step, losses)
+        if save is not None and step % work.save_every == 0:
+            save(step, optimizer)
 
 
 def main() -> None:

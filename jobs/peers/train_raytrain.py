@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ def train_on_worker(config: dict[str, Any]) -> None:
     train(work, prepare_model(work.build(), parallel_strategy_kwargs=options), rank, world, Record(config["out"], rank))
 
 
-def main() -> None:
+def fit(loop: Callable[[dict[str, Any]], None], work: str, out: str) -> None:
+    """Runs the loop on the workers of the work's configuration; checkpoints go to the folder `saved`."""
     import json
 
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    work, out = (str(Path(argument).resolve()) for argument in sys.argv[1:])
+    work, out = (str(Path(argument).resolve()) for argument in (work, out))
     workers = json.loads(Path(work).read_text())["scaling"]["workers"][1]
     with tempfile.TemporaryDirectory(prefix="peer-", dir="/tmp") as temp:
         # As ours starts its local Ray: no dashboard, the smallest object store.
@@ -40,11 +42,13 @@ def main() -> None:
             _temp_dir=temp,
         )
         trainer = TorchTrainer(
-            train_on_worker,
+            loop,
             train_loop_config={"work": work, "out": out},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(name="peer", storage_path=out),
+            run_config=RunConfig(
+                name="peer", storage_path=str(Path(out) / "saved"), checkpoint_config=CheckpointConfig(num_to_keep=1)
+            ),
         )
         try:
             trainer.fit()
@@ -53,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fit(train_on_worker, *sys.argv[1:])

@@ -30,6 +30,8 @@ NAMES = {
     "startup": ["vs_raytrain"],
     "overhead": ["fault_tolerance"],
     "plan": ["equal_4096"],
+    "checkpoint": ["stall_ratio", "cpu_ratio", "step_while_uploading", "local_write", "s3_write"],
+    "memory": ["extra_host_memory", "zero1_step"],
 }
 
 

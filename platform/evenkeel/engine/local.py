@@ -147,11 +147,12 @@ def run_static(
     threads: int = 1,
     device: str = "cpu",
     copies: int | None = None,
+    checkpoint_every: int | None = None,
 ) -> tuple[m.Report, ...]:
     """The same engine in a fixed layout, without controller and heartbeat: what fault tolerance is measured against.
 
     Args:
-        copies: see World.
+        copies, checkpoint_every: see World. Parts of checkpoints are written, but nobody completes them.
 
     Returns:
         The leader's reports, one per step.
@@ -169,7 +170,8 @@ def run_static(
                     infos[info.worker_id] = info
                 case other:
                     raise RuntimeError(f"while starting: {other}")
-        world = replace(static_world([infos[w] for w in ids], layout_of(ids), last_step), copies=copies)
+        world = static_world([infos[w] for w in ids], layout_of(ids), last_step)
+        world = replace(world, copies=copies, checkpoint_every=checkpoint_every)
         for worker in world.layout.members:
             fleet.send(m.Form(worker, 1, world))
         return _collect(fleet)

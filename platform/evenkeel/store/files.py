@@ -27,6 +27,7 @@ from evenkeel.store.failures import (
     without_credentials,
 )
 from evenkeel.store.options import open_file_system
+from evenkeel.store.upload import open_upload
 
 TEMPORARY = ".tmp-"
 """Part of the names of files that are not whole yet; these are never listed."""
@@ -320,7 +321,7 @@ class ObjectFiles:
     @contextmanager
     def stream(self, name: str) -> Iterator[Sink]:
         with self._told(name):
-            file = self.fs.open(self._full(name), "wb")
+            file = open_upload(self.fs, self._full(name))
         try:
             yield _Told(file, partial(self._told, name))
             with self._told(name):
