@@ -31,6 +31,8 @@ class World:
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
         mirror_every: steps between two mirrors; None: nothing is mirrored. `base` is, at once, unless it is INITIAL.
         mirrored: the newest version of which the mirrors that are alive hold all: kept until a newer one is whole.
+        bad_steps: how many steps up to `base` were skipped in a row as not finite.
+        max_bad_steps: after so many in a row nobody goes on: the run has failed. None: whatever happens.
     """
 
     generation: Generation
@@ -47,6 +49,8 @@ class World:
     copies: int | None = None
     mirror_every: int | None = None
     mirrored: Version | None = None
+    bad_steps: int = 0
+    max_bad_steps: int | None = None
 
     @property
     def size(self) -> int:
