@@ -1,9 +1,16 @@
-"""How pytest-xdist shares the tests out where several processes run them (see run.py): one by one, but for some."""
+"""How hypothesis draws, and how pytest-xdist shares the tests out: one by one, but for some (see run.py)."""
 
 import re
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The machines that run this are shared: how long an example takes says nothing. The same examples every time: whoever
+# looks for a fault of their own must not meet a new one of ours. `--hypothesis-profile=explore` looks for those.
+settings.register_profile("evenkeel", deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("explore", deadline=None, print_blob=True, max_examples=2000)
+settings.load_profile("evenkeel")
 
 TOGETHER = (
     r"sim/test_swarm\.py",

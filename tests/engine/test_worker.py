@@ -179,3 +179,18 @@ def test_a_worker_says_what_is_not_finite(tmp_path: Path) -> None:
     assert (told.worker_id, told.step) == ("a", 1)
     assert told.what.startswith("the loss and the gradients of embed.tokens.weight, ")
     assert told.what.endswith(" that are not finite")
+
+
+def test_after_too_many_steps_that_are_not_finite_nobody_goes_on(tmp_path: Path) -> None:
+    """However late the controller hears of them: the run has failed, so there is no final model."""
+    a = Host("a", NoNumber(tmp_path, steps=4))
+    try:
+        a.form(replace(world_of(a, steps=4), bad_steps=1, max_bad_steps=3))
+        events = [a.sent.get() for _ in range(5)]
+        assert [type(event).__name__ for event in events] == ["Joined"] + ["NotFinite", "Reported"] * 2
+        while a.position().phase != m.PHASES.index("parked"):
+            pass
+        assert a.sent.empty()
+    finally:
+        a.worker.close()
+    assert not (tmp_path / "final.safetensors").exists()

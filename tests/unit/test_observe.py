@@ -143,6 +143,8 @@ def test_a_terminal_gets_a_progress_line_and_the_events_above_it(monkeypatch: py
         ("stop_requested", {"reason": "SIGTERM"}, "stop requested: SIGTERM"),
         ("start_failed", {"count": 1, "error": "no node"}, "start failed: count 1, error no node"),
         ("checkpoint_started", {"checkpoint": 8}, None),
+        ("memory", {"worker_id": "w0001", "peak": 1}, None),
+        ("not_finite", {"worker_id": "w0001", "text": "the loss"}, "w0001 met the loss"),
         (
             "checkpoint_committed",
             {"checkpoint": 8, "bytes": 3 << 20, "seconds": 0.25},

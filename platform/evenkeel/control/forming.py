@@ -124,6 +124,8 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         mirror_every=s.policy.mirror_every if mirrors else None,
         mirrored=holders.newest_mirrored(s) if mirrors else None,
         compare_every=s.policy.compare_every,
+        bad_steps=s.trouble.bad_steps,
+        max_bad_steps=s.policy.max_bad_steps,
     )
     spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
     s.journal.append(m.WorldOpened(world, spares))

@@ -63,6 +63,7 @@ class Member:
         diverged: the completed vote of the open step that was refused, because by it copies of the state differ.
         sums: gradient sums of the open step that are not complete yet.
         pending: requests that no committed vote has carried yet (rule 16).
+        bad_steps: how many steps were skipped in a row as not finite.
         unreported: the last votes, since the controller's acknowledgement if it gave one.
     """
 
@@ -80,6 +81,7 @@ class Member:
     diverged: Vote | None = None
     sums: int = 0
     pending: Flags = Flags.NONE
+    bad_steps: int = 0
     unreported: tuple[Report, ...] = ()
 
     @property
@@ -156,6 +158,7 @@ class Member:
         self.saw = self.diverged = None
         self.unreported = ()
         self.pending = Flags.NONE
+        self.bad_steps = world.bad_steps
         return True
 
     def request(self, epoch: int, generation: Generation, flags: Flags) -> bool:
@@ -268,8 +271,15 @@ class Member:
         assert self.held is not None and self.prepared is not None and self.saw is not None and self.world is not None
         self.held = Held(self.held.shard, self.prepared)
         self.prepared = None
+        self.bad_steps = self.bad_steps + 1 if self.saw.skip else 0
         self.unreported = (*self.unreported, Report(self.saw, committed_at))[-RING:]
         return Reported(self.worker_id, self.unreported) if self.world.leader == self.worker_id else None
+
+    def leaves(self, vote: Vote) -> bool:
+        """Whether all leave the generation after this commit, and wait for what the controller says."""
+        assert self.world is not None
+        most = self.world.max_bad_steps
+        return bool(vote.flags & (Flags.PAUSE | Flags.STOP)) or (most is not None and self.bad_steps >= most)
 
     def begin_mirror(self, version: Version, shards: tuple[Shard, ...]) -> None:
         """It is about to write a snapshot of this version, and to receive those of others, over the older mirror.

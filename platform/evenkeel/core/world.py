@@ -36,6 +36,8 @@ class World:
         compare_every: every so many steps the vote compares the copies; see plan/comparison.py for when else.
         mirror_every: steps between two mirrors; None: nothing is mirrored. `base` is, at once, unless it is INITIAL.
         mirrored: the newest version of which the mirrors that are alive hold all: kept until a newer one is whole.
+        bad_steps: how many steps up to `base` were skipped in a row as not finite.
+        max_bad_steps: after so many in a row nobody goes on: the run has failed. None: whatever happens.
     """
 
     generation: Generation
@@ -53,6 +55,8 @@ class World:
     compare_every: int = COMPARE_EVERY
     mirror_every: int | None = None
     mirrored: Version | None = None
+    bad_steps: int = 0
+    max_bad_steps: int | None = None
 
     @property
     def size(self) -> int:

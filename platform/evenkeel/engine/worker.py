@@ -14,7 +14,7 @@ import torch
 from evenkeel.control import messages as m
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
 from evenkeel.engine.allocator import keep_freed_memory
 from evenkeel.engine.faults import Faults
@@ -243,7 +243,7 @@ class Worker:
                 self._mirrors.copy(version, training.memory.state, training.groups)
             if step == world.base.step + 1:
                 self._tell_memory(training)
-            if vote.flags & (Flags.PAUSE | Flags.STOP):
+            if self._seat.member.leaves(vote):
                 return
         finished = self._seat.finished(finish(training))
         if finished is not None:

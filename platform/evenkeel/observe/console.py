@@ -162,8 +162,10 @@ def event_text(event: Line) -> str | None:
             return f"waiting: {own.get('reason')}"
         case "exception":
             return f"exception: {own.get('text')}"
-        case "checkpoint_started":
+        case "checkpoint_started" | "memory":
             return None
+        case "not_finite":
+            return f"{own.get('worker_id')} met {own.get('text')}"
         case "checkpoint_committed":
             took = f" in {own['seconds']:.1f} s" if "seconds" in own else ""
             size = own.get("bytes", 0) / 2**20

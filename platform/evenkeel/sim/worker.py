@@ -8,7 +8,7 @@ from evenkeel.control.member import Member
 from evenkeel.core.boxes import Box
 from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
-from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
 from evenkeel.plan.comparison import Compared, read_vote
 from evenkeel.plan.copies import shards_in
@@ -317,7 +317,7 @@ class SimWorker:
         if report is not None and self.alive:
             self.fleet.send(self, report)
             self.fleet.moment(self, "reported")
-        if vote.flags & (Flags.PAUSE | Flags.STOP) or not self.member.running(vote.generation):
+        if self.member.leaves(vote) or not self.member.running(vote.generation):
             self.park()
         else:
             self._begin_step()
