@@ -7,7 +7,7 @@ from evenkeel.control import divergence, holders, saving
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
-from evenkeel.core.ids import INITIAL
+from evenkeel.core.ids import INITIAL, NodeId
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
@@ -60,8 +60,14 @@ def try_form(s: State, now: float) -> None:
             else:
                 _wait_for(s, planned.reason)
             return
-        usable = tuple(source for source in sources if source.worker_id in planned.layout.places)
+        usable = _with_a_place(planned, sources)
         if usable != sources:
+            lost = _lost_slices(s, usable)
+        if lost and s.committed not in (INITIAL, *s.saved):
+            # Left alone on nodes of which each has lost another TP rank, with no room for more workers: nobody who is
+            # waited for would ever come.
+            planned = _plan_across_nodes(s, sources) or planned
+            usable = _with_a_place(planned, sources)
             lost = _lost_slices(s, usable)
         if lost and s.committed not in (INITIAL, *s.saved):
             _wait_for(s, "workers: the layout for those that are here has no place for the only holders of some state")
@@ -100,6 +106,20 @@ def gathers_until(s: State) -> float | None:
 
 def _plan(s: State) -> Planned | Infeasible:
     return plan_layout(_candidates(s), s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
+
+
+def _plan_across_nodes(s: State, sources: Sequence[Source]) -> Planned | None:
+    """A layout with TP groups over several nodes, however slow, and places for holders of the state first."""
+    holders = {source.worker_id for source in sources}
+    first = sorted(_candidates(s), key=lambda info: info.worker_id not in holders)
+    together = [replace(info, node_id=NodeId("any")) for info in first]
+    planned = plan_layout(together, s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
+    return planned if isinstance(planned, Planned) else None
+
+
+def _with_a_place(planned: Planned, sources: Iterable[Source]) -> tuple[Source, ...]:
+    """Only members move anything."""
+    return tuple(source for source in sources if source.worker_id in planned.layout.places)
 
 
 def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], saved: bool) -> None:

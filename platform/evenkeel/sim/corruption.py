@@ -5,6 +5,7 @@ whatever is copied from it. What all copies have in common is the state, for who
 that differ must be noticed within a few steps, and what was found to be wrong must never come back.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from random import Random
 from typing import TYPE_CHECKING
@@ -108,14 +109,19 @@ class Corruption:
             self.checks.mirrors.begun = self.checks.mirrors.whole = None
         if not (world.saved and world.base == base):
             self.distrusted.add(base)
-        parts = {part.name: part for part in compared_in(world, fleet.scenario.policy.model)}
-        for difference in divergence.differences:
-            part = parts[difference.part]
-            held = {o: flips_in(contents_of(fleet.workers[o], part).values()) for o, _ in difference.sums}
-            require(bool(self.since), f"{difference.part} differs though no bit has flipped")
-            right = [held[owner] for owner in held if owner not in {*divergence.odd, *divergence.doubtful}]
-            common = frozenset.union(*right) if right else frozenset.intersection(*held.values())
-            self.named |= frozenset.union(*held.values()) - common
+        require(bool(self.since), f"copies differ though no bit has flipped: {divergence.differences}")
+        named, counted = set[int](), set[int]()
+        sums = {difference.part: dict(difference.sums) for difference in divergence.differences}
+        for part in compared_in(world, fleet.scenario.policy.model):
+            held = {o: flips_in(contents_of(fleet.workers[o], part).values()) for o in part.owners}
+            theirs = sums.get(part.name) or dict.fromkeys(held, 0)
+            count = Counter(theirs.values())
+            right = [held[o] for o in held if 2 * count[theirs[o]] > len(held)]
+            # Of copies without a majority none counts, but what they have in common is in no doubt.
+            counted |= frozenset.union(*right) if right else frozenset.intersection(*held.values())
+            named |= frozenset.union(*held.values())
+        # TP ranks are not compared: a bit may count where one has it that does not where another has it.
+        self.named |= named - counted
         fleet.seen["copies without a majority" if entry.decision.void else "odd copy out"] += 1
 
     def opened(self, world: World) -> None:
