@@ -343,6 +343,21 @@ def test_reason_says_what_and_why() -> None:
     )
 
 
+@settings(max_examples=300)
+@given(data=st.data(), wish=WISHES, model=MODELS, micro_batches=st.integers(1, 12))
+def test_after_tp_groups_that_reached_over_nodes_they_do_not(
+    data: st.DataObject, wish: Wish, model: ModelShape, micro_batches: int
+) -> None:
+    nodes = data.draw(st.lists(st.integers(0, 2), min_size=4, max_size=14))
+    workers = [info(i, node) for i, node in enumerate(nodes)]
+    together = plan_layout([info(i) for i in range(len(nodes))], wish, model, micro_batches, None)
+    assume(isinstance(together, Planned))
+    assert isinstance(together, Planned)
+    plan = plan_layout(workers, wish, model, micro_batches, together.layout)
+    if isinstance(plan, Planned):
+        check(plan, workers, wish, model, micro_batches)
+
+
 def test_a_previous_layout_of_another_making_gives_way() -> None:
     """A layout that the planner would not choose: who can stays, shares and cuts are the planner's."""
     stages = (Stage(0, 1, (worker(0),)), Stage(1, 4, (worker(1),)))

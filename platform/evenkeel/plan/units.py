@@ -1,8 +1,8 @@
 """TP groups: workers of one node that take a place together."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, Place, WorkerInfo
@@ -50,7 +50,16 @@ def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | No
         for home, members in (*homed, *fresh):
             held = tuple(_layers(w, previous) for w in members if previous and w in places)
             units.append(Unit(members, node, min(order[w] for w in members), home, held))
-    return tuple(sorted(units, key=lambda unit: unit.order))
+    return tuple(_with_homes_of_their_own(sorted(units, key=lambda unit: unit.order)))
+
+
+def _with_homes_of_their_own(units: Iterable[Unit]) -> Iterator[Unit]:
+    """A group that reached over nodes may live on in several: the first has its home."""
+    homes: set[tuple[int, int]] = set()
+    for unit in units:
+        yield replace(unit, home=None) if unit.home in homes else unit
+        if unit.home is not None:
+            homes.add(unit.home)
 
 
 def _homed(
