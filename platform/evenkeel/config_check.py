@@ -8,7 +8,8 @@ from evenkeel.config_schema import Config, FaultSection
 PRECISIONS = ("fp32", "bf16", "fp64")
 SCHEDULES = ("cosine", "linear", "constant")
 STEP_PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
-PHASES = (*STEP_PHASES, "save", "write", "written", "recovery", "load")
+MIRROR_PHASES = ("mirror", "exchange", "mirrored")
+PHASES = (*STEP_PHASES, "save", "write", "written", *MIRROR_PHASES, "recovery", "load")
 KINDS = ("kill", "stop", "segv", "exception", "flip")
 LONGEST_NAME = 200
 
@@ -112,8 +113,10 @@ def _check_target(config: Config, fault: FaultSection, key: str) -> None:
         stages = parallel.pipeline or most
         known = f"is {fault.target!r}, but there are only stages 0 to {stages - 1}"
         _require(config, int(number) < stages, f"{key}.target", known)
-    if what == "controller" and fault.phase in ("save", "load"):
+    if what == "controller" and fault.phase in ("save", *MIRROR_PHASES, "load"):
         raise config.error(f"{key}.phase", f"is {fault.phase!r}, but the controller holds no state to copy or to load")
+    mirrors = fault.phase not in MIRROR_PHASES or config.redundancy.mirror_every > 0
+    _require(config, mirrors, f"{key}.phase", f"is {fault.phase!r}, but redundancy.mirror_every is 0")
     if what == "spare" and fault.phase not in ("recovery", "load"):
         _require(config, config.scaling.spares > 0, f"{key}.target", "is 'spare', but scaling.spares is 0")
         idle = "is 'exception', but an idle spare runs no training code that could raise one"

@@ -24,7 +24,7 @@ from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.engine.faults import LOAD, FaultPlan
+from evenkeel.engine.faults import LOAD, MIRROR_PHASES, FaultPlan
 from evenkeel.engine.fleet import Fleet
 from evenkeel.engine.job import Job
 from evenkeel.runtime import saving
@@ -51,7 +51,7 @@ class Stop:
         phase: of the engine's faults; or HALF, when half of a worker's part is written; or of the controller MANIFEST,
             when all parts are there and it is about to make the checkpoint visible, and VISIBLE, when it has done so
             and does not know it yet.
-        step: of the checkpoint; of no meaning for LOAD, which is the first one after the stop before.
+        step: of the checkpoint or mirror; of no meaning for LOAD, which is the first one after the stop before.
         ranks: are held there (but in MANIFEST and VISIBLE), and killed if `ranks_die`.
         everyone: every worker is killed.
         controller: it is killed, wherever it is.
@@ -291,7 +291,7 @@ class Struck:
 
     Attributes:
         before: the newest complete checkpoint when the run came near the stop.
-        at: the one that was being written; of no meaning, and high, in a load.
+        at: the one that was being written; of no meaning, and high, in a load and in a mirror.
         newest: the newest complete checkpoint in the end.
         damage: what was wrong with the complete ones.
         died: the workers.
@@ -496,7 +496,7 @@ class KillableRun:
         damage = [*damaged.values(), *(error for found in good for error in found.damage(thorough=True))]
         newest = good[0].manifest.version.step if good else 0
         texts = tuple(str(error) for error in damage)
-        at = HIGH if stop.phase == LOAD else held.get("controller", stop.step)
+        at = HIGH if stop.phase in (LOAD, *MIRROR_PHASES) else held.get("controller", stop.step)
         near = self._near[number]
         self.struck.append(Struck(stop, near, at, newest, texts, frozenset(victims), self._restored))
         following = self._stops.stops[number + 1 : number + 2]

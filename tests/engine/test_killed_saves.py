@@ -1,93 +1,21 @@
-"""Workers, several, all of them and the controller are killed at every phase of a checkpoint and of a load.
+"""Workers, several, all of them and the controller are killed at every phase of a checkpoint, a load and a mirror.
 
-The last complete checkpoint stays whole, the run goes back to it only if nobody alive holds the state, and what is
-committed in the end is what a run without faults commits. A telling part of it, and (soak) all of it.
+A telling part of it, and (soak) all of it; see killed.py.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from killable import HALF, MANIFEST, VISIBLE, KillableRun, Stop, Stops, Struck
-from left import nothing_left
+from killable import HALF, MANIFEST, VISIBLE
+from killed import Cell, Setting, Truths, cells_of, results
 from matrix import Result
-from safetensors.torch import load as load_tensors
-from tiny import difference
-from torch import Tensor
 
-from evenkeel.config import load_config
-from evenkeel.engine.faults import LOAD, SAVE_PHASES
-from evenkeel.runtime.prepare import Prepared, prepare
-from evenkeel.runtime.run import write_beginning
-from evenkeel.store.run_directory import RunDirectory
-
-EVERY = 4
-FIRST, SPACING = 8, 2 * EVERY
-"""Steps of the first stop, and between two: each has a complete checkpoint before it, and one to be written."""
-TOLERANCE = 1e-10
-SAME = ("step", "loss", "grad_norm", "lr", "tokens", "samples")
+from evenkeel.engine.faults import LOAD, MIRROR_PHASES, SAVE_PHASES
 
 WORKER_PHASES = ("commit", "save", "write", HALF, "written")
 PHASES = (*WORKER_PHASES, MANIFEST, VISIBLE, LOAD)
 assert {"save", "write", "written"} == set(SAVE_PHASES)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A layout, and how many steps its runs have: one number for all, so that one run without faults serves them all.
-
-    Attributes:
-        holders: each of them the ranks that are the only holders of some slices.
-        then: layouts that later lives of the controller are asked for.
-    """
-
-    parallel: dict[str, int]
-    holders: tuple[tuple[int, ...], ...]
-    cells: int
-    precision: str = "fp32"
-    copies: int | None = None
-    then: tuple[dict[str, int], ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Workers at first."""
-        return size(self.parallel)
-
-    @property
-    def fewest(self) -> int:
-        """Workers of any life."""
-        return min(size(parallel) for parallel in (self.parallel, *self.then))
-
-    @property
-    def steps(self) -> int:
-        return FIRST + SPACING * self.cells + 2
-
-    def specs(self, folder: Path) -> list[Prepared]:
-        return [self._prepared(folder, parallel) for parallel in (self.parallel, *self.then)]
-
-    def _prepared(self, folder: Path, parallel: dict[str, int]) -> Prepared:
-        text = folder / "text.txt"
-        text.write_bytes(bytes(range(32, 127)) * 100)
-        train = {"steps": self.steps, "global_batch": 8, "micro_batch": 2, "learning_rate": 0.01, "warmup_steps": 2}
-        decoder = {"d_model": 32, "layers": 2, "heads": 2, "kv_heads": 2, "seq_len": 16, "dropout": 0.1}
-        values = {
-            "run": {"name": "run", "storage_path": str(folder), "seed": 3},
-            "model": {"name": "decoder", **decoder},
-            "data": {"name": "text", "path": str(text)},
-            "train": {**train, "precision": self.precision},
-            "scaling": {"workers": [size(parallel)] * 2},
-            "parallel": parallel,
-            "redundancy": {"copies": self.copies},
-            "checkpoint": {"every_steps": EVERY},
-        }
-        return prepare(load_config([], values=values))
-
-
-def size(parallel: dict[str, int]) -> int:
-    return parallel["data"] * parallel["pipeline"] * parallel["tensor"]
 
 
 TWO = {"data": 2, "pipeline": 1, "tensor": 1}
@@ -98,143 +26,19 @@ OTHER = Setting(
     {"data": 2, "pipeline": 1, "tensor": 2}, ((0, 2), (1, 3)), cells=6, precision="fp64",
     then=({"data": 1, "pipeline": 2, "tensor": 1}, {"data": 3, "pipeline": 1, "tensor": 1}),
 )  # fmt: skip
+MIRRORED = {
+    "stages": Setting({"data": 1, "pipeline": 2, "tensor": 1}, ((0,), (1,)), cells=6, mirror_every=2),
+    "one copy": Setting(TWO, ((0,), (1,)), cells=6, copies=1, mirror_every=2),
+}
 SETTINGS = {"pair": PAIR, "quad": QUAD}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Who is killed in a phase. `ranks` None: all of them."""
-
-    phase: str
-    target: str
-    ranks: tuple[int, ...] | None
-    controller: bool = False
-
-    def stops(self, step: int, fewest: int) -> tuple[Stop, ...]:
-        """A load needs a stop before it, which everybody dies of."""
-        ranks = tuple(range(fewest)) if self.ranks is None else self.ranks
-        alone = self.controller and self.ranks == ()
-        stop = Stop(
-            self.phase, step, (0,) if alone else ranks, ranks_die=not alone, everyone=self.ranks is None,
-            controller=self.controller,
-        )  # fmt: skip
-        return (Stop("save", step, tuple(range(fewest)), everyone=True), stop) if self.phase == LOAD else (stop,)
-
-
-def cells_of(setting: Setting, phase: str) -> list[Cell]:
-    """One row of the table."""
-    cells = [Cell(phase, f"rank {rank}", (rank,)) for rank in range(setting.size)]
-    if len(setting.holders[-1]) not in (1, setting.size):
-        cells.append(Cell(phase, "both holders", setting.holders[-1]))
-    return [
-        *cells,
-        Cell(phase, "all", None),
-        Cell(phase, "the controller", (), controller=True),
-        Cell(phase, "rank 0 and the controller", (0,), controller=True),
-        Cell(phase, "all and the controller", None, controller=True),
-    ]
-
-
-# ---------------------------------------------------------------- playing
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What a run without faults commits: a line per step, and the model."""
-
-    lines: list[dict[str, Any]]
-    model: dict[str, Tensor]
-
-
-def committed(run: RunDirectory) -> Truth:
-    lines = [{key: line[key] for key in SAME} for line in run.metrics()]
-    return Truth(lines, load_tensors(run.files.read("final/model.safetensors") or b""))
-
-
-def play(folder: Path, setting: Setting, cells: Sequence[Cell]) -> tuple[Truth, list[Struck], RunDirectory]:
-    """Runs all cells, one after another in one run, to its end."""
-    assert len(cells) <= setting.cells
-    folder.mkdir(exist_ok=True)
-    (folder / "stops").mkdir()
-    specs = setting.specs(folder)
-    write_beginning(specs[0], {}, None)
-    numbered = enumerate(cells)
-    stops = tuple(stop for i, cell in numbered for stop in cell.stops(FIRST + SPACING * i, setting.fewest))
-    with nothing_left():
-        run = KillableRun([made.spec for made in specs], specs[0].maker, Stops(folder / "stops", stops))
-        end = run.run()
-    assert (end.status, end.error) == ("finished", "")
-    return committed(specs[0].directory), run.struck, specs[0].directory
-
-
-Truths = Callable[[Setting], Truth]
+Check = Callable[[str, list[Result]], None]
 
 
 @pytest.fixture(scope="module")
 def truths(tmp_path_factory: pytest.TempPathFactory) -> Truths:
-    """Runs without faults, each made once."""
-    made: list[tuple[Setting, Truth]] = []
-
-    def truth(setting: Setting) -> Truth:
-        if not any(known == setting for known, _ in made):
-            made.append((setting, play(tmp_path_factory.mktemp("undisturbed"), setting, ())[0]))
-        return next(found for known, found in made if known == setting)
-
-    return truth
-
-
-def results(folder: Path, setting: Setting, cells: Sequence[Cell], truth: Truth) -> list[Result]:
-    outcome, struck, run = play(folder, setting, cells)
-    problem = difference_of(outcome, truth, setting.precision)
-    bases = [event["base"] for event in run.events() if event["event"] == "restored"]
-    lost = {event["worker_id"] for event in run.events() if event["event"] == "worker_lost"}
-    if not problem and not lost <= {worker for one in struck for worker in one.died}:
-        problem = f"lost {sorted(lost)}"
-    counts = [*(one.restored for one in struck[1:]), len(bases)]
-    problems = [
-        problem or problem_of(one, setting, bases[one.restored : count])
-        for one, count in zip(struck, counts, strict=True)
-    ]
-    found: list[Result] = []
-    for cell in cells:
-        number = 2 if cell.phase == LOAD else 1
-        here, struck, (*earlier, own) = struck[:number], struck[number:], problems[:number]
-        problems = problems[number:]
-        found.append(Result("kill", cell.phase, cell.target, next(filter(None, earlier), own), here[-1].heal_s))
-    return found
-
-
-def difference_of(outcome: Truth, truth: Truth, precision: str) -> str:
-    """What was committed otherwise than without faults: in fp64, where the layout changed, by more than rounding."""
-    if precision == "fp32":
-        if outcome.lines != truth.lines:
-            return "other metrics than without faults"
-        same = all(torch.equal(outcome.model[name], tensor) for name, tensor in truth.model.items())
-        return "" if same else "another model than without faults"
-    losses = [(a["loss"], b["loss"]) for a, b in zip(outcome.lines, truth.lines, strict=True)]
-    if not all(abs(a - b) <= TOLERANCE * abs(b) for a, b in losses):
-        return "other losses than without faults"
-    return "" if difference(outcome.model, truth.model) <= TOLERANCE else "another model than without faults"
-
-
-def problem_of(struck: Struck, setting: Setting, bases: Sequence[int]) -> str:
-    """What is wrong with what was there when they were dead, or with what the run went back to.
-
-    It says that it goes back if that takes back a step; so not in a load, nor to the step that was committed last.
-    """
-    stop, newest = struck.stop, struck.newest
-    if struck.damage:
-        return "; ".join(struck.damage)
-    if not (newest == struck.at if stop.phase == VISIBLE else struck.before <= newest < struck.at):
-        return f"the newest checkpoint is of step {newest}; {struck.before} was there, {struck.at} was being written"
-    # A controller that lives makes the checkpoint visible all the same, and everybody waits for that.
-    base = struck.at if stop.phase == MANIFEST and not stop.controller else newest
-    dead = set(stop.ranks) if stop.ranks_die else set()
-    lost = stop.everyone or stop.phase == LOAD or any(set(holders) <= dead for holders in setting.holders)
-    return "" if set(bases) <= ({base} if lost else set()) else f"went back to {list(bases)}; {base} is the newest"
-
-
-Check = Callable[[str, list[Result]], None]
+    return Truths(tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_a_part_of_it(tmp_path: Path, truths: Truths, check: Check) -> None:
@@ -283,3 +87,25 @@ def test_all_die_and_another_layout_goes_on(phase: str, tmp_path: Path, truths: 
     """Each life of the controller is asked for the next of three layouts. In fp64."""
     cells = [Cell(phase, f"all and the controller, {n}", None, controller=True) for n in range(4)]
     check("saves, other layouts", results(tmp_path / "run", OTHER, cells, truths(OTHER)))
+
+
+def test_mirrors_in_part(tmp_path: Path, truths: Truths, check: Check) -> None:
+    setting = MIRRORED["stages"]
+    cells = [
+        Cell("mirror", "rank 1", (1,)),
+        Cell("exchange", "rank 0", (0,)),
+        Cell("exchange", "rank 1 and the controller", (1,), controller=True),
+        Cell("exchange", "all and the controller", None, controller=True),
+        Cell("mirrored", "rank 0 and the controller", (0,), controller=True),
+        Cell("mirrored", "all", None),
+    ]
+    check("mirrors", results(tmp_path / "run", setting, cells, truths(setting)))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("phase", [*MIRROR_PHASES, "save", HALF, LOAD])
+@pytest.mark.parametrize("name", MIRRORED)
+def test_mirrored_row(name: str, phase: str, tmp_path: Path, truths: Truths, check: Check) -> None:
+    """Everybody is the only holder of something, which is mirrored every two steps."""
+    check("mirrors" if name == "stages" else "mirrors, one copy", row(tmp_path, MIRRORED[name], phase, truths))

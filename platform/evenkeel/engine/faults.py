@@ -1,4 +1,4 @@
-"""Planned faults: real signals and exceptions at exact moments of a step, a checkpoint or a recovery (section 10)."""
+"""Planned faults: real signals and exceptions at exact moments of a step, a checkpoint, a mirror or a recovery."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from evenkeel.core.world import World
 
 STEP_PHASES = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
 SAVE_PHASES = ("save", "write", "written")
+MIRROR_PHASES = ("mirror", "exchange", "mirrored")
 RECOVERY, LOAD = "recovery", "load"
 FLIP = "flip"
 KINDS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}
@@ -27,12 +28,16 @@ class FaultPlan:
 
     Attributes:
         index: its place in the configured list; each index fires once per run, across resumes.
-        step: the step in which it fires; in SAVE_PHASES the first checkpoint of a step that is not below it, in
-            "recovery" and "load" the first such world whose open step is not.
-        phase: one of STEP_PHASES; or of a checkpoint: "save", when the step is committed and nothing is copied yet,
-            "write", when the part is copied and is about to be written, by its own thread, and "written", when it is
-            durable and nobody has been told; or "recovery", while a generation after the first is formed; or "load",
-            when the worker has read its shard from a checkpoint and does not count as its holder yet.
+        step: the step in which it fires; in SAVE_PHASES and MIRROR_PHASES the first checkpoint or mirror of a step that
+            is not below it, in "recovery" and "load" the first such world whose open step is not.
+        phase: one of STEP_PHASES;
+            or of a checkpoint "save": the step is committed and nothing is copied yet, "write": the part is copied and
+            about to be written, by its own thread, "written": it is durable and nobody has been told;
+            or of a mirror "mirror": the step is committed and nothing is copied yet, "exchange": its own snapshot is
+            taken and about to be sent, and those of others received, by a thread, "mirrored": they are here and do not
+            count yet;
+            or "recovery": a generation after the first is formed;
+            or "load": the worker has read its shard from a checkpoint and does not count as its holder yet.
         target: "rank:N"; "stage:S", which is the first worker of stage S in the first pipeline that has one; or
             "spare", a worker that has held no place yet (but for "recovery" and "load" it is signalled while idle, once
             the step before is acknowledged; it runs no training code there that could raise).
@@ -105,7 +110,7 @@ class Faults:
     def fire(self, phase: str, step: int) -> None:
         """Fires what is planned for this phase of this step. Raises InjectedError for the kind "exception"."""
         for plan in self._mine:
-            due = plan.step == step or (plan.step < step and phase in SAVE_PHASES)
+            due = plan.step == step or (plan.step < step and phase in (*SAVE_PHASES, *MIRROR_PHASES))
             if due and plan.phase == phase and plan.target != "spare":
                 self._fire(plan)
 

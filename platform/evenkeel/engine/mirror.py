@@ -17,6 +17,7 @@ from torch import Tensor
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.model import ModelShape, Shard
 from evenkeel.core.world import World
+from evenkeel.engine.faults import Faults
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.slices import OwnedSlices
@@ -78,10 +79,11 @@ class _Links:
 class Mirrors:
     """The snapshots in one worker's memory. Which are whole, and which may be written over, the Member knows."""
 
-    def __init__(self, worker_id: WorkerId, model: ModelShape, seat: Seat) -> None:
+    def __init__(self, worker_id: WorkerId, model: ModelShape, seat: Seat, faults: Faults) -> None:
         self._id = worker_id
         self._model = model
         self._seat = seat
+        self._faults = faults
         self._held: dict[Version, dict[Shard, Snapshot]] = {}
         self._mine: Mirroring | None = None
         self._kept: dict[WorkerId, Shard] = {}
@@ -103,6 +105,7 @@ class Mirrors:
         Whether the mirror before it is whole was voted on, so no thread uses its buffers any more.
         """
         self.wait()
+        self._faults.fire("mirror", version.step)
         shards = tuple(self._kept.values()) if self._mine is None else (self._mine.shard, *self._kept.values())
         with self._seat.changed:
             self._seat.member.begin_mirror(version, shards)
@@ -170,6 +173,8 @@ class Mirrors:
             self._links = _Links(task.groups, keeper, owners)
         links = self._links
         sends = {} if task.mine is None or links.keeper is None else {links.keeper: task.mine[0].payload}
+        self._faults.fire("exchange", task.version.step)
         exchange(sends, {c: snapshot.payload for c, (snapshot, _) in zip(links.owners, task.kept, strict=True)})
+        self._faults.fire("mirrored", task.version.step)
         for snapshot, _ in task.kept:
             self._label(task.version, snapshot.shard)

@@ -69,7 +69,7 @@ class Worker:
         self._faults = Faults(worker_id, job.settings.faults, job.fault_once, lambda: self._holdings.current.flip())
         self._holdings = Holdings(job, self._device)
         self._saver = Saver(worker_id, job, self._faults, send)
-        self._mirrors = Mirrors(worker_id, job.shape, self._seat)
+        self._mirrors = Mirrors(worker_id, job.shape, self._seat, self._faults)
         self._groups: GroupSet | None = None
         self._aborts = 0
         self._tasks: queue.SimpleQueue[World | Vote | None] = queue.SimpleQueue()
