@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.plain import write_plainly
 from bench.saved import FLOOR, MEMORY, PLAIN, WRITES
+from bench.work import WARM_UP
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.engine.job import Dataset, Job, Piece
 from evenkeel.engine.saver import Saver
@@ -57,18 +58,23 @@ class _Lines:
 
 
 class _Watched:
-    """A dataset at whose every use it is seen whether the process has ever had more in memory."""
+    """A dataset at whose every use it is seen whether the process has had more in memory than ever before.
+
+    From its tenth use on: what was free again when the training began would hide what checkpoints add to it.
+    """
 
     def __init__(self, data: Dataset, lines: _Lines) -> None:
         self._data, self._lines = data, lines
-        self._peak = 0
+        self._uses = self._peak = 0
 
     def __len__(self) -> int:
         return len(self._data)
 
     def get(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        peak = peak_bytes()
-        if peak > self._peak:
+        self._uses += 1
+        if self._uses == WARM_UP:
+            forget_peak()
+        elif self._uses > WARM_UP and (peak := peak_bytes()) > self._peak:
             self._peak = peak
             self._lines.write(peak_bytes=peak)
         return self._data.get(indices)
@@ -156,8 +162,12 @@ def _storage(pieces: Sequence[Piece]) -> Tensor:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had at a time (VmHWM)."""
+    """The most memory that this process has had at a time (VmHWM), since that was last forgotten."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise OSError("this kernel does not tell a process its peak of memory")
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
