@@ -17,11 +17,15 @@ from evenkeel.store.manifest import CheckpointDamaged, FileRecord, Manifest, Sli
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A box of a tensor, and where its bytes shall go: row-major, contiguous; a writable memoryview of bytes."""
+    """A box of a tensor, and where its bytes shall go: row-major, contiguous; a writable memoryview of bytes.
+
+    `dtype` is what they are taken for, as safetensors names it; "" if they are not.
+    """
 
     tensor: str
     box: Box
     buffer: memoryview
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Checkpoint:
         After an error the buffers hold anything.
 
         Raises:
-            ValueError: if a box is not within its tensor, or a buffer has not the size of its box.
+            ValueError: if a tensor is of another dtype, a box not within it, or a buffer has not the size of its box.
             CheckpointDamaged: if a file is missing, cut or changed.
             StoreError: if there is no such tensor, or the store fails.
         """
@@ -79,6 +83,8 @@ class Checkpoint:
         except KeyError:
             raise StoreError(f"{self.url}: has no tensor {want.tensor!r}") from None
         item = ITEM_BYTES[tensor.dtype]
+        if want.dtype not in ("", tensor.dtype):
+            raise ValueError(f"{self.url}: {want.tensor} is of {tensor.dtype}, not of {want.dtype}")
         if not full(tensor.shape).contains(want.box):
             raise ValueError(f"{want.tensor}: {want.box} is not within {tensor.shape}")
         if want.buffer.nbytes != want.box.size * item:
