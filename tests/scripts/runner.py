@@ -371,7 +371,7 @@ def other_line(command: m.Kill | m.Start | m.CommitCheckpoint | m.Metrics | m.Lo
             return f"kill {worker}: {reason}"
         case m.Start(count):
             return f"start {count}"
-        case m.CommitCheckpoint(of, _, _, parts):
+        case m.CommitCheckpoint(of, _, _, parts, _):
             return f"commit checkpoint {show_version(of)}: {', '.join(parts)}"
         case m.Metrics(vote):
             return f"metrics step {vote.step} of world {vote.generation}" + (" skipped" if vote.skip else "")

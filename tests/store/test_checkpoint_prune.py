@@ -38,6 +38,15 @@ def test_all_but_the_newest(files: Files) -> None:
     assert checkpoints(files).prune(keep=2) == []
 
 
+def test_what_was_given_up_is_not_counted(files: Files) -> None:
+    """The run went back from 20 to 10 and has come to 30: were the newest damaged, 10 is the one to begin from."""
+    save(files, STATE, 10)
+    save(files, STATE, 20)
+    save(files, STATE, 30, generation=2)
+    assert checkpoints(files).prune(2, {Version(10, 1)}) == [20]
+    assert kept(files) == [30, 10]
+
+
 def test_at_least_one_is_kept(files: Files) -> None:
     save(files, STATE, 10)
     with pytest.raises(ValueError, match="keep is 0; at least 1 checkpoint must stay"):

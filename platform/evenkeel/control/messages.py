@@ -326,12 +326,16 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class CommitCheckpoint:
-    """All parts of a checkpoint are durable: write its manifest, which makes it visible, and clean up older ones."""
+    """All parts of a checkpoint are durable: write its manifest, which makes it visible, and clean up older ones.
+
+    `line` are those that the run can go back to: others were given up, or are not trusted, and need not be kept.
+    """
 
     version: Version
     epoch: int
     layout: Layout
     parts: tuple[str, ...]
+    line: tuple[Version, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ def _complete(s: State) -> None:
         upload = s.uploads[version]
         upload.committing = True
         parts = tuple(part for _, part in sorted(upload.parts.items()))
-        s.say(m.CommitCheckpoint(version, s.epoch, upload.layout, parts))
+        s.say(m.CommitCheckpoint(version, s.epoch, upload.layout, parts, tuple(s.saved)))
 
 
 def _give_up(s: State, version: Version, upload: Upload) -> None:

@@ -110,7 +110,7 @@ class Store:
             self.fleet.hear(m.CheckpointFailed(command.version, "503 slow down"))
             return
         self.fleet.moment_of_anybody("manifest written")
-        removed = self._prune()
+        removed = self._prune({command.version, *command.line})
         self.fleet.hear(m.CheckpointCommitted(command.version, 1000, removed))
 
     def _put(self, command: m.CommitCheckpoint) -> bool:
@@ -125,11 +125,12 @@ class Store:
             self.damaged.add(version)
         return True
 
-    def _prune(self) -> tuple[int, ...]:
+    def _prune(self, line: set[Version]) -> tuple[int, ...]:
         """As the real store does: steps after the newest checkpoint's are of before the run went back."""
         newest_first = sorted(self.listed(), key=lambda v: (v.generation, v.step), reverse=True)
-        line = [v for v in newest_first if v.step <= newest_first[0].step]
-        removed = tuple(v.step for v in newest_first if v not in line[:KEEP])
+        newest = newest_first[0]
+        kept = [v for v in newest_first if v == newest or (v in line and v.step <= newest.step)][:KEEP]
+        removed = tuple(v.step for v in newest_first if v not in kept)
         for step in removed:
             del self.manifests[step]
         return removed

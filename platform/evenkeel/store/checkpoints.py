@@ -4,7 +4,7 @@ Newest is the highest (generation, step): generations only grow, also when a run
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from evenkeel.core.ids import Version
 from evenkeel.store.checkpoint_part import Part, Piece, merge, write_part
@@ -139,11 +139,12 @@ class Checkpoints:
         self._files.remove(f"{folder(step)}/{NAME}")
         self._files.remove_folder(folder(step))
 
-    def prune(self, keep: int) -> list[int]:
+    def prune(self, keep: int, line: Collection[Version] | None = None) -> list[int]:
         """Removes all but the newest `keep` checkpoints; answers their steps. Also what was never completed.
 
-        Only checkpoints whose files are all there count, so one that can be loaded always stays. Those of steps after
-        the newest's are none: the run went back to before them. Damaged ones stay as long as their like.
+        Only checkpoints whose files are all there count, and of these only `line` and the newest, so one that can be
+        gone back to always stays. Nor do those of steps after the newest's: the run went back to before them. Damaged
+        ones stay as long as their like.
 
         Parts go if they are of an older version than the newest checkpoint, and are not its nor of another that stays.
         Whoever still writes one has been overtaken; what is written of a newer version is not touched, as its name
@@ -158,8 +159,13 @@ class Checkpoints:
         if not good:
             return []
         newest = good[0].manifest.version
-        line = [found.manifest for found in good if found.manifest.version.step <= newest.step]
-        kept = {manifest.version.step: manifest for manifest in line[:keep]}
+        of_line = [
+            found.manifest
+            for found in good
+            if found.manifest.version.step <= newest.step
+            and (line is None or found.manifest.version in (newest, *line))
+        ]
+        kept = {manifest.version.step: manifest for manifest in of_line[:keep]}
         removed = [found.manifest.version.step for found in good if found.manifest.version.step not in kept]
         removed += [step for step in damaged if step < min(kept)]
         for step in removed:
