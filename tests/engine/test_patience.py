@@ -15,9 +15,11 @@ from tiny import SAMPLES, Tiny
 from torch import Tensor, nn
 
 from evenkeel.control import liveness
+from evenkeel.control import messages as m
 from evenkeel.core.ids import WorkerId
 from evenkeel.data.dataset import TensorDataset
 from evenkeel.engine.job import FinalTensors, Job
+from evenkeel.engine.local import LocalRun
 from evenkeel.engine.model import Model
 from evenkeel.plan.samples import sample_indices
 
@@ -113,31 +115,37 @@ def test_an_exit_in_training_code_is_like_any_exception(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Poisoned(Tiny):
-    """Whoever reads the first sample of step 3 dies."""
+    """Whoever reads the first sample of step 3 dies, once the spare is there."""
 
     def __call__(self, worker: WorkerId) -> Job:
         job = super().__call__(worker)
         order = sample_indices(7, 3, 0, micro_batch=2, global_batch=8, dataset_size=SAMPLES)
-        job.train = Deadly(job.train, tuple(order))  # type: ignore[arg-type]
+        job.train = Deadly(job.train, tuple(order), self.folder / "open")  # type: ignore[arg-type]
         return job
 
 
 class Deadly:
-    def __init__(self, data: TensorDataset, batch: tuple[int, ...]) -> None:
-        self._data, self._batch = data, batch
+    def __init__(self, data: TensorDataset, batch: tuple[int, ...], gate: Path) -> None:
+        self._data, self._batch, self._gate = data, batch, gate
 
     def __len__(self) -> int:
         return len(self._data)
 
     def get(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         if tuple(indices) == self._batch:
+            while not self._gate.exists():
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return self._data.get(indices)
 
 
 def test_a_batch_that_kills_everybody_is_named_before_what_is_lost(tmp_path: Path) -> None:
+    def watch(local: LocalRun, _: m.Event) -> None:
+        if len(local.outcome.ready) == 3:
+            job.open_gate()
+
     job = Poisoned(tmp_path, steps=STEPS)
-    outcome, _ = run(job, 2, 1, wish={"data": 2, "pipeline": 1}, not_before={3: NEVER})
+    outcome, _ = run(job, 2, 1, wish={"data": 2, "pipeline": 1}, not_before={3: NEVER}, watch=watch)
     assert outcome.status == "failed"
     assert outcome.error.startswith("step 3 took workers down 3 times: ")
     assert outcome.error.count("(killed by SIGKILL)") == 3
