@@ -29,11 +29,14 @@ TITLES = {
     "saves, stages": "Checkpoints and loads: two pipelines of two stages",
     "saves, one copy": "Checkpoints and loads: two pipelines of one stage, each holds half of the optimizer's state",
     "saves, other layouts": "Checkpoints and loads: everything dies, and goes on in another layout, in fp64",
+    "mirrors": "Mirrors, every second step: one pipeline of two stages, each the only holder of its half",
+    "mirrors, one copy": "Mirrors, every second step: two pipelines of one stage, each with half of the optimizer's state",
     "ray": "Through `jobs/train.py` on Ray, two pipelines of two stages, two spares",
 }
 KINDS = ("kill", "segv", "exception", "stop")
 STEP = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
-PHASES = ("while idle", *STEP, "recovery", "save", "write", "half", "written", "manifest", "visible", "load")
+SAVE = ("save", "write", "half", "written", "manifest", "visible", "load")
+PHASES = ("while idle", *STEP, "recovery", *SAVE, "mirror", "exchange", "mirrored")
 Line = dict[str, Any]
 
 
