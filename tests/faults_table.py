@@ -30,7 +30,7 @@ TITLES = {
     "saves, one copy": "Checkpoints and loads: two pipelines of one stage, each holds half of the optimizer's state",
     "saves, other layouts": "Checkpoints and loads: everything dies, and goes on in another layout, in fp64",
     "mirrors": "Mirrors, every second step: one pipeline of two stages, each the only holder of its half",
-    "mirrors, one copy": "Mirrors, every second step: two pipelines of one stage, each with half of the optimizer's state",
+    "mirrors, one copy": "Mirrors, every second step: two pipelines of one stage, half of the optimizer's state each",
     "ray": "Through `jobs/train.py` on Ray, two pipelines of two stages, two spares",
 }
 KINDS = ("kill", "segv", "exception", "stop")
