@@ -121,7 +121,7 @@ def test_a_worker_with_nothing_to_write_writes_an_empty_part(files: Files) -> No
     [
         (Box((0, 0), (8, 6)), 48, "F32", "not within"),
         (Box((0, 0), (7, 6)), 41, "", r"a buffer of 164 bytes"),
-        (Box((0, 0), (7, 6)), 42, "I32", r"step-00000000: exp_avg/weight is of F32, not of I32"),
+        (Box((0, 0), (7, 6)), 42, "I32", r"step-00000001: exp_avg/weight is of F32, not of I32"),
     ],
 )
 def test_wants_that_make_no_sense(files: Files, box: Box, items: int, dtype: str, match: str) -> None:

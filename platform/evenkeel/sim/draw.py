@@ -6,6 +6,7 @@ from random import Random
 from evenkeel.control.policy import Policy
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
 from evenkeel.plan.layout import Wish
+from evenkeel.sim.draw_flips import with_flips
 from evenkeel.sim.scenario import (
     MIRROR_MOMENTS,
     MODES,
@@ -27,7 +28,7 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_one_death(scenario, Random(f"{seed} one death"))
     scenario = _with_copies(scenario, Random(f"{seed} copies"))
     scenario = _with_mirrors(scenario, Random(f"{seed} mirrors"))
-    return _with_flips(scenario, Random(f"{seed} bits"))
+    return with_flips(scenario, Random(f"{seed} bits"))
 
 
 def _without_store(seed: int) -> Scenario:
@@ -212,57 +213,6 @@ def _with_copies(scenario: Scenario, rng: Random) -> Scenario:
     if rng.random() < 0.7:
         return scenario
     return replace(scenario, policy=replace(scenario.policy, copies=rng.choice((1, 2, 2))))
-
-
-def _with_flips(scenario: Scenario, rng: Random) -> Scenario:
-    """In some runs bits flip in the memory of workers, most of which have others that hold the same."""
-    if rng.random() < 0.7 or scenario.policy.mirror_every or scenario.storage is not None or scenario.late_reports:
-        return scenario
-    if rng.random() < 0.3:
-        return _wrong_copy_saved(scenario, rng)
-    policy = replace(scenario.policy, compare_every=rng.choice((1, 2, 3, 10)))
-    if rng.random() < 0.8:
-        data, pipeline = rng.choice((2, 3, 3, 4)), rng.choice((1, 1, 2))
-        wish = Wish(data, pipeline, 1, rng.choice((1, data * pipeline)), data * pipeline)
-        policy = replace(policy, wish=wish, micro_batches=max(policy.micro_batches, data * pipeline), last_step=9)
-    if rng.random() < 0.7:
-        policy = replace(policy, checkpoint_every=rng.choice((1, 1, 2, 3)))
-        fails, twice = rng.choice((0.0, 0.0, 0.1)), rng.choice((0.0, 0.2))
-        storage = Storage(0.01, 0.01, part_fails=fails, commit_fails=fails, told_twice=twice)
-        scenario = replace(scenario, storage=storage)
-    faults = tuple(_flip(rng) for _ in range(rng.choice((1, 1, 2, 3))))
-    if rng.random() < 0.4:
-        # The controller dies just when it was decided what becomes of the copies, or when that is carried out.
-        faults += (Fault("controller", moment=rng.choice(("Settling", "Settling", "loading")), countdown=1),)
-        return replace(scenario, policy=policy, faults=faults)
-    return replace(scenario, policy=policy, faults=(*scenario.faults, *faults))
-
-
-def _wrong_copy_saved(scenario: Scenario, rng: Random) -> Scenario:
-    """A bit flips in a version that is saved, and what would tell is lost, or goes on without the checkpoint.
-
-    Three copies: the odd one out has written a part, and everybody dies in the next world. Two: who wrote a part dies
-    before the copies are compared, and those of a later version differ.
-    """
-    copies = rng.choice((2, 3))
-    first = 2 * copies + 1  # of the step that is saved
-    faults: tuple[Fault, ...] = (Fault("flip", moment="commit", countdown=first + rng.randrange(copies), at_once=True),)
-    if copies == 3:
-        faults += (Fault("all", moment="joined", countdown=copies + rng.randint(1, copies), at_once=True),)
-    else:
-        faults += (Fault("crash", moment="reduce", countdown=first + copies + rng.randrange(copies), at_once=True),)
-        faults += (Fault("flip", moment="commit", countdown=first + copies + rng.randrange(copies), at_once=True),)
-    wish = Wish(copies, 1, 1, copies, copies)
-    policy = replace(scenario.policy, wish=wish, micro_batches=max(4, scenario.policy.micro_batches), last_step=9)
-    policy = replace(policy, spares=1, checkpoint_every=3, compare_every=10, copies=None)
-    return replace(scenario, policy=policy, faults=faults, storage=Storage(0.01, 0.01), skew=1.0, nodes=4, step_s=0.1)
-
-
-def _flip(rng: Random) -> Fault:
-    often, seldom = ("forward", "reduce", "vote", "commit"), ("joined", "saving", "manifest written")
-    moment = rng.choice((*often, *often, *seldom))
-    countdown = rng.randint(1, 15 if moment in often else 5)
-    return Fault("flip", moment=moment, countdown=countdown, at_once=rng.random() < 0.6)
 
 
 def _with_mirrors(scenario: Scenario, rng: Random) -> Scenario:
