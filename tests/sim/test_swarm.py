@@ -48,7 +48,7 @@ MUST_HAPPEN = {
     "crash strikes": 300,
     "node strikes": 50,
     "hang strikes": 100,
-    "cut strikes": 80,
+    "cut strikes": 60,
     "slow strikes": 50,
     "suspect strikes": 50,
     "exception strikes": 50,

@@ -28,7 +28,7 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_one_death(scenario, Random(f"{seed} one death"))
     scenario = _with_copies(scenario, Random(f"{seed} copies"))
     scenario = _with_mirrors(scenario, Random(f"{seed} mirrors"))
-    return with_flips(scenario, Random(f"{seed} bits"))
+    return with_flips(scenario, Random(f"{seed} memory"))
 
 
 def _without_store(seed: int) -> Scenario:

@@ -9,7 +9,7 @@ from evenkeel.sim.scenario import Fault, Scenario, Storage
 
 def with_flips(scenario: Scenario, rng: Random) -> Scenario:
     """In some runs bits flip in the memory of workers, most of which have others that hold the same."""
-    if rng.random() < 0.5 or scenario.policy.mirror_every or scenario.storage is not None or scenario.late_reports:
+    if rng.random() < 0.6 or scenario.policy.mirror_every or scenario.storage is not None or scenario.late_reports:
         return scenario
     if rng.random() < 0.5:
         return rng.choice((_odd_copy_saved, _odd_copy_survives, _writer_dies_uncompared))(scenario, rng)
