@@ -14,7 +14,7 @@ from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.comparison import due
 
-RING = 64
+RING = 256
 """Votes that a worker keeps until the controller has acknowledged them; a leader with a full ring pauses (rule 16)."""
 
 
