@@ -127,7 +127,12 @@ class _Probe:
         return time.perf_counter() - began
 
     def save(
-        self, version: Version, worker_id: WorkerId, pieces: Sequence[Piece], report: Callable[[str], None]
+        self,
+        version: Version,
+        worker_id: WorkerId,
+        pieces: Sequence[Piece],
+        report: Callable[[str], None],
+        moved: Callable[[], None],
     ) -> str:
         assert self.job.save is not None
         room = _storage(pieces)
@@ -135,7 +140,7 @@ class _Probe:
         if self.plain and self.plain_first:
             found["plain_cpu_s"] = self._write_plainly(room)
         cpu, began = time.thread_time(), time.time()
-        part = self.job.save(version, worker_id, pieces, report)
+        part = self.job.save(version, worker_id, pieces, report, moved)
         found |= {"write_cpu_s": time.thread_time() - cpu, "write_began": began, "write_ended": time.time()}
         if self.plain and not self.plain_first:
             found["plain_cpu_s"] = self._write_plainly(room)

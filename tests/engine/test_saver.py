@@ -1,19 +1,27 @@
 """A worker's part of a checkpoint: copied between steps, written meanwhile; slow, failing, and at the end of a run."""
 
+import queue
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import Tiny
+from tiny import Tiny, layout_of
 
 from evenkeel.control import messages as m
 from evenkeel.control.policy import Policy
-from evenkeel.core.ids import Version, WorkerId
+from evenkeel.core.ids import NodeId, Version, WorkerId
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.engine.faults import Faults
 from evenkeel.engine.job import CheckpointError, Job, Piece
-from evenkeel.engine.local import LocalRun
+from evenkeel.engine.local import LocalRun, static_world
 from evenkeel.engine.model import model_shape
+from evenkeel.engine.saver import Saver
+from evenkeel.engine.state import ShardState
+from evenkeel.plan.copies import copies_of
 from evenkeel.plan.layout import Wish
 from evenkeel.plan.state import KINDS
 
@@ -27,7 +35,7 @@ class Saved(Tiny):
     def __call__(self, worker_id: WorkerId) -> Job:
         return replace(super().__call__(worker_id), save=self._save, load=self._load)
 
-    def _save(self, version: Version, worker_id: WorkerId, pieces: list[Piece], report: object) -> str:
+    def _save(self, version: Version, worker_id: WorkerId, pieces: list[Piece], *_: object) -> str:
         threading.Event().wait(self.slow_s)
         path = self.folder / f"{version.step}-{version.generation}-{worker_id}.pt"
         torch.save([(p.tensor, p.box, p.shape, p.data.clone()) for p in pieces], path)
@@ -94,3 +102,46 @@ def test_a_slow_store_never_tears_a_copy_and_the_last_step_is_saved(tmp_path: Pa
         mine, truth = job.state(Version(step, 1)), quick.state(Version(step, 1))
         if truth:
             assert all(torch.equal(mine[name], value) for name, value in truth.items()), step
+
+
+class Held:
+    """A store that takes one part at a time, for as long as it is held."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.moved: Callable[[], None] = bool
+
+    def save(self, version: Version, worker: WorkerId, _: object, report: object, moved: Callable[[], None]) -> str:
+        self.moved = moved
+        self.free.wait()
+        return f"{worker} {version.step}"
+
+
+def test_nobody_waits_for_a_writer_that_gets_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that hangs does not keep others from going on, nor the run from being stopped; each checkpoint fails."""
+    job, store = Tiny(tmp_path)(WorkerId("a")), Held()
+    job.save = store.save
+    sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+    worker = WorkerInfo(WorkerId("a"), NodeId("n"), 1)
+    world = static_world([worker], layout_of([worker.worker_id], [[0, 4]], 1, [4]), 9)
+    saver = Saver(worker.worker_id, job, Faults(worker.worker_id, (), bool), sent.put)
+    monkeypatch.setattr("evenkeel.engine.saver.TELL_S", 0.01)
+    state = ShardState(job.model, job.shape, world.layout.shard(worker.worker_id))
+    saver.begin(state, world.layout, copies_of(world, job.shape))
+    saver.copy(Version(1, 1))
+    assert saver.busy
+    time.sleep(0.1)
+    assert sent.empty()  # no sign of progress where there is none
+    store.moved()
+    assert sent.get() == m.StillWriting(worker.worker_id, Version(1, 1))
+    monkeypatch.setattr("evenkeel.engine.saver.STUCK_S", 0.0)
+    assert not saver.busy
+    saver.copy(Version(2, 1))
+    failed = sent.get()
+    assert isinstance(failed, m.PartFailed) and failed.version == Version(2, 1) and "no progress" in failed.error
+    monkeypatch.undo()
+    store.free.set()
+    written = sent.get()
+    assert isinstance(written, m.PartWritten) and (written.part, written.version) == ("a 1", Version(1, 1))
+    assert written.stall_s > 0
+    saver.close()

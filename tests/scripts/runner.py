@@ -187,7 +187,8 @@ class Script:
                 yield m.Failed(line.who, generation, self._fault(line))
             case "part":
                 for name in line.names:
-                    yield m.PartWritten(WorkerId(name), self._checkpoint(line, generation), f"part of {name}")
+                    of, stall_s = self._checkpoint(line, generation), float(line.settings.get("stall", "0"))
+                    yield m.PartWritten(WorkerId(name), of, f"part of {name}", stall_s)
             case "writing":
                 for name in line.names:
                     yield m.StillWriting(WorkerId(name), self._checkpoint(line, generation))

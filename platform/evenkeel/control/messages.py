@@ -161,11 +161,17 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class PartWritten:
-    """A worker's part of a checkpoint is durable. `part` describes it, as JSON text, for the manifest."""
+    """A worker's part of a checkpoint is durable.
+
+    Attributes:
+        part: describes it, as JSON text, for the manifest.
+        stall_s: for how long copying it has held up the training.
+    """
 
     worker_id: WorkerId
     version: Version
     part: str
+    stall_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,6 @@ def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s
     s.roster.remove(worker_id)
     s.holdings.pop(worker_id, None)
     s.log("worker_lost", worker_id=worker_id, cause=cause)
-    s.failures += 1
     saving.lost(s, worker_id)
     if worker_id in members_of(s.mode) and not s.over:
         incident = break_world(s, now, "worker lost", detect_s)

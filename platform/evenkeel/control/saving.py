@@ -30,6 +30,7 @@ class Upload:
         missing: whose part has not come yet.
         news_at: when it last came nearer to its end.
         committing: the manifest is being written.
+        stall_s: for how long the slowest copy has held up the training.
         error: why it will not be completed; `blameless` if that is not the store's fault.
     """
 
@@ -39,6 +40,7 @@ class Upload:
     news_at: float
     parts: dict[WorkerId, str] = field(default_factory=dict)
     committing: bool = False
+    stall_s: float = 0.0
     error: str = ""
     blameless: bool = False
 
@@ -74,6 +76,7 @@ def written(s: State, now: float, event: m.PartWritten) -> None:
         upload.news_at = now
         upload.missing.discard(event.worker_id)
         upload.parts[event.worker_id] = event.part
+        upload.stall_s = max(upload.stall_s, event.stall_s)
         _go_on(s, event.version)
 
 
@@ -175,7 +178,7 @@ def committed(s: State, now: float, event: m.CheckpointCommitted) -> None:
     took = {}
     if upload is not None:
         took = {"seconds": round(now - upload.begun_at, 6)}
-        s.save_cost_s = _cost(s, now, event.version, upload)
+        s.save_cost_s = upload.stall_s or s.save_cost_s
     s.log("checkpoint_committed", checkpoint=event.version.step, bytes=event.bytes, **took)
     _complete(s)
 
@@ -207,15 +210,9 @@ def due(s: State, step: int) -> bool:
     if s.policy.checkpoint_every != 0 or s.liveness.step_s == 0 or s.uploads:
         return False
     workers = max(1, len(s.roster.alive))
-    rate = failure_rate(s.failures, s.worker_seconds, workers)
+    rate = failure_rate(s.total_losses, s.worker_seconds, workers)
     interval = checkpoint_interval(s.save_cost_s or COST_S, s.liveness.step_s, rate)
     return step - s.saved_at_step >= interval.steps
-
-
-def _cost(s: State, now: float, version: Version, upload: Upload) -> float:
-    """By how much it has delayed the training: the time it took, less the steps committed meanwhile."""
-    steps = max(0, s.committed.step - version.step)
-    return max(0.001, now - upload.begun_at - steps * s.liveness.step_s) if steps else s.save_cost_s
 
 
 # ---------------------------------------------------------------- going back
@@ -245,6 +242,7 @@ def restore(s: State, what: str) -> None:
 
     Ends the run if it had checkpoints, but none that can be read: to begin anew would be no help; or if it is to stop.
     """
+    s.total_losses += 1
     if s.saved:
         base = s.saved[0]
         go_back(s, base, f"{what}; back to the checkpoint of step {base.step}")
@@ -291,8 +289,8 @@ def forgotten(s: State) -> None:
 
 
 def is_newest(s: State, version: Version) -> bool:
-    """Whether no checkpoint is newer than this version, nor will be soon."""
-    return newest_first([version, *s.saved, *s.uploads])[0] == version
+    """Whether no checkpoint is newer than this version. One that is still being written may never be complete."""
+    return newest_first([version, *s.saved])[0] == version
 
 
 def newer_is_coming(s: State) -> bool:

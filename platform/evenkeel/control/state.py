@@ -39,14 +39,15 @@ class State:
         damaged: what is wrong with checkpoints that cannot be gone back to.
         uploads: checkpoints that are being written.
         saved_at_step: the last step of which a checkpoint was begun, or from which the run went on.
-        save_cost_s: by how much the last checkpoint delayed the training; 0 if that is not known.
+        save_cost_s: for how long the last checkpoint held up the training; 0 if that is not known.
         save_failures: in a row; save_error says why the last one failed.
         restores: each base that the run went back to, with the generation up to which it took back what came after.
         resume: the version that the user asks to begin from.
         doubt: why no copy of the committed version counts, until the run has gone back; "" if they do.
         distrusted: versions whose checkpoints may hold a wrong copy.
         unproven: versions with which a generation ended, before a vote could compare the copies of who wrote them.
-        failures, worker_seconds: workers lost, and time that workers worked, since this life began.
+        total_losses: how often nobody alive held the state, nor a mirror of it, since this life began.
+        worker_seconds: time that workers worked, since this life began.
         journal, commands: what the event in hand has led to so far.
     """
 
@@ -82,7 +83,7 @@ class State:
     doubt: str = ""
     distrusted: set[Version] = field(default_factory=set)
     unproven: set[Version] = field(default_factory=set)
-    failures: int = 0
+    total_losses: int = 0
     worker_seconds: float = 0.0
     journal: list[m.Entry] = field(default_factory=list)
     commands: list[m.Command] = field(default_factory=list)

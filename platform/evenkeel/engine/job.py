@@ -104,9 +104,9 @@ class Job:
     Attributes:
         eval: what is validated on; None for no validation.
         write_final: called once, on rank 0 of the world that commits the last step.
-        save: writes a worker's part of the checkpoint of a version, from a thread of its own, and tells its last
-            argument of every error after which it tries again; what it returns describes the part to whoever completes
-            the checkpoint. None: there is no store.
+        save: writes a worker's part of the checkpoint of a version, from a thread of its own; tells its fourth argument
+            of every error after which it tries again, and calls its last one as often as it gets on. What it returns
+            describes the part to whoever completes the checkpoint. None: there is no store.
         load: fills the pieces from the checkpoint of a version, and calls its last argument as often as it gets on.
             Raises CheckpointError.
         fault_once: True for the first caller ever, over all workers and lives of the run, with this index of a fault.
@@ -117,7 +117,7 @@ class Job:
     eval: Dataset | None
     settings: Settings
     write_final: Callable[[FinalTensors], None] | None = None
-    save: Callable[[Version, WorkerId, Sequence[Piece], Callable[[str], None]], str] | None = None
+    save: Callable[[Version, WorkerId, Sequence[Piece], Callable[[str], None], Callable[[], None]], str] | None = None
     load: Callable[[Version, Sequence[Piece], Callable[[], None]], None] | None = None
     fault_once: Callable[[int], bool] = _never
 

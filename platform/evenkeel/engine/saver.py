@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -20,7 +21,11 @@ from evenkeel.plan.state import KINDS
 from evenkeel.plan.writers import Span, written_by
 
 TELL_S = 20.0
-"""Between two words that a part is still being written; far below the controller's patience."""
+"""Between two words that the writing of a part goes on; far below the controller's patience."""
+SPARE = 1.05
+"""By how much a buffer may be larger than what it is used for."""
+STUCK_S = 120.0
+"""Without any progress of the writing, before nobody waits for it any more."""
 
 
 class Saver:
@@ -42,11 +47,14 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._part: _Part | None = None
         self._ready = threading.Event()
-        self.busy = False
-        """Whether the last copy is not written yet, so that its buffers may not be overwritten."""
+        self._writing = False
+        self._late = False
+        self._moved_at = 0.0
 
     def begin(self, state: ShardState, layout: Layout, copies: Copies) -> None:
         """Makes ready to save this worker's part of what a world trains."""
+        if self._part is not None and not self._late:
+            self._part.forget()  # or the state of the world before would be kept for as long as it is being written
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
             self._thread.start()
@@ -54,14 +62,27 @@ class Saver:
 
         def prepare() -> None:
             try:
-                room = None if self._part is None else self._part.room
-                self._part = None  # so that after an error nothing of another world is saved
                 spans = written_by(self._id, copies, layout, self._job.shape)
+                part, self._part = self._part, None  # after an error nothing of another world is saved
+                room = None if part is None else part.room
+                del part
+                if room is not None and not _fits(room, state, spans):
+                    room = None  # gone before the next one is made
                 self._part = _Part(state, spans, room)
             finally:
                 ready.set()
 
         self._tasks.put(prepare)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last copy is not written yet, so that its buffers may not be overwritten; but for a store that
+        hangs: all others go on without it, and each checkpoint that it is asked for meanwhile fails."""
+        return self._writing and not self._is_stuck
+
+    @property
+    def _is_stuck(self) -> bool:
+        return time.monotonic() >= self._moved_at + STUCK_S
 
     def copy(self, version: Version) -> None:
         """Copies this worker's part of the state, which has the version now, and has it written.
@@ -69,17 +90,38 @@ class Saver:
         Whether somebody is busy was voted on, so this worker is not; but for the last step, which nobody asks about: no
         later one changes its state, so that is copied when the buffers are free.
         """
-        self._ready.wait()
-        part = self._part
-        if part is None:
-            self._send(m.PartFailed(self._id, version, "no memory to copy its part to, or an error: see its log"))
-            return
         if self.busy:
-            self._tasks.put(part.copy)
-        else:
-            part.copy()
-            self.busy = True
-        self._tasks.put(lambda: self._write(version, part))
+            self._late = True
+            self._tasks.put(lambda: self._copy_late(version))
+            return
+        if self._writing:
+            what = f"what it wrote before has made no progress for {STUCK_S:.0f} s"
+            self._send(m.PartFailed(self._id, version, what))
+            return
+        self._ready.wait()
+        began = time.monotonic()
+        if self._take(version):
+            stall_s = time.monotonic() - began
+            part = self._part
+            assert part is not None
+            self._writing, self._moved_at = True, time.monotonic()
+            self._tasks.put(lambda: self._write(version, part.pieces, stall_s))
+
+    def _copy_late(self, version: Version) -> None:
+        copied = self._take(version)
+        self._late = False
+        if copied:
+            assert self._part is not None
+            self._writing, self._moved_at = True, time.monotonic()
+            self._write(version, self._part.pieces, 0.0)
+
+    def _take(self, version: Version) -> bool:
+        """Copies its part; if that cannot be, it says so."""
+        if self._part is None:
+            self._send(m.PartFailed(self._id, version, "no memory to copy its part to, or an error: see its log"))
+            return False
+        self._part.copy()
+        return True
 
     def close(self) -> None:
         """Ends the thread, after what it is doing."""
@@ -94,28 +136,36 @@ class Saver:
             except Exception:  # the border of the thread: whoever waits for its result finds that there is none
                 traceback.print_exc()
 
-    def _write(self, version: Version, part: "_Part") -> None:
+    def _write(self, version: Version, pieces: Sequence[Piece], stall_s: float) -> None:
         assert self._job.save is not None
         over = threading.Event()
         threading.Thread(target=self._tell, args=(version, over), name="still-writing", daemon=True).start()
         try:
             self._faults.fire("write", version.step)
-            written = self._job.save(version, self._id, part.pieces, self._troubled)
+            written = self._job.save(version, self._id, pieces, self._troubled, self._moved)
             self._faults.fire("written", version.step)
         except Exception as error:  # the border to the store and to threads: a checkpoint that fails is an event
             text = str(error).splitlines()[0] if str(error) else ""
             event: m.Event = m.PartFailed(self._id, version, text or type(error).__name__)
         else:
-            event = m.PartWritten(self._id, version, written)
+            event = m.PartWritten(self._id, version, written, stall_s)
         over.set()
-        self.busy = False
+        self._writing = False
         self._send(event)
 
     def _tell(self, version: Version, over: threading.Event) -> None:
+        told = self._moved_at
         while not over.wait(TELL_S):
-            self._send(m.StillWriting(self._id, version))
+            if self._moved_at > told:
+                told = self._moved_at
+                self._send(m.StillWriting(self._id, version))
+
+    def _moved(self) -> None:
+        self._moved_at = time.monotonic()
 
     def _troubled(self, error: str) -> None:
+        """It is tried again, though not for ever."""
+        self._moved()
         self._send(m.StorageTrouble(self._id, error))
 
 
@@ -136,19 +186,30 @@ def load(job: Job, version: Version, state: ShardState, progress: Progress) -> N
     state.publish()
 
 
+def _size(spans: Sequence[Span]) -> int:
+    """Elements of what is written of these."""
+    return len(KINDS) * sum(span.stop - span.start for span in spans)
+
+
+def _fits(room: Tensor, state: ShardState, spans: Sequence[Span]) -> bool:
+    """Whether there is room for that, and not much more."""
+    size = _size(spans)
+    return room.dtype == state.params.dtype and size <= room.numel() <= SPARE * size
+
+
 class _Part:
     """The ranges of a shard's flat buffers that one worker writes, and room on the host for a copy of them.
 
     Args:
-        room: of an earlier part, which is used again if it is large enough and of the right type.
+        room: of an earlier part, which fits.
     """
 
     def __init__(self, state: ShardState, spans: Sequence[Span], room: Tensor | None) -> None:
         sources = [(kind, state.range(kind, span.start, span.stop), span) for kind in KINDS for span in spans]
-        size = sum(source.numel() for _, source, _ in sources)
-        if room is None or room.numel() < size or room.dtype != state.params.dtype:
+        if room is None:
             # Written to once, so that its pages are there when the training waits for the copy.
-            room = torch.zeros(size, dtype=state.params.dtype, pin_memory=state.params.device.type == "cuda")
+            pinned = state.params.device.type == "cuda"
+            room = torch.zeros(_size(spans), dtype=state.params.dtype, pin_memory=pinned)
         self.room = room
         self._device = state.params.device
         self._copies: list[tuple[Tensor, Tensor]] = []
@@ -162,6 +223,10 @@ class _Part:
                 first = piece.start - span.start
                 data = target[first : first + piece.box.size]
                 self.pieces.append(Piece(f"{kind}/{piece.param.name}", piece.param.shape, piece.box, data))
+
+    def forget(self) -> None:
+        """The state that it is copied from: nothing more will be."""
+        self._copies.clear()
 
     def copy(self) -> None:
         for target, source in self._copies:

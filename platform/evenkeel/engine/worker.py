@@ -263,13 +263,13 @@ class Worker:
         try:
             self._holdings.keep(self._seat.member.trained)
             report = commit(self._holdings.current, self._job.settings, vote, self._seat, self._faults)
+            if report is not None:
+                self._send(report)
             if vote.saves:
                 self._faults.fire("save", vote.step)
                 self._saver.copy(Version(vote.step, vote.generation))
         except BaseException:
             _die()
-        if report is not None:
-            self._send(report)
 
     def _regroup(self, world: World) -> GroupSet:
         """New groups; those of the last generation are dropped. An abort that comes meanwhile breaks these too."""

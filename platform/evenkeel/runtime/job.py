@@ -77,13 +77,18 @@ class JobMaker:
         return self._patient().claim_fault(self.config.fault_keys()[index])
 
     def _save(
-        self, version: Version, worker_id: WorkerId, pieces: Sequence[Piece], report: Callable[[str], None]
+        self,
+        version: Version,
+        worker_id: WorkerId,
+        pieces: Sequence[Piece],
+        report: Callable[[str], None],
+        moved: Callable[[], None],
     ) -> str:
         stored = [
             checkpoint_part.Piece(p.tensor, _DTYPES[p.data.dtype], p.shape, p.box, _bytes(p.data)) for p in pieces
         ]
         run = RunDirectory.at(self.folder)
-        return saving.write(run, version, worker_id, stored, lambda trouble: report(str(trouble.error)))
+        return saving.write(run, version, worker_id, stored, lambda trouble: report(str(trouble.error)), moved)
 
     def _load(self, version: Version, pieces: Sequence[Piece], moved: Callable[[], None]) -> None:
         wants = [Want(p.tensor, p.box, _bytes(p.data), _DTYPES[p.data.dtype]) for p in pieces]

@@ -34,13 +34,16 @@ def write(
     worker_id: WorkerId,
     pieces: Sequence[Piece],
     report: Callable[[Trouble], None],
+    moved: Callable[[], None],
 ) -> str:
-    """A worker's part, tried again while that may help. Returns what `complete` needs to know of it.
+    """A worker's part, tried again while that may help, with a call of `moved` as often as it gets on.
+
+    Returns what `complete` needs to know of it.
 
     Raises:
         StoreError: an error that does not pass, or not soon enough.
     """
-    attempt = partial(Checkpoints(run.files).write, version, worker_id, pieces)
+    attempt = partial(Checkpoints(run.files).write, version, worker_id, pieces, moved)
     part = retrying(attempt, report, threading.Event().wait)
     return json.dumps(dump(part, Part), separators=(",", ":"))
 

@@ -309,14 +309,15 @@ class SimWorker:
             return
         self._write()
         report = self.member.end_commit(self.fleet.clock.now)
-        self._save(vote)
+        if report is not None:
+            self.fleet.send(self, report)
+            self.fleet.moment(self, "reported")
+        if self.alive:
+            self._save(vote)
         if vote.mirrors and self.alive:
             world = self.member.world
             assert world is not None
             self.mirrorer.begin(world, Version(vote.step, vote.generation))
-        if report is not None and self.alive:
-            self.fleet.send(self, report)
-            self.fleet.moment(self, "reported")
         if self.member.leaves(vote) or not self.member.running(vote.generation):
             self.park()
         else:

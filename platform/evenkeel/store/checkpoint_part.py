@@ -1,6 +1,6 @@
 """One worker's part of a checkpoint, a safetensors file written and checksummed in one pass; and all parts together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xxhash import xxh3_64
@@ -54,9 +54,18 @@ class Part:
 
 
 def write_part(
-    files: Files, folder: str, version: Version, worker: str, pieces: Sequence[Piece], chunk_bytes: int = CHUNK_BYTES
+    files: Files,
+    folder: str,
+    version: Version,
+    worker: str,
+    pieces: Sequence[Piece],
+    chunk_bytes: int = CHUNK_BYTES,
+    moved: Callable[[], None] = lambda: None,
 ) -> Part:
     """Writes the pieces to a file of the worker's own, durably; the data is read once and not copied.
+
+    Args:
+        moved: called as often as some of it is written.
 
     Raises:
         ValueError: if a piece has an unknown dtype, or not the bytes of its box, or two are the same; if a file cannot
@@ -75,7 +84,7 @@ def write_part(
         tensors.append(TensorRecord(piece.tensor, piece.dtype, piece.shape, (SliceRecord(name, at, stop, piece.box),)))
         at = stop
     with files.stream(f"{folder}/{name}") as sink:
-        out = _Summed(sink, chunk_bytes)
+        out = _Summed(sink, chunk_bytes, moved)
         out.write(memoryview(head))
         for piece in pieces:
             if piece.data.nbytes:
@@ -117,8 +126,8 @@ def merge(
 class _Summed:
     """A sink with a checksum for each chunk of what it was given."""
 
-    def __init__(self, sink: Sink, chunk_bytes: int) -> None:
-        self._sink, self._chunk_bytes = sink, chunk_bytes
+    def __init__(self, sink: Sink, chunk_bytes: int, moved: Callable[[], None]) -> None:
+        self._sink, self._chunk_bytes, self._moved = sink, chunk_bytes, moved
         self._sum, self._room = xxh3_64(), chunk_bytes
         self._done: list[str] = []
 
@@ -127,6 +136,7 @@ class _Summed:
             piece = data[: min(self._room, WRITE_BYTES)]
             self._sum.update(piece)
             self._sink.write(piece)
+            self._moved()
             self._room -= len(piece)
             if not self._room:
                 self._done.append(self._sum.hexdigest())

@@ -4,7 +4,7 @@ Newest is the highest (generation, step): generations only grow, also when a run
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from evenkeel.core.ids import Version
 from evenkeel.store.checkpoint_part import Part, Piece, merge, write_part
@@ -38,9 +38,11 @@ class Checkpoints:
 
     # ------------------------------------------------------------ writing
 
-    def write(self, version: Version, worker: str, pieces: Sequence[Piece]) -> Part:
+    def write(
+        self, version: Version, worker: str, pieces: Sequence[Piece], moved: Callable[[], None] = lambda: None
+    ) -> Part:
         """The part of one worker; see `write_part`."""
-        return write_part(self._files, folder(version.step), version, worker, pieces, self._chunk_bytes)
+        return write_part(self._files, folder(version.step), version, worker, pieces, self._chunk_bytes, moved)
 
     def commit(
         self,
