@@ -83,6 +83,7 @@ def test_checkpoints_fail_until_there_is_room(site: Site, disk: Path, truth: Fin
     assert not list(disk.rglob("*.tmp-*"))
 
 
+@pytest.mark.soak
 def test_lines_wait_until_there_is_room(site: Site, disk: Path, truth: Finished) -> None:
     """Not a byte can be written, so no step becomes visible; those that are trained meanwhile are shown later."""
     run = site.start(config(site, 0.05))
@@ -98,6 +99,7 @@ def test_lines_wait_until_there_is_room(site: Site, disk: Path, truth: Finished)
     assert any("metrics.jsonl: No space left on device" in error or "only" in error for error in told), told
 
 
+@pytest.mark.soak
 def test_so_many_in_a_row_end_the_run_and_with_room_it_goes_on(site: Site, disk: Path, truth: Finished) -> None:
     wanted = config(site, 0.05, max_failures=2)
     run = site.start(wanted)

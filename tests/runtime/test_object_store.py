@@ -97,7 +97,8 @@ def test_a_server_that_is_cut_off_and_killed(
     assert len(done.worlds()) == 1 and done.events("worker_lost") == []
     told = done.events("storage_trouble")
     assert {event["worker_id"] for event in told} >= {"controller"}
-    assert all(f"http://127.0.0.1:{link.port}" in event["error"] for event in told), told
+    places = (f"http://127.0.0.1:{link.port}", f"s3://{BUCKET}/")
+    assert all(any(place in event["error"] for place in places) for event in told), told
 
 
 @pytest.mark.soak

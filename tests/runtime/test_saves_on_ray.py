@@ -42,6 +42,7 @@ def check_cell(run: Finished, truth: Finished, fired: int) -> None:
     assert len(run.directory.files.names("faults")) == fired
 
 
+@pytest.mark.soak
 def test_a_writer_and_the_controller_die(site: Site, truth: Finished) -> None:
     """The controller twice: before it makes a checkpoint visible, and when it has done so. Workers go on meanwhile."""
     faults = [fault(8, "write", "rank:1"), fault(14, "write", "controller"), fault(20, "written", "controller")]
