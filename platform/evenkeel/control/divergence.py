@@ -135,6 +135,7 @@ def _distrust(s: State | _Replayed, world: World, decision: Decision) -> None:
         s.distrusted.add(decision.base)
     if divergence.doubtful:
         s.distrusted |= s.unproven
+        s.unproven.clear()  # no longer in question
 
 
 def _read(s: State | _Replayed, world: World) -> None:
