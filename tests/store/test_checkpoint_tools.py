@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import weakref
@@ -13,20 +14,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_state import State, load, same, save
+from checkpoint_state import State, commit, load, same, save, write_parts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from evenkeel.cli import main
-from evenkeel.core.ids import Version, WorkerId
-from evenkeel.core.layout import Layout, Pipeline, Stage
+from evenkeel.control import messages as m
+from evenkeel.control.divergence import judge
+from evenkeel.core.codec import dump
+from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
+from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
+from evenkeel.core.vote import SLOTS, Difference, Vote
+from evenkeel.core.world import World
 from evenkeel.plan.state import KINDS
 from evenkeel.store import manifest
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles, open_files
+from evenkeel.store.journal import Journal
 from evenkeel.store.run_directory import RunDirectory, RunRecord
 from evenkeel.tools import describe, exporting, importing, plain
 from evenkeel.tools.text import size_text
@@ -369,6 +376,185 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, evenkeel: Run) -> 
     assert "are not what was written" in done.err
     assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "to" / "model.safetensors").exists()
+
+
+# ---------------------------------------------------------------- distrusted: copies of the state differed
+
+
+WHY = "copies of step 20 differ: layers0-2.tp0 on w0001 w0002; nobody knows which of w0001, w0002 is right"
+
+
+def journal_of_copies_that_differ(files: Files) -> None:
+    """A run whose two copies of the state differ after step 20 of its first generation, so that it goes back to 10."""
+    a, b = WorkerId("w0001"), WorkerId("w0002")
+    layout = Layout((Pipeline((Stage(0, 2, (a,)),), 0, 2), Pipeline((Stage(0, 2, (b,)),), 2, 4)))
+    members = tuple(WorkerInfo(worker, NodeId("here"), 1) for worker in (a, b))
+    world = World(1, layout, INITIAL, members, (), (), 100, "start", "")
+    vote = Vote(1, 21, (0.0,) * SLOTS, (Difference("layers0-2.tp0", ((a, 7), (b, 9))),))
+    decision = m.Decision(1, Version(20, 1), None, "copies of step 20 differ", judge(vote))
+    again = replace(world, generation=2, base=Version(10, 1), saved=True)
+    journal = Journal(files)
+    journal.append(1, [dump(entry, m.Entry) for entry in (m.EpochBegun(1), m.WorldOpened(world, ()))])
+    journal.append(1, [dump(m.StepSettled(decision, {}, None, ()), m.Entry)])
+    entries = (m.Restored(Version(10, 1), 1, "copies of step 20 differ"), m.WorldOpened(again, ()))
+    journal.append(1, [dump(entry, m.Entry) for entry in entries])
+
+
+def distrusted_run(files: Files) -> tuple[Checkpoint, Checkpoint]:
+    """With a checkpoint of step 10, and one of step 20 that may hold a wrong copy."""
+    saved = save(files, make_state(1), 10), save(files, make_state(2), 20)
+    journal_of_copies_that_differ(files)
+    return saved
+
+
+def test_ls_and_inspect_say_what_may_hold_a_wrong_copy(files: Files, url: str, evenkeel: Run) -> None:
+    distrusted_run(files)
+    done = evenkeel(f"checkpoint ls {url} --json")
+    rows = [(r["step"], r["state"], r["why"]) for r in done.json["checkpoints"]]
+    assert rows == [(20, "distrusted", WHY), (10, "complete", "")]
+    assert evenkeel(f"checkpoint ls {url}").out.splitlines()[1].endswith(f" distrusted: {WHY}")
+
+    for step in ("", "--step 20"):
+        assert evenkeel(f"checkpoint inspect {url} {step} --json").json["distrusted"] == WHY
+        assert f"\ndistrusted  {WHY}\n" in evenkeel(f"checkpoint inspect {url} {step}").out
+    assert evenkeel(f"checkpoint inspect {url} --step 10 --json").json["distrusted"] == ""
+    assert "distrusted" not in evenkeel(f"checkpoint inspect {url} --step 10").out
+
+
+def test_export_passes_over_what_is_distrusted_and_says_so(tmp_path: Path, evenkeel: Run) -> None:
+    distrusted_run(LocalFiles(tmp_path))
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format safetensors")
+    assert (done.status, done.out) == (0, f"step 10: 15 tensors in {tmp_path}/to\n")
+    assert done.err == f"evenkeel: step 20 is distrusted, so step 10 is taken: {WHY}\n"
+    assert same(load_file(tmp_path / "to" / "model.safetensors"), weights(make_state(1)))
+
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/all --format safetensors --distrusted")
+    assert (done.status, done.err) == (0, f"evenkeel: step 20 is distrusted: {WHY}\n")
+    assert same(load_file(tmp_path / "all" / "model.safetensors"), weights(make_state(2)))
+
+
+@pytest.mark.parametrize("command", ["verify", "export --to {0}/to --format safetensors"])
+def test_asked_for_by_its_step_it_is_refused_unless_told_otherwise(tmp_path: Path, evenkeel: Run, command: str) -> None:
+    _, wrong = distrusted_run(LocalFiles(tmp_path))
+    line = f"checkpoint {command.format(tmp_path)} {tmp_path} --step 20"
+    done = evenkeel(line)
+    assert (done.status, done.out) == (2, "")
+    there = "there are those of steps 10; --distrusted takes it all the same"
+    assert done.err == f"evenkeel: {wrong.url}: is distrusted: {WHY}; {there}\n"
+    assert not (tmp_path / "to").exists()
+
+    done = evenkeel(f"{line} --distrusted")
+    assert (done.status, done.err) == (0, f"evenkeel: step 20 is distrusted: {WHY}\n")
+    assert done.out.startswith("step 20: ")
+    done = evenkeel(f"checkpoint {command.format(tmp_path)} {tmp_path} --step 15")
+    assert done.err == f"evenkeel: {tmp_path}: no complete checkpoint of step 15; there are those of steps 10\n"
+
+
+def test_verify_leaves_out_what_is_distrusted_and_says_so(tmp_path: Path, evenkeel: Run) -> None:
+    _, wrong = distrusted_run(LocalFiles(tmp_path))
+    done = evenkeel(f"checkpoint verify {tmp_path}")
+    assert (done.status, done.out) == (0, "step 10: whole\n")
+    assert done.err == f"evenkeel: step 20 is distrusted, so it is not verified: {WHY}\n"
+    assert evenkeel(f"checkpoint verify {tmp_path} --json").json == {
+        "directory": str(tmp_path),
+        "checkpoints": [{"step": 10, "damage": []}],
+        "distrusted": [{"step": 20, "why": WHY}],
+    }
+    assert evenkeel(f"checkpoint verify {tmp_path} --step 10").err == ""
+
+    done = evenkeel(f"checkpoint verify {tmp_path} --distrusted")
+    assert (done.status, done.out) == (0, "step 20: whole\nstep 10: whole\n")
+    assert done.err == f"evenkeel: step 20 is distrusted: {WHY}\n"
+    flip(wrong)
+    assert evenkeel(f"checkpoint verify {tmp_path} --distrusted").status == 3
+    assert evenkeel(f"checkpoint verify {tmp_path}").status == 0
+
+
+def test_where_all_are_distrusted_none_is_taken(tmp_path: Path, evenkeel: Run) -> None:
+    wrong = save(LocalFiles(tmp_path), make_state(), 20)
+    journal_of_copies_that_differ(LocalFiles(tmp_path))
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format safetensors")
+    assert (done.status, done.out) == (2, "")
+    no_other = "there is no other; --distrusted takes it all the same"
+    assert done.err == f"evenkeel: {wrong.url}: is distrusted: {WHY}; {no_other}\n"
+    assert evenkeel(f"checkpoint verify {tmp_path} --step 20").err == done.err
+    done = evenkeel(f"checkpoint verify {tmp_path}")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.endswith(f"evenkeel: {tmp_path}: no other complete checkpoint to verify\n")
+
+
+def test_a_manifest_that_comes_after_the_copies_differed_is_distrusted(tmp_path: Path, evenkeel: Run) -> None:
+    files, state, late = LocalFiles(tmp_path), make_state(2), Version(20, 1)
+    save(files, make_state(1), 10)
+    parts = write_parts(files, late, state)
+    journal_of_copies_that_differ(files)
+    line = f"checkpoint export {tmp_path} --format safetensors --to {tmp_path}"
+    assert evenkeel(f"{line}/before").err == ""
+    commit(files, late, state, parts)
+    assert evenkeel(f"checkpoint ls {tmp_path} --json").json["checkpoints"][0]["state"] == "distrusted"
+    done = evenkeel(f"{line}/after")
+    assert done.out.startswith("step 10: ")
+    assert done.err == f"evenkeel: step 20 is distrusted, so step 10 is taken: {WHY}\n"
+
+
+def test_the_same_step_made_once_more_is_trusted(tmp_path: Path, evenkeel: Run) -> None:
+    distrusted_run(LocalFiles(tmp_path))
+    save(LocalFiles(tmp_path), make_state(3), 20, generation=2)
+    rows = evenkeel(f"checkpoint ls {tmp_path} --json").json["checkpoints"]
+    assert [(r["step"], r["generation"], r["state"]) for r in rows] == [(20, 2, "complete"), (10, 1, "complete")]
+    done = evenkeel(f"checkpoint verify {tmp_path}")
+    assert (done.out, done.err) == ("step 20: whole\nstep 10: whole\n", "")
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format safetensors")
+    assert (done.out, done.err) == (f"step 20: 15 tensors in {tmp_path}/to\n", "")
+
+
+def test_an_older_one_that_is_distrusted_is_not_worth_a_word(tmp_path: Path, evenkeel: Run) -> None:
+    """After the run went back it has saved step 15, which is newer than step 20 of the generation before."""
+    distrusted_run(LocalFiles(tmp_path))
+    save(LocalFiles(tmp_path), make_state(3), 15, generation=2)
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format safetensors")
+    assert (done.out, done.err) == (f"step 15: 15 tensors in {tmp_path}/to\n", "")
+
+
+def test_of_checkpoints_that_were_copied_alone_nothing_is_known(tmp_path: Path, evenkeel: Run) -> None:
+    distrusted_run(LocalFiles(tmp_path / "run"))
+    shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "copy" / "checkpoints")
+    rows = evenkeel(f"checkpoint ls {tmp_path}/copy --json").json["checkpoints"]
+    assert [r["state"] for r in rows] == ["complete", "complete"]
+    done = evenkeel(f"checkpoint export {tmp_path}/copy --to {tmp_path}/to --format safetensors")
+    assert (done.out, done.err) == (f"step 20: 15 tensors in {tmp_path}/to\n", "")
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"{", "/000002.json: not valid JSON"),
+        (b'{"format": 99, "entries": []}', "/000002.json: has format 99; this evenkeel reads up to 1"),
+        (b'{"format": 1, "entries": [{"type": "Unheard"}]}', "type 'Unheard' is not one of EpochBegun, "),
+    ],
+)  # fmt: skip
+def test_a_journal_that_cannot_be_read_is_named(tmp_path: Path, evenkeel: Run, data: bytes, problem: str) -> None:
+    files = LocalFiles(tmp_path)
+    distrusted_run(files)
+    files.replace("journal/000002.json", data)
+    unknown = "; so it is not known which checkpoints may hold a wrong copy of the state"
+    for command in ("ls", "inspect"):
+        done = evenkeel(f"checkpoint {command} {tmp_path}")
+        assert done.status == 0
+        assert done.err.startswith(f"evenkeel: {tmp_path}/journal")
+        assert problem in done.err
+        assert done.err.endswith(f"{unknown}\n")
+    for command in ("verify", f"export --to {tmp_path}/to --format safetensors"):
+        done = evenkeel(f"checkpoint {command} {tmp_path}")
+        assert (done.status, done.out) == (2, "")
+        assert done.err.startswith(f"evenkeel: {tmp_path}/journal")
+        assert problem in done.err
+        assert done.err.endswith(f"{unknown}; --distrusted takes any\n")
+        assert len(done.err.splitlines()) == 1
+        done = evenkeel(f"checkpoint {command} {tmp_path} --distrusted")
+        assert done.status == 0
+        assert done.out.startswith("step 20: ")
+        assert done.err.endswith(f"{unknown}\n")
 
 
 # ---------------------------------------------------------------- import

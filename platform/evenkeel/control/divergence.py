@@ -11,11 +11,13 @@ held, and wrote, another copy) this is not known, unless everybody has read its 
 """
 
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field
 
+from evenkeel.control.entries import Entry, StepSettled, WorldOpened
 from evenkeel.control.parts import Decision, Divergence
 from evenkeel.control.state import State, names
-from evenkeel.core.ids import WorkerId
+from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.vote import Difference, Flags, Vote
 from evenkeel.core.world import World
 
@@ -51,16 +53,9 @@ def describe(divergence: Divergence) -> str:
 def remember(s: State, world: World, decision: Decision) -> None:
     """What follows from a decision for as long as it matters; also where the journal is replayed."""
     s.trouble.reached(decision.base.step)
-    if decision.base.generation == world.generation:
-        s.unproven.add(decision.base)
+    _distrust(s, world, decision)
     divergence = decision.divergence
-    if divergence is None:
-        return
-    if not (world.saved and world.base == decision.base):
-        # Else all copies were read from that checkpoint, so that it is not what differs.
-        s.distrusted.add(decision.base)
-    if divergence.doubtful:
-        s.distrusted |= s.unproven
+    if divergence is not None and divergence.doubtful:
         s.holdings = {}
         s.doubt = describe(divergence)
         s.trouble.doubtful(divergence.step, s.doubt)
@@ -91,5 +86,58 @@ def blame(divergence: Divergence, alive: Container[WorkerId]) -> Iterator[tuple[
 def opened(s: State, world: World) -> None:
     """A world begins, from a version that counts; also where the journal is replayed."""
     s.doubt = ""
+    _read(s, world)
+
+
+# ---------------------------------------------------------------- which checkpoints may hold a wrong copy
+
+
+@dataclass
+class _Replayed:
+    """Of State, what follows from the journal alone."""
+
+    distrusted: set[Version] = field(default_factory=set)
+    unproven: set[Version] = field(default_factory=set)
+
+
+def distrusted(entries: Iterable[Entry]) -> dict[Version, str]:
+    """Versions whose checkpoints may hold a wrong copy, and how that came out; for those who have only the journal.
+
+    Args:
+        entries: of all lives so far, oldest first.
+
+    Returns:
+        What a controller that replays them has in State.distrusted. Whether there are such checkpoints it does not say.
+    """
+    found: dict[Version, str] = {}
+    s = _Replayed()
+    world: World | None = None
+    for entry in entries:
+        match entry:
+            case WorldOpened(world):
+                _read(s, world)
+            case StepSettled(decision):
+                assert world is not None
+                _distrust(s, world, decision)
+                if decision.divergence is not None:
+                    found |= dict.fromkeys(s.distrusted - found.keys(), describe(decision.divergence))
+    return found
+
+
+def _distrust(s: State | _Replayed, world: World, decision: Decision) -> None:
+    if decision.base.generation == world.generation:
+        s.unproven.add(decision.base)
+    divergence = decision.divergence
+    if divergence is None:
+        return
+    if not (world.saved and world.base == decision.base):
+        # Else all copies were read from that checkpoint, so that it is not what differs.
+        s.distrusted.add(decision.base)
+    if divergence.doubtful:
+        s.distrusted |= s.unproven
+        s.unproven.clear()  # no longer in question
+
+
+def _read(s: State | _Replayed, world: World) -> None:
     if world.saved:
         s.unproven.discard(world.base)

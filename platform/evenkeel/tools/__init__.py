@@ -1,6 +1,7 @@
 """What the command line does with a run's checkpoints, beside the run: none of it is needed to train.
 
 choose       the checkpoint that a command means
+distrust     which of them may hold a wrong copy of the state, by the run's journal
 listing      which checkpoints are there, and in what state
 describe     what one checkpoint holds
 exporting    what an exported folder has whatever its format

@@ -17,6 +17,7 @@ from evenkeel.store.manifest import CheckpointDamaged
 from evenkeel.store.run_directory import RunDirectory
 from evenkeel.tools import listing
 from evenkeel.tools.choose import checkpoints_of, choose
+from evenkeel.tools.distrust import FLAG, distrust_of, distrusted_steps
 from evenkeel.tools.text import Advance, print_table, progress
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class Format(StrEnum):
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's directory, or its URL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Step = Annotated[int | None, typer.Option("--step", min=0, metavar="N", help="Which; without it the newest.")]
+Distrusted = Annotated[
+    bool, typer.Option(FLAG, help="Take also what may hold a wrong copy of the state; `ls` says which, and why.")
+]
 How = Annotated[
     Format,
     typer.Option("--format", help="safetensors: files that plain PyTorch loads; dcp: torch.distributed.checkpoint's."),
@@ -50,9 +54,10 @@ How = Annotated[
 
 @app.command("ls")
 def ls(run: Run, as_json: AsJson = False) -> None:
-    """Lists all checkpoints, newest first, also what is damaged or half-written, and why."""
+    """Lists all checkpoints, newest first, also what is distrusted, damaged or half-written, and why."""
     directory = RunDirectory.at(run)
-    rows = listing.listing(directory, checkpoints_of(directory.files))
+    checkpoints = checkpoints_of(directory.files)
+    rows = listing.listing(directory, checkpoints, distrust_of(directory.files, True, _warn))
     if as_json:
         _print_json({"directory": directory.url, "checkpoints": [asdict(row) for row in rows]})
     elif rows:
@@ -66,26 +71,34 @@ def inspect(run: Run, step: Step = None, as_json: AsJson = False) -> None:
     """Shows who held the state, its tensors and files, and the configuration that made it."""
     from evenkeel.tools import describe
 
-    checkpoint = choose(RunDirectory.at(run).files, step, _warn)
+    files = RunDirectory.at(run).files
+    distrust = distrust_of(files, True, _warn)
+    checkpoint = choose(files, step, {}, _warn)  # shown, not handed out
+    why = distrust.get(checkpoint.manifest.version, "")
     if as_json:
-        _print_json(describe.record(checkpoint))
+        _print_json(describe.record(checkpoint, why))
     else:
-        typer.echo(describe.description(checkpoint))
+        typer.echo(describe.description(checkpoint, why))
 
 
 @app.command("verify")
 def verify(
     run: Run,
     step: Annotated[int | None, typer.Option("--step", min=0, metavar="N", help="Which; without it all.")] = None,
+    distrusted: Distrusted = False,
     as_json: AsJson = False,
 ) -> None:
     """Reads every byte and compares it with the checksums; names each damaged file and range. Exit status 3 if any."""
     files = RunDirectory.at(run).files
+    checkpoints, distrust = checkpoints_of(files), distrust_of(files, distrusted, _warn)
     if step is not None:
-        choose(files, step, _warn)  # says what is there instead
+        choose(files, step, {} if distrusted else distrust, _warn)  # says what is there instead
+    doubts = {at: why for at, why in distrusted_steps(checkpoints, distrust).items() if step in (None, at)}
+    for at, why in doubts.items():
+        _warn(f"step {at} is distrusted{'' if distrusted else ', so it is not verified'}: {why}")
     found: dict[int, list[str]] = {}
-    for at in reversed(checkpoints_of(files).steps()) if step is None else (step,):
-        damage = _damage(files, at)
+    for at in reversed(checkpoints.steps()) if step is None else (step,):
+        damage = _damage(files, at) if distrusted or at not in doubts else None
         if damage is None:
             continue
         found[at] = damage
@@ -93,9 +106,11 @@ def verify(
             lines = [f"step {at}: {len(damage)} damaged" if damage else f"step {at}: whole", *damage]
             typer.echo("\n  ".join(lines))
     if not found:
-        raise StoreError(f"{files.where()}: no complete checkpoint to verify")
+        raise StoreError(f"{files.where()}: no {'other ' if doubts else ''}complete checkpoint to verify")
     if as_json:
-        _print_json({"directory": files.where(), "checkpoints": [{"step": s, "damage": d} for s, d in found.items()]})
+        rows = [{"step": at, "damage": damage} for at, damage in found.items()]
+        doubted = [{"step": at, "why": why} for at, why in doubts.items()]
+        _print_json({"directory": files.where(), "checkpoints": rows, "distrusted": doubted})
     if any(found.values()):
         raise typer.Exit(DAMAGED)
 
@@ -120,12 +135,18 @@ def export(
     how: How,
     step: Step = None,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Leave AdamW's moments out.")] = False,
+    distrusted: Distrusted = False,
     as_json: AsJson = False,
 ) -> None:
     """Writes a checkpoint as a folder that plain PyTorch loads with no evenkeel installed."""
     from evenkeel.tools.describe import tensor_bytes
 
-    checkpoint, target = choose(RunDirectory.at(run).files, step, _warn), open_files(to)
+    files = RunDirectory.at(run).files
+    distrust = distrust_of(files, distrusted, _warn)
+    checkpoint, target = choose(files, step, {} if distrusted else distrust, _warn), open_files(to)
+    at = checkpoint.manifest.version
+    if at in distrust:
+        _warn(f"step {at.step} is distrusted: {distrust[at]}")
     tensors = [t for t in checkpoint.manifest.tensors if not weights_only or t.tensor.startswith("param/")]
     with progress("export", sum(map(tensor_bytes, tensors))) as tell:
         if how is Format.SAFETENSORS:
@@ -136,11 +157,10 @@ def export(
             from evenkeel.tools import dcp
 
             dcp.export(checkpoint, _local(target), weights_only, tell)
-    at = checkpoint.manifest.version.step
     if as_json:
-        _print_json({"checkpoint": checkpoint.url, "step": at, "to": target.where(), "tensors": len(tensors)})
+        _print_json({"checkpoint": checkpoint.url, "step": at.step, "to": target.where(), "tensors": len(tensors)})
     else:
-        typer.echo(f"step {at}: {len(tensors)} tensors in {target.where()}")
+        typer.echo(f"step {at.step}: {len(tensors)} tensors in {target.where()}")
 
 
 @app.command("import")

@@ -7,6 +7,9 @@ from evenkeel.store.checkpoints import FOLDER, Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.manifest import CheckpointDamaged
+from evenkeel.tools.distrust import FLAG, Distrust
+
+NO_OTHER = "there is no other"
 
 
 def checkpoints_of(files: Files) -> Checkpoints:
@@ -17,38 +20,59 @@ def checkpoints_of(files: Files) -> Checkpoints:
     return found
 
 
-def choose(files: Files, step: int | None, warn: Callable[[str], None]) -> Checkpoint:
+def choose(files: Files, step: int | None, distrust: Distrust, warn: Callable[[str], None]) -> Checkpoint:
     """The complete checkpoint of that step; for None the newest whose files are all there.
 
     Args:
+        distrust: what is not taken.
         warn: is told of a later one that is passed over.
 
     Raises:
-        StoreError: if there is none; names the steps that there are.
+        StoreError: if there is none; names the steps that there are. Or it is distrusted.
         CheckpointDamaged: if its manifest is, or all there are.
     """
     checkpoints = checkpoints_of(files)
     if step is not None:
-        found = checkpoints.open(step)
-        if found is None:
-            raise StoreError(f"{files.where()}: no complete checkpoint of step {step}; {_there(checkpoints)}")
-        return found
+        return _of_step(files, checkpoints, step, distrust)
     good, damaged = checkpoints.newest_first()
-    if good:
-        chosen = good[0].manifest.version.step
+    trusted = [found for found in good if found.manifest.version not in distrust]
+    if trusted:
+        chosen = trusted[0].manifest.version.step
         for later in (at for at in sorted(damaged) if at > chosen):
             warn(f"step {later} is damaged, so step {chosen} is taken: {damaged[later]}")
-        return good[0]
+        for version in (found.manifest.version for found in good[: good.index(trusted[0])]):
+            warn(f"step {version.step} is distrusted, so step {chosen} is taken: {distrust[version]}")
+        return trusted[0]
+    if good:
+        raise _distrusted(good[0], distrust[good[0].manifest.version], NO_OTHER)
     if damaged:
         raise damaged[max(damaged)]
-    raise StoreError(f"{files.where()}: no complete checkpoint; {_there(checkpoints)}")
+    raise StoreError(f"{files.where()}: no complete checkpoint; {_there(checkpoints, distrust)}")
 
 
-def _there(checkpoints: Checkpoints) -> str:
+def _of_step(files: Files, checkpoints: Checkpoints, step: int, distrust: Distrust) -> Checkpoint:
+    found = checkpoints.open(step)
+    if found is None:
+        there = _there(checkpoints, distrust)
+        raise StoreError(f"{files.where()}: no complete checkpoint of step {step}; {there}")
+    why = distrust.get(found.manifest.version)
+    if why is not None:
+        raise _distrusted(found, why, _there(checkpoints, distrust, NO_OTHER))
+    return found
+
+
+def _distrusted(checkpoint: Checkpoint, why: str, there: str) -> StoreError:
+    return StoreError(f"{checkpoint.url}: is distrusted: {why}; {there}; {FLAG} takes it all the same")
+
+
+def _there(checkpoints: Checkpoints, distrust: Distrust, none: str = "there is none") -> str:
+    """Which could be taken instead."""
     complete = []
     for step in checkpoints.steps():
         try:
-            complete += [str(step)] if checkpoints.open(step) else []
+            found = checkpoints.open(step)
         except CheckpointDamaged:
             continue
-    return f"there are those of steps {', '.join(complete)}" if complete else "there is none"
+        if found is not None and found.manifest.version not in distrust:
+            complete.append(str(step))
+    return f"there are those of steps {', '.join(complete)}" if complete else none

@@ -20,8 +20,12 @@ SHOWN = ("run.name", "model.", "data.name", "train.")
 """Keys of the configuration, or their beginnings, that `inspect` shows: what the tensors are and what made them."""
 
 
-def record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All of it, for JSON."""
+def record(checkpoint: Checkpoint, distrusted: str) -> dict[str, Any]:
+    """All of it, for JSON.
+
+    Args:
+        distrusted: why, in one line; "" if it is not.
+    """
     manifest, at = checkpoint.manifest, checkpoint.manifest.version
     slices = Counter(piece.file for tensor in manifest.tensors for piece in tensor.slices)
     return {
@@ -31,6 +35,7 @@ def record(checkpoint: Checkpoint) -> dict[str, Any]:
         "seed": manifest.content.seed,
         "samples": manifest.content.samples,
         "parameters": parameters(checkpoint),
+        "distrusted": distrusted,
         "bytes": sum(file.size for file in manifest.files),
         "layout": layout_record(manifest.content.layout),
         "files": [{"name": f.name, "bytes": f.size, "slices": slices[f.name]} for f in manifest.files],
@@ -48,7 +53,7 @@ def record(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def description(checkpoint: Checkpoint) -> str:
+def description(checkpoint: Checkpoint, distrusted: str) -> str:
     """The same in words, with a picture of the layout."""
     manifest, at, content = checkpoint.manifest, checkpoint.manifest.version, checkpoint.manifest.content
     total = sum(file.size for file in manifest.files)
@@ -59,6 +64,7 @@ def description(checkpoint: Checkpoint) -> str:
         f"version     step {at.step}, generation {at.generation}; {content.samples} samples used, seed {content.seed}",
         f"holds       {parameters(checkpoint):,} parameters in {len(manifest.tensors)} tensors, "
         f"{size_text(total)} in {len(manifest.files)} files",
+        *([f"distrusted  {distrusted}"] if distrusted else []),
     ]
     shown = [f"{key}: {value}" for key, value in flatten(config_of(checkpoint)).items() if key.startswith(SHOWN)]
     return "\n".join(

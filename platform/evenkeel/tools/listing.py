@@ -10,9 +10,10 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.manifest import CheckpointDamaged, part_generation
 from evenkeel.store.run_directory import RunDirectory
+from evenkeel.tools.distrust import Distrust
 from evenkeel.tools.text import size_text, time_text
 
-State = Literal["complete", "damaged", "half-written", "unreadable"]
+State = Literal["complete", "distrusted", "damaged", "half-written", "unreadable"]
 HEAD = ("step", "generation", "time", "size", "files", "state")
 RIGHT = ("step", "generation", "size", "files")
 
@@ -25,7 +26,7 @@ class Listed:
         generation: of the world that made the state; None where neither manifest nor files say it.
         time: of the commit, unix seconds, from the run's events; None if unknown.
         bytes, files: what lies in its folder, of a whole one without the manifest.
-        why: it is not complete, in one line; "" if it is.
+        why: it is in that state, in one line; "" if it is complete.
     """
 
     step: int
@@ -37,10 +38,10 @@ class Listed:
     why: str
 
 
-def listing(directory: RunDirectory, checkpoints: Checkpoints) -> list[Listed]:
+def listing(directory: RunDirectory, checkpoints: Checkpoints, distrust: Distrust) -> list[Listed]:
     """Newest first, as a run takes them: by generation, then by step."""
     times = commit_times(directory)
-    found = [_look(directory.files, checkpoints, step, times) for step in checkpoints.steps()]
+    found = [_look(directory.files, checkpoints, step, times, distrust) for step in checkpoints.steps()]
     return sorted(found, key=lambda row: (-1 if row.generation is None else row.generation, row.step), reverse=True)
 
 
@@ -58,7 +59,7 @@ def row(listed: Listed) -> tuple[str, ...]:
     return str(listed.step), generation, time_text(listed.time), size, str(listed.files), state
 
 
-def _look(files: Files, checkpoints: Checkpoints, step: int, times: Mapping[int, float]) -> Listed:
+def _look(files: Files, checkpoints: Checkpoints, step: int, times: Mapping[int, float], distrust: Distrust) -> Listed:
     try:
         checkpoint = checkpoints.open(step)
     except CheckpointDamaged as error:
@@ -68,20 +69,21 @@ def _look(files: Files, checkpoints: Checkpoints, step: int, times: Mapping[int,
     if checkpoint is None:
         why = "it has no manifest: it is being written, or its writer died"
         return _without_manifest(files, step, "half-written", why)
-    return _whole(checkpoint, times)
+    return _whole(checkpoint, times, distrust)
 
 
-def _whole(checkpoint: Checkpoint, times: Mapping[int, float]) -> Listed:
+def _whole(checkpoint: Checkpoint, times: Mapping[int, float], distrust: Distrust) -> Listed:
     damage = next(checkpoint.damage(thorough=False), None)
     at, records = checkpoint.manifest.version, checkpoint.manifest.files
+    why = distrust.get(at, "") if damage is None else str(damage)
     return Listed(
         step=at.step,
         generation=at.generation,
         time=times.get(at.step),
         bytes=sum(record.size for record in records),
         files=len(records),
-        state="complete" if damage is None else "damaged",
-        why="" if damage is None else str(damage),
+        state="damaged" if damage is not None else "distrusted" if why else "complete",
+        why=why,
     )
 
 
