@@ -21,7 +21,7 @@ def try_form(s: State, now: float) -> None:
     """Forms a world of those who are here, waits for more, or ends the run if its state is lost."""
     if s.resume is not None:
         base, s.resume = s.resume, None
-        if base in s.distrusted:
+        if base in s.distrusted and base != INITIAL:
             s.end("failed", f"copies of step {base.step} differed, so that its checkpoint may hold a wrong one")
             return
         if base != INITIAL:

@@ -12,7 +12,10 @@ from typing import Any, TextIO
 
 from evenkeel.config import Config, ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
 from evenkeel.config_values import hide_in_url
+from evenkeel.control.divergence import distrusted
+from evenkeel.control.entries import Entry
 from evenkeel.control.messages import End
+from evenkeel.core.codec import load
 from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
 from evenkeel.runtime import saving
@@ -284,16 +287,21 @@ def version_to_resume(directory: RunDirectory, resume: str) -> Version | None:
     """The version that is asked for; None to leave the choice to the controller.
 
     Raises:
-        ConfigError: there is no complete checkpoint of that step.
+        ConfigError: there is no complete checkpoint of that step, or it may hold a wrong copy.
     """
     if resume == "auto":
         return None
     if resume == "never":
         return INITIAL if directory.exists() else None
     saved, damaged = saving.find(directory)
+    doubts = distrusted([load(entry, Entry) for entry in directory.journal().read_all()])
     for version in saved:
         if version.step == int(resume):
+            if version in doubts:
+                what = f"the checkpoint of step {resume} is distrusted: {doubts[version]}"
+                raise ConfigError(f"{directory.url}: {what}", RESUME)
             return version
+    saved = tuple(version for version in saved if version not in doubts)
     there = f"there are {', '.join(str(v.step) for v in saved)}" if saved else "there is none"
     beside = "".join(f"; {error}" for error in damaged)
     raise ConfigError(f"{directory.url} has no complete checkpoint of step {resume}; {there}{beside}", RESUME)
