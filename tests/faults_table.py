@@ -27,12 +27,15 @@ TITLES = {
     "one pipeline": "One pipeline of two stages, each on a tensor-parallel pair",
     "saves": "Checkpoints and loads: two pipelines of one stage",
     "saves, stages": "Checkpoints and loads: two pipelines of two stages",
+    "saves, bf16": "Checkpoints and loads: two pipelines of one stage, in bf16",
     "saves, one copy": "Checkpoints and loads: two pipelines of one stage, each holds half of the optimizer's state",
     "saves, other layouts": "Checkpoints and loads: everything dies, and goes on in another layout, in fp64",
     "mirrors": "Mirrors, every second step: one pipeline of two stages, each the only holder of its half",
     "mirrors, one copy": "Mirrors, every second step: two pipelines of one stage, half of the optimizer's state each",
     "ray": "Through `jobs/train.py` on Ray, two pipelines of two stages, two spares",
 }
+GO_BACK = ("saves", "mirrors")
+"""How the names of the tables begin in which state is lost on purpose, so that steps are run again."""
 KINDS = ("kill", "segv", "exception", "stop")
 STEP = ("forward", "backward", "reduce", "before_vote", "after_vote", "commit")
 SAVE = ("save", "write", "half", "written", "manifest", "visible", "load")
@@ -84,6 +87,19 @@ def leaks(lines: list[Line]) -> str:
     return "\n".join(text)
 
 
+def again(faults: list[Line]) -> str:
+    """How many steps; apart for the tables in which state is lost on purpose."""
+    kept, lost = [], []
+    for line in faults:
+        (lost if line["table"].startswith(GO_BACK) else kept).append(line["redone"])
+    what = "in which somebody alive has every slice, or the run ends"
+    texts = [f"{sum(kept)} in {len(kept)} cells {what}"] if kept else []
+    if lost:
+        cells = f"{sum(map(bool, lost))} of the {len(lost)} of checkpoints, loads and mirrors"
+        texts.append(f"{sum(lost)} in {cells}, where nobody alive had all of the newest state")
+    return "; ".join(texts)
+
+
 def report(faults: list[Line], leak: list[Line], when: float) -> str:
     tables: dict[str, list[Line]] = defaultdict(list)
     for line in faults:
@@ -92,8 +108,7 @@ def report(faults: list[Line], leak: list[Line], when: float) -> str:
     date = time.strftime("%Y-%m-%d", time.gmtime(when))
     parts = [
         f"Measured on {date}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}. "
-        f"{held} of {len(faults)} cells held; committed steps that were run again: "
-        f"{sum(line['redone'] for line in faults)}."
+        f"{held} of {len(faults)} cells held. Committed steps that were run again: {again(faults)}."
     ]
     parts += [f"### {title}\n\n{table(tables[name])}" for name, title in TITLES.items() if tables[name]]
     if leak:

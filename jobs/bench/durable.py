@@ -41,6 +41,7 @@ class Size:
     Attributes:
         model: keys of section `model`.
         steps: of a run; `save_every` of them between two checkpoints.
+        upload_every: instead of `save_every` where they go to S3: nothing is removed there, and the server has 4 GiB.
         about_s: how long a run takes, roughly.
     """
 
@@ -50,6 +51,7 @@ class Size:
     batch: tuple[int, int] = (2, 1)
     steps: int = 34
     save_every: int = 8
+    upload_every: int = 20
     about_s: float = 70.0
 
     def work(self, workers: int) -> Work:
@@ -138,12 +140,22 @@ def _check_saved(side: Side, steps: Steps) -> None:
 
 
 UPLOADING = Bound(
-    "step_while_uploading", "ratio", 1.05, 1.02, "<=", CLOSE, "1 worker: step time, while its part is written / else"
+    "step_while_uploading", "ratio", 1.05, 1.02, "<=", CLOSE, "1 worker: step time, while its part goes to S3 / else"
 )
 
 
+def uploader(work: Work, name: str) -> Side:
+    """The engine alone, with its run directory on an S3 server that begins and ends with the run."""
+
+    def run(folder: Path) -> Steps:
+        with _on_s3(folder) as store:
+            return static(replace(work, storage=store.url), name, (WRITES,), store.environment).run(folder)
+
+    return Side(name, 40, run)
+
+
 def _uploading(lab: Lab, count: int, size: Size) -> Found:
-    side = static(size.work(1), "engine alone, 1 worker", (WRITES,))
+    side = uploader(replace(size.work(1), save_every=size.upload_every), "engine alone, 1 worker")
     rounds = lab.rounds([_lasting(side, size)], count, _check_uploading)
     values = [slowdown(r[side.name]) for r in rounds if side.name in r]
     lines = [beside(rounds, [side.name]), interval_text(values), *_failures(lab, [side.name])]

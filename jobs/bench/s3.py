@@ -1,4 +1,4 @@
-"""An S3 server of our own: Ceph's RADOS gateway where its programs are installed, else moto, else none."""
+"""An S3 server of our own, a real one: Ceph's RADOS gateway, where its programs are installed."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.process import BenchError
 
 SERVERS = Path(__file__).resolve().parents[2] / "tests" / "store"
-"""Where the tests start the same servers."""
+"""Where the tests start the same server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,13 @@ def s3_server(folder: Path) -> Iterator[Store]:
         import servers
     except ImportError as error:
         raise BenchError(f"{error.name} is not installed; make setup installs it") from error
-    name = "moto" if servers.ceph_missing() else "Ceph RGW"
+    if missing := servers.ceph_missing():
+        raise BenchError(f"no S3 server: {', '.join(missing)} not installed; get them with: {servers.CEPH_MISSING}")
     try:
-        server = servers.Moto(folder) if servers.ceph_missing() else servers.Ceph(folder)
-    except (AssertionError, ImportError, OSError) as error:
-        raise BenchError(f"{name} did not start: {str(error).splitlines()[0]}") from error
+        server = servers.Ceph(folder)
+    except (AssertionError, OSError) as error:
+        raise BenchError(f"Ceph RGW did not start: {str(error).splitlines()[0]}") from error
     try:
-        yield Store(name, f"s3://{servers.BUCKET}/bench", server.s3.environment)
+        yield Store("Ceph RGW", f"s3://{servers.BUCKET}/bench", server.s3.environment)
     finally:
         server.stop()

@@ -44,17 +44,23 @@ def product(work: Work, name: str = "evenkeel") -> Side:
     return Side(name, 30, run)
 
 
-def static(work: Work, name: str = "engine alone", measures: Sequence[str] = ()) -> Side:
+def static(
+    work: Work,
+    name: str = "engine alone",
+    measures: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Side:
     """The same engine in a fixed layout, with neither controller nor heartbeat nor Ray.
 
     Args:
         measures: inside its workers; see bench/probe.py.
+        environment: how it reaches where its run directory is.
     """
 
     def run(folder: Path) -> Steps:
         out = folder / "steps.jsonl"
         command = [sys.executable, str(JOBS / "bench" / "static.py"), str(work.write(folder)), str(out), *measures]
-        return _run(command, folder, work, name, {}, lambda: _by_step(_lines(out)))
+        return _run(command, folder, work, name, environment or {}, lambda: _by_step(_lines(out)))
 
     return Side(name, 20, run)
 

@@ -24,6 +24,7 @@ class Work:
         batch: global and micro-batch, in samples.
         copies: redundancy.copies.
         save_every: steps between two checkpoints; 0: as the defaults have it, and none in the engine alone.
+        storage: URL of where the run directory goes; "": the folder in which it is trained.
     """
 
     steps: int = 40
@@ -38,6 +39,7 @@ class Work:
     batch: tuple[int, int] = (16, 2)
     copies: int | None = None
     save_every: int = 0
+    storage: str = ""
 
     @property
     def workers(self) -> int:
@@ -46,7 +48,7 @@ class Work:
     def config(self, folder: Path) -> dict[str, Any]:
         """As jobs/train.py takes it; everything that decides what is computed is spelt out."""
         return {
-            "run": {"name": "run", "storage_path": str(folder), "seed": 1234},
+            "run": {"name": "run", "storage_path": self.storage or str(folder), "seed": 1234},
             "model": {
                 "name": "decoder", "vocab_size": 256, "d_model": 256, "layers": 4, "heads": 4, "kv_heads": 2,
                 "seq_len": 128, "dropout": 0.0, "tie_embeddings": False, **self.model,

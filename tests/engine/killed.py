@@ -170,7 +170,8 @@ class Truths:
 def results(folder: Path, setting: Setting, cells: Sequence[Cell], truth: Truth) -> list[Result]:
     outcome, struck, run = play(folder, setting, cells)
     problem = difference_of(outcome, truth, setting.precision)
-    bases = [event["base"] for event in run.events() if event["event"] == "restored"]
+    returns = returns_of(run)
+    bases = [base for base, _ in returns]
     lost = {event["worker_id"] for event in run.events() if event["event"] == "worker_lost"}
     if not problem and not lost <= {worker for one in struck for worker in one.died}:
         problem = f"lost {sorted(lost)}"
@@ -183,14 +184,30 @@ def results(folder: Path, setting: Setting, cells: Sequence[Cell], truth: Truth)
     for cell in cells:
         number = 2 if cell.phase == LOAD else 1
         here, struck, (*earlier, own) = struck[:number], struck[number:], problems[:number]
-        problems = problems[number:]
-        found.append(Result("kill", cell.phase, cell.target, next(filter(None, earlier), own), here[-1].heal_s))
+        redone = sum(steps for _, steps in returns[here[0].restored : counts[number - 1]])
+        problems, counts = problems[number:], counts[number:]
+        problem = next(filter(None, earlier), own)
+        found.append(Result("kill", cell.phase, cell.target, problem, here[-1].heal_s, redone))
+    return found
+
+
+def returns_of(run: RunDirectory) -> list[tuple[int, int]]:
+    """Of each time that the run went back: to which step, and how many visible steps were run again for it."""
+    lines = run.follow("metrics").poll()
+    restored = [event for event in run.events() if event["event"] == "restored"]
+    found: list[tuple[int, int]] = []
+    visible = 0
+    for line in sorted([*lines, *restored], key=lambda line: line["time"]):
+        if "base" in line:
+            found.append((line["base"], visible - line["base"]))
+        visible = line["base"] if "base" in line else line["step"]
+    assert sum(steps for _, steps in found) == len(lines) - len(run.metrics()), "nothing else runs a step again"
     return found
 
 
 def difference_of(outcome: Truth, truth: Truth, precision: str) -> str:
     """What was committed otherwise than without faults: in fp64, where the layout changed, by more than rounding."""
-    if precision == "fp32":
+    if precision != "fp64":
         if outcome.lines != truth.lines:
             return "other metrics than without faults"
         same = all(torch.equal(outcome.model[name], tensor) for name, tensor in truth.model.items())

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "jobs"))
 
-from bench import durable, saved
+from bench import durable, s3, saved
 from bench.s3 import Store
 from bench.sides import Side, static, torchrun
 from bench.work import Steps, Work, check_same_work
@@ -38,6 +38,25 @@ def test_a_checkpoint_is_written_beside_plain_writing(tmp_path: Path) -> None:
     found = durable.write_pair(TINY.work(2), lambda _: nullcontext(place), tmp_path, 0)
     assert found.ours_s > 0 < found.plain_s
     assert found.bytes > 100_000
+
+
+def test_parts_go_to_an_s3_server_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here to moto's, which is quick."""
+    sys.path.append(str(s3.SERVERS))
+    from servers import BUCKET, Moto
+
+    server = Moto(tmp_path)
+    try:
+        store = s3.Store("moto", f"s3://{BUCKET}/bench", server.s3.environment)
+        monkeypatch.setattr(durable, "s3_server", lambda folder: nullcontext(store))
+        steps = run(durable.uploader(replace(TINY.work(1), save_every=20), "ours"), tmp_path)
+        objects = server.s3.client.list_objects_v2(Bucket=BUCKET, Prefix="bench/run/checkpoints/")["Contents"]
+    finally:
+        server.stop()
+    (part,) = saved.writes(steps)
+    assert [entry["Key"] for entry in objects] == ["bench/run/checkpoints/step-00000020/g1-w0000.safetensors"]
+    assert (part["step"], part["worker"]) == (20, "w0000")
+    assert 0 < part["bytes"] < objects[0]["Size"] < 1.5 * part["bytes"], "all of it, and a header"
 
 
 @pytest.mark.soak

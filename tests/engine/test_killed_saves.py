@@ -4,11 +4,12 @@ A telling part of it, and (soak) all of it; see killed.py.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from killable import HALF, MANIFEST, VISIBLE
-from killed import Cell, Setting, Truths, cells_of, results
+from killed import EVERY, Cell, Setting, Truths, cells_of, results
 from matrix import Result
 
 from evenkeel.engine.faults import LOAD, MIRROR_PHASES, SAVE_PHASES
@@ -21,6 +22,7 @@ assert {"save", "write", "written"} == set(SAVE_PHASES)
 TWO = {"data": 2, "pipeline": 1, "tensor": 1}
 PAIR = Setting(TWO, ((0, 1),), cells=12)
 QUAD = Setting({"data": 2, "pipeline": 2, "tensor": 1}, ((0, 2), (1, 3)), cells=10)
+BF16 = Setting(TWO, ((0, 1),), cells=6, precision="bf16")
 ONE_COPY = Setting(TWO, ((0,), (1,)), cells=6, copies=1)
 OTHER = Setting(
     {"data": 2, "pipeline": 1, "tensor": 2}, ((0, 2), (1, 3)), cells=6, precision="fp64",
@@ -56,7 +58,20 @@ def test_a_part_of_it(tmp_path: Path, truths: Truths, check: Check) -> None:
         Cell(LOAD, "rank 1", (1,)),
         Cell(LOAD, "all and the controller", **everyone),
     ]
-    check("saves", results(tmp_path / "run", PAIR, cells, truths(PAIR)))
+    found = results(tmp_path / "run", PAIR, cells, truths(PAIR))
+    check("saves", found)
+    redone = {(result.phase, result.target): result.redone for result in found}
+    for held in (("save", "rank 0"), ("written", "rank 1"), (MANIFEST, "the controller")):
+        assert redone[held] == 0, "somebody alive had all of it"
+    for lost in (("write", "all"), (HALF, "all and the controller"), (LOAD, "rank 1")):
+        assert redone[lost] >= EVERY - 2, "the last two steps may not have been visible"
+
+
+def test_a_part_of_it_in_bf16(tmp_path: Path, truths: Truths, check: Check) -> None:
+    """What the modules compute with is not in a checkpoint, but made of what is."""
+    setting = replace(BF16, cells=2)
+    cells = [Cell(HALF, "all", None), Cell(LOAD, "rank 1", (1,))]
+    check("saves, bf16", results(tmp_path / "run", setting, cells, truths(setting)))
 
 
 @pytest.mark.soak
@@ -70,6 +85,13 @@ def test_row(name: str, phase: str, tmp_path: Path, truths: Truths, check: Check
 
 def row(folder: Path, setting: Setting, phase: str, truths: Truths) -> list[Result]:
     return results(folder / "run", setting, cells_of(setting, phase), truths(setting))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("phase", [HALF, LOAD])
+def test_row_in_bf16(phase: str, tmp_path: Path, truths: Truths, check: Check) -> None:
+    check("saves, bf16", row(tmp_path, BF16, phase, truths))
 
 
 @pytest.mark.soak

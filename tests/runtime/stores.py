@@ -1,4 +1,4 @@
-"""S3 servers, and data that is slow, for the tests of whole runs."""
+"""S3 servers, small disks, and data that is slow, for the tests of whole runs."""
 
 import sys
 import uuid
@@ -10,10 +10,23 @@ from ray_runs import Site
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
 
+from disks import small_disk
 from proxy import Proxy
 from servers import BUCKET, KEY, S3, SECRET, Ceph, Moto, require_ceph
 
-__all__ = ["BUCKET", "KEY", "S3", "SECRET", "Ceph", "Moto", "Proxy", "on_s3", "require_ceph", "slow_data"]
+__all__ = [
+    "BUCKET",
+    "KEY",
+    "S3",
+    "SECRET",
+    "Ceph",
+    "Moto",
+    "Proxy",
+    "on_s3",
+    "require_ceph",
+    "slow_data",
+    "small_disk",
+]
 
 SLOW = '''
 """The text dataset, each of whose micro-batches takes `pause_s` seconds more."""

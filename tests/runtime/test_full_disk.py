@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ray_runs import ROOT, Site
+from stores import small_disk
 
 from evenkeel.runtime.trace import FIRST, Trace
 from evenkeel.store.errors import StoreError
@@ -22,12 +23,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of DISK_KIB KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"may not mount a file system: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(folder, DISK_KIB):
+        yield folder
 
 
 def fill(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The disk that a run is on becomes full while it trains, and has room again before it is given up."""
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 from ray_runs import EVERY, Finished, Site, Started
-from stores import slow_data
+from stores import slow_data, small_disk
 from test_resume import check_same
 
 STEPS = 40
@@ -21,12 +20,9 @@ def disk(site: Site, tmp_path: Path) -> Iterator[Path]:
     """A disk of 4 MiB, on which the site's runs are."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "evenkeel", folder], capture_output=True)
-    if mount.returncode:
-        pytest.skip(f"this user may not mount a small disk: {mount.stderr.decode().strip()}")
-    site.storage = str(folder / "runs")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)  # processes that are being killed may still log there
+    with small_disk(folder, 4096):
+        site.storage = str(folder / "runs")
+        yield folder
 
 
 def config(site: Site, pause_s: float, **checkpoint: Any) -> dict[str, Any]:
@@ -80,6 +76,7 @@ def test_checkpoints_fail_until_there_is_room(site: Site, disk: Path, truth: Fin
     failed = done.events("checkpoint_failed")[0]["error"]
     assert f"{disk}/runs/run/checkpoints/" in failed and "No space left on device; free some, or use" in failed
     assert done.events("checkpoint_committed")[-1]["checkpoint"] == STEPS
+    assert done.directory.metrics()[-1]["checkpoint_failures"] == len(done.events("checkpoint_failed"))
     assert not list(disk.rglob("*.tmp-*"))
 
 

@@ -146,8 +146,8 @@ def test_with_one_copy_a_death_goes_back_and_with_two_it_does_not(site: Site) ->
     assert two.events("restored") == [] and two.steps == list(range(1, 17))
 
 
-def test_a_full_disk_is_told_and_training_goes_on(site: Site, truth: Finished) -> None:
-    """Nothing can be written where checkpoints go: each is an event, and the run ends well all the same."""
+def test_checkpoints_that_cannot_be_written_are_told_and_training_goes_on(site: Site, truth: Finished) -> None:
+    """A file is where their folder should be: each is an event, and the run ends well all the same."""
     run = site.start(SAVING)
     run.after_step(1)
     folder = site.folder / "runs" / "run" / "checkpoints"

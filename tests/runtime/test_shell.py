@@ -121,7 +121,8 @@ def test_a_run_from_start_to_end_on_paper(begin: Lives) -> None:
     first, second = run.directory.metrics()
     assert first == {
         "step": 1, "loss": 0.5, "grad_norm": 1.0, "lr": 0.1, "tokens": 8, "step_s": None, "tokens_per_s": None,
-        "generation": 1, "world_size": 1, "samples": [0, 4], "time": 101.0, "vote": list(vote(1).values),
+        "generation": 1, "world_size": 1, "samples": [0, 4], "time": 101.0, "checkpoint_failures": 0,
+        "vote": list(vote(1).values),
     }  # fmt: skip
     assert (second["step_s"], second["tokens_per_s"], second["samples"]) == (1.0, 8.0, [4, 8])
     assert [w["members"][0]["pid"] for w in run.directory.read_worlds()] == [11]
@@ -157,6 +158,20 @@ def test_the_next_life_goes_on_where_the_journal_ends(begin: Lives) -> None:
     assert again.directory.metrics()[-1]["step_s"] == 1.0
     third = begin()
     assert third.past.ended == m.End("finished", "")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_event_and_a_metric(begin: Lives) -> None:
+    """Counted over all lives of the controller."""
+    failed = m.Log("checkpoint_failed", 1, 0, {"checkpoint": 1, "error": "no room", "in_a_row": 1})
+    first = begin()
+    first.feed(*BEGINNING)
+    first.record.log(failed)
+    first.feed(reported(1))
+    again = begin()
+    again.record.log(failed)
+    again.record.log(m.Log("checkpoint_started", 1, 1, {"checkpoint": 2}))
+    again.feed(m.Started((ONE,)), reported(2))
+    assert [line["checkpoint_failures"] for line in again.directory.metrics()] == [1, 2]
 
 
 def test_a_world_whose_file_a_life_died_too_soon_for_is_written_by_the_next(begin: Lives) -> None:

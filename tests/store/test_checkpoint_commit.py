@@ -3,15 +3,30 @@
 import random
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from checkpoint_state import CONTENT, checkpoints, commit, load, make_state, pieces_of, same, save, shapes, write_parts
+from checkpoint_state import (
+    CHUNK,
+    CONTENT,
+    checkpoints,
+    commit,
+    load,
+    make_state,
+    pieces_of,
+    same,
+    save,
+    shapes,
+    write_parts,
+)
 
 from evenkeel.core.boxes import Box
 from evenkeel.core.ids import Version
 from evenkeel.store.checkpoint_part import Part
 from evenkeel.store.checkpoint_reader import Checkpoint
+from evenkeel.store.checkpoints import Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.manifest import FileRecord, TensorRecord
@@ -163,6 +178,44 @@ def test_of_two_generations_at_once_the_newer_one_stays(files: Files) -> None:
         found = checkpoints(files).open(step)
         assert found is not None and found.manifest.version.generation == 2
         assert same(load(found), STATE)
+
+
+class Stalled:
+    """Files whose user stands still when it has read a manifest for the first time, until something has happened."""
+
+    def __init__(self, files: Files, meanwhile: Callable[[], None]) -> None:
+        self._files, self._then = files, [meanwhile]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def read(self, name: str, offset: int = 0) -> bytes | None:
+        data = self._files.read(name, offset)
+        if name.endswith("manifest.json") and self._then:
+            self._then.pop()()
+        return data
+
+
+@pytest.mark.stores("moto", "rgw")
+def test_of_three_generations_one_that_stood_still_does_not_overwrite_the_newest(files: Files, store: str) -> None:
+    """A controller of the second has seen the first's, and is stopped; that of the third commits meanwhile."""
+    if store == "memory":
+        pytest.skip("it knows no condition but that there is no such file: see Files.replace_if")
+    save(files, OTHER, 5, generation=1)
+    parts = write_parts(files, Version(5, 2), OTHER)
+    newest = threading.Thread(target=save, args=(files, STATE, 5, 3))
+
+    def meanwhile() -> None:
+        newest.start()
+        newest.join(1.0 if store == "local" else None)  # there it waits for whoever has looked
+
+    refused = pytest.raises(StoreError, match="the step has a checkpoint of generation 3, this is of 2")
+    with nullcontext() if store == "local" else refused:
+        Checkpoints(Stalled(files, meanwhile), CHUNK).commit(Version(5, 2), CONTENT, parts, shapes(OTHER), epoch=2)
+    newest.join()
+    found = checkpoints(files).open(5)
+    assert found is not None and found.manifest.version == AT
+    assert same(load(found), STATE)
 
 
 def test_writers_of_one_checkpoint_do_not_collide(files: Files) -> None:

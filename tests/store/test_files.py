@@ -2,7 +2,6 @@
 
 import os
 import resource
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from disks import small_disk
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
@@ -61,6 +61,30 @@ def test_of_many_writers_at_once_one_creates(files: Files) -> None:
         thread.join()
     assert len(winners) == 1
     assert files.read("entry") == f"writer {winners[0]}".encode()
+
+
+def test_a_file_gives_way_only_to_whoever_has_just_seen_it(files: Files) -> None:
+    assert files.replace_if("n", b"1", lambda: True), "there is none"
+    assert not files.replace_if("n", b"2", lambda: False)
+    assert files.read("n") == b"1"
+    assert files.replace_if("n", b"3", lambda: files.read("n") == b"1")
+    assert files.read("n") == b"3"
+
+
+def test_of_many_who_replace_a_file_none_undoes_what_another_did(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    files.create("highest", b"0")
+
+    def put(number: int) -> None:
+        files.replace_if("highest", b"%d" % number, lambda: int(files.read("highest") or 0) < number)
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(1, 33)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert files.read("highest") == b"32"
+    assert os.listdir(tmp_path) == ["highest"], "a lock leaves nothing behind"
 
 
 def test_a_stream_appears_whole_or_not_at_all(url: str) -> None:
@@ -124,11 +148,8 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         return
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "evenkeel", tmp_path], capture_output=True)
-    if mount.returncode:
-        pytest.skip(f"this user may not mount a small disk: {mount.stderr.decode().strip()}")
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
+    with small_disk(tmp_path, 1024):
+        yield tmp_path
 
 
 def test_a_full_disk_leaves_old_files_whole_and_new_ones_absent(full: Path) -> None:

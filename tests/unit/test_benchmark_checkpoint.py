@@ -125,11 +125,20 @@ def test_the_plain_way_writes_all_bytes_with_their_checksum(tmp_path: Path) -> N
 # ------------------------------------------------------------ the benchmarks
 
 
+STORE = s3.Store("a store", "s3://x/y", {"KEY": "value"})
+
+
 @pytest.fixture
 def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our copy takes 1.1 of a plain one, a step during the writing 1.02 of others; each peer stands still for 2 s."""
 
-    def ours(work: Work, name: str = "engine alone", measures: Sequence[str] = ()) -> sides.Side:
+    def ours(
+        work: Work,
+        name: str = "engine alone",
+        measures: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> sides.Side:
+        assert (work.storage, environment) in (("", None), (STORE.url, STORE.environment))
         base = 1100 if "writes" in measures else 1000
         memory = [{"worker": w, "peak_bytes": base} for w in ("w0", "w1")] if "memory" in measures else []
         parts = [part(16, w, copy_s=0.22, write_ended=1018.5, ended=1018.5) for w in ("w0", "w1")]
@@ -141,6 +150,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         return sides.Side(name, 1, lambda _: steps_with(*lines, ends={s: 1000 + 1.25 * s for s in range(1, 35)}))
 
     monkeypatch.setattr(durable, "static", ours)
+    monkeypatch.setattr(durable, "s3_server", lambda folder: nullcontext(STORE))
     monkeypatch.setattr(durable, "torchrun", lambda name, script, work, *words: peer(name))
     monkeypatch.setattr(durable, "raytrain", lambda work, name, script: peer(name))
     pair = durable.Written("a disk", 1_000_000, 1.0, 0.95, 0.5, 0.4)
@@ -175,19 +185,24 @@ def test_memory_is_measured_by_its_rows(a_lab: lab.Lab) -> None:
 
 @pytest.mark.usefixtures("fake_runs")
 def test_what_could_not_be_measured_is_null_and_says_why_and_the_rest_stands(
-    a_lab: lab.Lab, monkeypatch: pytest.MonkeyPatch
+    a_lab: lab.Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(work: Work, place: durable.Place, folder: Path, number: int) -> durable.Written:
-        if place is durable._on_s3:
-            raise BenchError("Ceph RGW did not start: no memory")
-        return durable.Written("disk", 1, 1.0, 1.0, 1.0, 1.0)
+    """Where Ceph is not installed nothing else stands for it."""
 
-    monkeypatch.setattr(durable, "write_pair", refuse)
+    def pair(work: Work, place: durable.Place, folder: Path, number: int) -> durable.Written:
+        with place(folder) as store:
+            return durable.Written(store.name, 1, 1.0, 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(durable, "write_pair", pair)
+    monkeypatch.setattr(durable, "s3_server", s3.s3_server)
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(durable, "raytrain", lambda work, name, script: sides.Side(name, 1, _broken))
     result = durable.checkpoint(a_lab, 1)
     rows = {row.name: row for row in result.rows}
-    assert rows["s3_write"].value is None and not rows["s3_write"].holds
-    assert "no memory" in result.notes["s3_write"]
+    for name in ("s3_write", "step_while_uploading"):
+        assert rows[name].value is None and not rows[name].holds
+        assert "no S3 server: radosgw, " in result.notes[name]
+        assert "get them with: apt-get install --no-install-recommends radosgw" in result.notes[name]
     assert rows["local_write"].value == 1.0
     assert rows["stall_ratio"].value == pytest.approx(1.1)
     assert "Ray Train report: exit status 1" in result.notes["stall_ratio"]
@@ -201,7 +216,7 @@ def _broken(_: Path) -> Steps:
 def test_a_run_in_which_no_checkpoint_was_made_is_no_measurement(
     a_lab: lab.Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable, "static", lambda work, name, measures=(): sides.Side(name, 1, lambda _: steps_with()))
+    monkeypatch.setattr(durable, "static", lambda work, name, *_: sides.Side(name, 1, lambda _: steps_with()))
     result = durable.checkpoint(a_lab, 1)
     for name in ("stall_ratio", "cpu_ratio", "step_while_uploading"):
         (row,) = [row for row in result.rows if row.name == name]
@@ -222,11 +237,10 @@ def test_pairs_are_written_forwards_and_backwards(tmp_path: Path, monkeypatch: p
         Path(out).write_text(json.dumps(found))
 
     monkeypatch.setattr(durable, "execute", execute)
-    store = s3.Store("a store", "s3://x/y", {"KEY": "value"})
     for number in range(2):
-        found = durable.write_pair(Work(), lambda _: nullcontext(store), tmp_path, number)
+        found = durable.write_pair(Work(), lambda _: nullcontext(STORE), tmp_path, number)
         assert found == durable.Written("a store", 10, 2.0, 1.0, 1.0, 0.5)
-    assert orders == [("ours", "plain", store.url, {"KEY": "value"}), ("plain", "ours", store.url, {"KEY": "value"})]
+    assert orders == [("ours", "plain", STORE.url, {"KEY": "value"}), ("plain", "ours", STORE.url, {"KEY": "value"})]
 
 
 def test_without_an_s3_server_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +286,7 @@ def test_the_peers_have_a_script_each(monkeypatch: pytest.MonkeyPatch, a_lab: la
         scripts.append(script)
         return sides.Side(name, 1, _broken)
 
-    monkeypatch.setattr(durable, "static", lambda work, name="engine alone", measures=(): sides.Side(name, 1, _broken))
+    monkeypatch.setattr(durable, "static", lambda work, name="engine alone", *_: sides.Side(name, 1, _broken))
     torchrun: Callable[..., sides.Side] = lambda name, script, work, *words: noted(name, script)  # noqa: E731
     monkeypatch.setattr(durable, "torchrun", torchrun)
     monkeypatch.setattr(durable, "raytrain", lambda work, name, script: noted(name, script))

@@ -40,7 +40,7 @@ def test_a_metrics_line_has_the_documented_fields() -> None:
     assert (first["step_s"], first["tokens_per_s"]) == (None, None)
     assert second == {
         "step": 2, "loss": 2.5, "grad_norm": 0.2, "lr": 0.2, "tokens": 100, "step_s": 0.5, "tokens_per_s": 200.0,
-        "generation": 3, "world_size": 3, "samples": [16, 32], "time": 100.5,
+        "generation": 3, "world_size": 3, "samples": [16, 32], "time": 100.5, "checkpoint_failures": 0,
     }  # fmt: skip
 
 

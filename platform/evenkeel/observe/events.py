@@ -15,16 +15,19 @@ class MetricsClock:
     Attributes:
         global_batch: samples per step.
         last_commit_s: unix seconds of the last committed step, None before the first.
+        checkpoint_failures: checkpoints so far that could not be written, as many as there are such events.
     """
 
     global_batch: int
     last_commit_s: float | None = None
+    checkpoint_failures: int = 0
 
     def record(self, metrics: Metrics, learning_rate: float, now: float) -> Record:
         """One line: `step_s` is the time since the previous commit, of this run's first step unknown (None).
 
         `loss` is the mean per token and `grad_norm` the norm of the mean gradient, both None in a skipped step.
-        `samples` is half-open and grows over epochs.
+        `samples` is half-open and grows over epochs. `checkpoint_failures` counts all `checkpoint_failed` of the run so
+        far, also of earlier lives of the controller; how many of them were in a row, those events say (`in_a_row`).
 
         Args:
             now: unix seconds, for a step whose commit nobody reported: a decision commits it now.
@@ -45,6 +48,7 @@ class MetricsClock:
             "world_size": metrics.world_size,
             "samples": [(vote.step - 1) * self.global_batch, vote.step * self.global_batch],
             "time": committed_at,
+            "checkpoint_failures": self.checkpoint_failures,
         }
 
 

@@ -20,6 +20,8 @@ from evenkeel.store.run_directory import RunDirectory, world_record
 FLUSH_LINES = 16
 """Unflushed metrics lines at most: a quarter of what a leader may have unacknowledged before it waits."""
 
+CHECKPOINT_FAILED = "checkpoint_failed"
+
 Publish = Callable[[str, dict[str, Any]], None]
 
 
@@ -83,7 +85,9 @@ class RunRecord:
             self._clock.last_commit_s = lines[-1]["time"]
             self._durable = self._visible = lines[-1]["step"]
         epochs = [entry.epoch for entry in entries if isinstance(entry, m.EpochBegun)]
-        past = Past(entries, max(epochs, default=0), witness, frozenset(_known(entries, self._run.events())))
+        events = self._run.events()
+        self._clock.checkpoint_failures = sum(event["event"] == CHECKPOINT_FAILED for event in events)
+        past = Past(entries, max(epochs, default=0), witness, frozenset(_known(entries, events)))
         self._epoch = past.epoch + 1
         self._begin_trace(policy, past)
         return past
@@ -129,6 +133,7 @@ class RunRecord:
     def log(self, line: m.Log) -> None:
         record = event_record(line, time.time())
         self._run.append_event(record)
+        self._clock.checkpoint_failures += line.event == CHECKPOINT_FAILED
         self._publish("event", record)
 
     def status(self, status: m.Status | m.End) -> None:

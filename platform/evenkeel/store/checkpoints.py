@@ -56,7 +56,8 @@ class Checkpoints:
         """Makes the checkpoint visible, if the parts are all there and cover every tensor of `shapes` exactly once.
 
         Where the step has a checkpoint already, the one of the same version stays, which counts as success, and one
-        that is damaged or of an older generation gives way: the run went back and has redone the step.
+        that is damaged or of an older generation gives way: the run went back and has redone the step. A controller
+        that stood still since it looked does not overwrite what its successor wrote; but see Files.replace_if.
 
         Args:
             epoch: of the controller.
@@ -75,19 +76,24 @@ class Checkpoints:
         data = to_json(new.manifest)
         if len(data) > MAX_MANIFEST_BYTES:
             raise StoreError(f"{where}: not written: it has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read")
-        if self._files.create(name, data):
+        seen: list[Checkpoint] = []
+
+        def gives_way() -> bool:
+            try:
+                there = self.open(version.step)
+            except CheckpointDamaged:
+                return True
+            if there is None or there.manifest.version < version:
+                return True
+            seen.append(there)
+            return False
+
+        if self._files.create(name, data) or self._files.replace_if(name, data, gives_way):
             return new
-        try:
-            there = self.open(version.step)
-        except CheckpointDamaged:
-            there = None
-        if there and there.manifest.version == version:
-            return there
-        if there and there.manifest.version > version:
-            newer = f"generation {there.manifest.version.generation}, this is of {version.generation}"
-            raise StoreError(f"{where}: not written: the step has a checkpoint of {newer}")
-        self._files.replace(name, data)
-        return new
+        if seen[-1].manifest.version == version:
+            return seen[-1]
+        newer = f"generation {seen[-1].manifest.version.generation}, this is of {version.generation}"
+        raise StoreError(f"{where}: not written: the step has a checkpoint of {newer}")
 
     # ------------------------------------------------------------ finding
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from fsspec.asyn import AsyncFileSystem
 from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
@@ -26,6 +25,8 @@ from evenkeel.store.failures import (
     secrets_in,
     without_credentials,
 )
+from evenkeel.store.local import close, locked, sync_folder, write_durably
+from evenkeel.store.objects import abort_uploads, creates_atomically, tag_of
 from evenkeel.store.options import open_file_system
 from evenkeel.store.upload import open_upload
 
@@ -60,6 +61,13 @@ class Files(Protocol):
 
         `data` must be unlike what any other writer would write (hold a nonce): where a store answers unclearly the
         file is read back, and equal bytes count as one's own success.
+        """
+
+    def replace_if(self, name: str, data: bytes, gives_way: Callable[[], bool]) -> bool:
+        """Writes the whole file if what is there gives way, which is asked just before; else answers False.
+
+        On a local path nobody replaces it so meanwhile, and on S3 nobody if the server knows If-Match. Ceph's does not,
+        nor do other object stores: there another may, in the time between a look and the request that follows it.
         """
 
     def remove(self, name: str) -> None:
@@ -135,7 +143,7 @@ class LocalFiles:
 
     def create(self, name: str, data: bytes) -> bool:
         with _told(self.where(name), OSError), self._temporary(name) as temporary:
-            _write_durably(temporary, data)
+            write_durably(temporary, data)
             try:
                 os.link(temporary, self.path(name))
             except FileExistsError:
@@ -146,8 +154,18 @@ class LocalFiles:
                     problem = "the file system has no hard links, which a run needs"
                     raise StoreError(f"{self.where(name)}: {problem}") from error
                 raise
-            _sync_folder(self.path(name).parent)
+            sync_folder(self.path(name).parent)
             return True
+
+    def replace_if(self, name: str, data: bytes, gives_way: Callable[[], bool]) -> bool:
+        while True:
+            with _told(self.where(name), OSError), suppress(FileNotFoundError), locked(self.path(name)):
+                if gives_way():
+                    self.replace(name, data)
+                    return True
+                return False
+            if self.create(name, data):  # it was removed
+                return True
 
     def remove(self, name: str) -> None:
         with _told(self.where(name), OSError):
@@ -193,13 +211,13 @@ class LocalFiles:
             with told():
                 temporary = stack.enter_context(self._temporary(name))
                 file = temporary.open("wb")
-                stack.callback(_close, file)
+                stack.callback(close, file)
             yield _Told(file, told)
             with told():
                 file.flush()
                 os.fsync(file.fileno())
                 temporary.replace(self.path(name))
-                _sync_folder(self.path(name).parent)
+                sync_folder(self.path(name).parent)
 
     @contextmanager
     def _temporary(self, name: str) -> Iterator[Path]:
@@ -255,7 +273,7 @@ class ObjectFiles:
             self.fs.pipe_file(self._full(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        if not _creates_atomically(self.fs):
+        if not creates_atomically(self.fs):
             protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
             raise StoreError(f"{self.where(name)}: {protocol} cannot create a file only if absent, which a run needs")
         try:
@@ -269,6 +287,25 @@ class ObjectFiles:
                 with self._told(name):
                     raise
             return found == data
+
+    def replace_if(self, name: str, data: bytes, gives_way: Callable[[], bool]) -> bool:
+        while True:
+            tag = self._tag(name)
+            if not gives_way():
+                return False
+            if tag:
+                with suppress(Exception):
+                    self.fs.pipe_file(self._full(name), data, IfMatch=tag)
+                    return True
+                # Ceph refuses a tag that it has just given out. Or somebody was quicker: it may be this very call.
+                if self._tag(name) != tag:
+                    continue
+            self.replace(name, data)
+            return True
+
+    def _tag(self, name: str) -> str:
+        with self._told(name):
+            return tag_of(self.fs, self._full(name))
 
     def remove(self, name: str) -> None:
         with self._told(name), suppress(FileNotFoundError):
@@ -290,21 +327,8 @@ class ObjectFiles:
             self.fs.rm(self._full(folder), recursive=True)
 
     def drop_unfinished(self, folder: str) -> int:
-        # Other object stores drop an upload by themselves when it is not gone on with; on S3 its parts stay, and cost.
-        if "s3" not in self.fs.protocol:
-            return 0
-        found = 0
         with self._told(folder):
-            bucket, prefix, _ = self.fs.split_path(f"{self._full(folder)}/")
-            page: dict[str, Any] = {"IsTruncated": True}
-            while page.get("IsTruncated"):
-                at = {f"{k}Marker": page[f"Next{k}Marker"] for k in ("Key", "UploadId") if f"Next{k}Marker" in page}
-                page = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **at)
-                for upload in page.get("Uploads", []):
-                    with suppress(FileNotFoundError):  # just finished or dropped
-                        self.fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
-                    found += 1
-        return found
+            return abort_uploads(self.fs, self._full(folder))
 
     def _entries(self, folder: str, kind: str) -> dict[str, int]:
         """Name and size of each entry of that kind."""
@@ -365,32 +389,3 @@ def _told(
     except kind as error:
         text = hide(f"{where}: {explain(error)}", secrets)
         raise StoreError(text) from (None if reveals(error, secrets) else error)
-
-
-def _creates_atomically(fs: AbstractFileSystem) -> bool:
-    """Whether pipe_file(mode="create") is the file system's own: the inherited one looks first and writes then."""
-    if isinstance(fs, AsyncFileSystem):
-        return type(fs)._pipe_file is not AsyncFileSystem._pipe_file
-    return type(fs).pipe_file is not AbstractFileSystem.pipe_file
-
-
-def _close(file: BinaryIO) -> None:
-    """What it still holds was either flushed, or could not be written, which is told by then."""
-    with suppress(OSError):
-        file.close()
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a name in the folder survive a crash of the machine."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -55,6 +55,9 @@ class PatientFiles:
     def create(self, name: str, data: bytes) -> bool:
         return self.repeat(partial(self._files.create, name, data))
 
+    def replace_if(self, name: str, data: bytes, gives_way: Callable[[], bool]) -> bool:
+        return self.repeat(partial(self._files.replace_if, name, data, gives_way))
+
     def remove(self, name: str) -> None:
         self.repeat(partial(self._files.remove, name))
 
