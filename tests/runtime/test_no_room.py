@@ -63,6 +63,7 @@ def silence(run: Started, seconds: float) -> Callable[[], bool]:
     return holds
 
 
+@pytest.mark.soak
 def test_checkpoints_fail_until_there_is_room(site: Site, disk: Path, truth: Finished) -> None:
     run = site.start(config(site, 0.05))
     run.after_step(6)

@@ -128,6 +128,7 @@ def test_both_holders_die_and_the_run_goes_back(site: Site, truth: Finished) -> 
     assert len(done.events("worker_lost")) == 2
 
 
+@pytest.mark.soak
 def test_with_one_copy_a_death_goes_back_and_with_two_it_does_not(site: Site) -> None:
     """Three pipelines, so that two copies are fewer than all."""
     three = {**SAVING, "scaling": {"workers": [3, 3], "spares": 1}, "parallel": {"data": 3}}

@@ -45,6 +45,7 @@ def ray_folder(run: Started) -> Path:
     return found
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_no_secret_is_left_anywhere(alone: Site, moto: S3, link: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given as fsspec's own storage options, and to the data; while the store fails, and all is killed."""
