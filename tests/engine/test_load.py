@@ -153,7 +153,7 @@ def test_any_layout_loads_it_and_what_that_saves_is_the_same(name: str, saved: S
         spans = written_by(worker, copies_of(world, there.shape), world.layout, there.shape)
         part = _Part(state, spans, None)
         part.copy()
-        parts.append(there.save(AGAIN, worker, part.pieces, pytest.fail))
+        parts.append(there.save(AGAIN, worker, part.pieces, pytest.fail, bool))
     command = m.CommitCheckpoint(AGAIN, 1, world.layout, tuple(parts), ())
     saving.complete(RunDirectory.at(str(tmp_path)), saved.prepared.spec, command)
     again = whole(there, AGAIN)

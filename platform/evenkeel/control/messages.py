@@ -16,7 +16,6 @@ from evenkeel.control.entries import WorldOpened as WorldOpened
 from evenkeel.control.parts import PHASES as PHASES
 from evenkeel.control.parts import Answer as Answer
 from evenkeel.control.parts import Decision as Decision
-from evenkeel.control.parts import Divergence as Divergence
 from evenkeel.control.parts import Fault as Fault
 from evenkeel.control.parts import Held as Held
 from evenkeel.control.parts import Position as Position
@@ -161,12 +160,8 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class PartWritten:
-    """A worker's part of a checkpoint is durable.
-
-    Attributes:
-        part: describes it, as JSON text, for the manifest.
-        stall_s: for how long copying it has held up the training.
-    """
+    """A worker's part of a checkpoint is durable. `part` describes it, as JSON text, for the manifest; copying it has
+    held up the training for `stall_s`."""
 
     worker_id: WorkerId
     version: Version
@@ -332,10 +327,8 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class CommitCheckpoint:
-    """All parts of a checkpoint are durable: write its manifest, which makes it visible, and clean up older ones.
-
-    `line` are those that the run can go back to: others were given up, or are not trusted, and need not be kept.
-    """
+    """All parts of a checkpoint are durable: write its manifest, which makes it visible, and clean up older ones. Those
+    of `line` are what the run can go back to: others were given up, or are not trusted, and need not be kept."""
 
     version: Version
     epoch: int

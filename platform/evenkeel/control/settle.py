@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from evenkeel.control.divergence import describe, judge
-from evenkeel.control.messages import Answer, Decision, Divergence
+from evenkeel.control.parts import Answer, Decision, Divergence
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
