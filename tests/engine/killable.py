@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from left import alive
+from tiny import wait_for_mirrors
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
@@ -37,8 +38,8 @@ from evenkeel.store.files import LocalFiles, Sink
 from evenkeel.store.run_directory import RunDirectory
 
 HALF, MANIFEST, VISIBLE = "half", "manifest", "visible"
-GATE, HOLD, RANKS = 10_000, 20_000, 100
-"""Faults with such an index are none: who reaches them waits at a gate, or at a stop."""
+WHOLE, GATE, HOLD, RANKS = 5_000, 10_000, 20_000, 100
+"""Faults with such an index are none: who reaches them waits for its last mirror, at a gate, or at a stop."""
 POLL_S = 0.002
 HIGH = 1_000_000
 
@@ -75,10 +76,17 @@ class Stop:
 
 @dataclass(frozen=True)
 class Stops:
-    """All stops of a run, and the files in which processes say that they are held, and hear that they are not."""
+    """All stops of a run, and the files in which processes say that they are held, and hear that they are not.
+
+    Attributes:
+        mirrors: ranks below this come to a stop only with their mirrors whole: nobody goes into its step, nor into the
+            `mirror_every` before it, while its last one is under way.
+    """
 
     folder: Path
     stops: tuple[Stop, ...]
+    mirrors: int = 0
+    mirror_every: int = 0
 
     def gate(self, stop: int) -> Path | None:
         """Exists once the run may go on to that stop; None if nothing holds it before."""
@@ -120,6 +128,9 @@ class Stops:
         for number, stop in enumerate(self.stops):
             if self.gate(number) is not None:
                 yield FaultPlan(GATE + number, stop.step - 1, "forward", "rank:0", "exception")
+            for step in range(stop.step - self.mirror_every, stop.step + 1):
+                for rank in range(self.mirrors):
+                    yield FaultPlan(WHOLE, step, "forward", f"rank:{rank}", "exception")
             phase = "write" if stop.phase == HALF else stop.phase
             step = 1 if stop.phase == LOAD else stop.step
             for rank in () if stop.holds_controller else stop.ranks:
@@ -146,6 +157,9 @@ class Held:
         return replace(job, settings=replace(job.settings, faults=tuple(self.stops.plans())), fault_once=self._meet)
 
     def _meet(self, index: int) -> bool:
+        if index < GATE:
+            wait_for_mirrors()
+            return False
         if index < HOLD:
             self.stops.wait_at_gate(index - GATE)
             return False

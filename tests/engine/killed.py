@@ -148,7 +148,9 @@ def play(folder: Path, setting: Setting, cells: Sequence[Cell]) -> tuple[Truth, 
     numbered = enumerate(cells)
     stops = tuple(stop for i, cell in numbered for stop in cell.stops(FIRST + SPACING * i, setting.fewest))
     with nothing_left():
-        run = KillableRun([made.spec for made in specs], specs[0].maker, Stops(folder / "stops", stops))
+        mirrors = setting.size if setting.mirror_every else 0
+        held = Stops(folder / "stops", stops, mirrors, setting.mirror_every)
+        run = KillableRun([made.spec for made in specs], specs[0].maker, held)
         end = run.run()
     assert (end.status, end.error) == ("finished", "")
     return committed(specs[0].directory), run.struck, specs[0].directory
@@ -233,8 +235,8 @@ def problem_of(struck: Struck, setting: Setting, bases: Sequence[int]) -> str:
     dead = set(stop.ranks) if stop.ranks_die else set()
     lost = stop.everyone or stop.phase == LOAD or any(set(holders) <= dead for holders in setting.holders)
     if lost and setting.mirror_every and stop.phase != LOAD:
-        # A mirror begins when the one before it is whole. Training goes on while processes are held, to newer ones.
-        whole = stop.step - setting.mirror_every * (1 if stop.phase in MIRROR_PHASES else 2)
+        # Mirrors are whole before the step of the stop. Training goes on while processes are held, to newer ones.
+        whole = stop.step - setting.mirror_every
         base = newest if stop.everyone else max(newest, whole)
         return "" if min(bases, default=base) >= base else f"went back to {list(bases)}, not to {base} or later"
     return "" if set(bases) <= ({base} if lost else set()) else f"went back to {list(bases)}; {base} is the newest"

@@ -1,21 +1,29 @@
 """The formula of plan/memory.py against the buffers that there are; and what workers tell of their memory."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_processes
 from tiny import Tiny, layout_of
 
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import NodeId, WorkerId
-from evenkeel.engine.local import LocalRun
-from evenkeel.engine.memory import device_bytes, peak_bytes
+from evenkeel.core.layout import WorkerInfo
+from evenkeel.engine.allocator import keep_freed_memory
+from evenkeel.engine.local import LocalRun, static_world
+from evenkeel.engine.memory import Usage, device_bytes, peak_bytes
+from evenkeel.engine.mirror import Snapshot
 from evenkeel.engine.model import model_shape
 from evenkeel.engine.state import ShardState
-from evenkeel.plan.copies import place_copies, shards
+from evenkeel.plan.copies import copies_of, place_copies, shards, shards_in
 from evenkeel.plan.layout import Wish
-from evenkeel.plan.memory import state_bytes
+from evenkeel.plan.memory import Uses, host_bytes, state_bytes
+from evenkeel.plan.mirrors import mirrors_of
+from evenkeel.plan.state import KINDS
+from evenkeel.plan.writers import written_by
 
 W = [WorkerId(f"w{i}") for i in range(4)]
 
@@ -50,4 +58,53 @@ def test_every_worker_tells_what_it_uses(tmp_path: Path) -> None:
         assert (line.fields["params"], line.fields["grads"], line.fields["optimizer"]) == (
             takes.params, takes.grads, takes.optimizer,
         )  # fmt: skip
-        assert takes.total < line.fields["peak"] < line.fields["available"]
+        assert 0 < line.fields["activations"] < line.fields["peak"] - takes.total
+        assert line.fields["peak"] < line.fields["available"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_formula_of_what_is_beside_the_state(copies: int, precision: str, tmp_path: Path) -> None:
+    """What a checkpoint's part is copied to, and two versions of a worker's own mirror and of those that it keeps."""
+    job = Tiny(tmp_path, tied=True)(W[0])
+    layout = layout_of(W, [[0, 2, 4], [0, 3, 4]], 1, [2, 2])
+    nodes = {worker: NodeId(f"n{i % 2}") for i, worker in enumerate(W)}
+    infos = [WorkerInfo(worker, nodes[worker], 0) for worker in W]
+    world = replace(static_world(infos, layout, 9), copies=copies)
+    owned = copies_of(world, job.shape)
+    mirrors = mirrors_of(world, job.shape, owned)
+    saved = host_bytes(layout, job.shape, owned, precision, Uses(saves=True))
+    mirrored = host_bytes(layout, job.shape, owned, precision, Uses(mirrors=True))
+    both = host_bytes(layout, job.shape, owned, precision, Uses(True, True))
+    for worker, shard in shards_in(world, job.shape).items():
+        state = ShardState(job.model, job.shape, shard, precision)
+        spans = written_by(worker, owned, layout, job.shape)
+        assert saved[worker] == sum(state.range(kind, s.start, s.stop).nbytes for kind in KINDS for s in spans) > 0
+        of = [x.shard for owner, x in mirrors.items() if worker in (owner, x.keeper)]
+        assert len(of) == 2
+        assert mirrored[worker] == 2 * sum(Snapshot(job.shape, s, state.params.dtype, False).flat.nbytes for s in of)
+        assert both[worker] == saved[worker] + mirrored[worker]
+
+
+MIB = 2**20
+
+
+def use_memory(rank: int) -> tuple[int, int]:
+    """As a worker does in its first step: activations come and go, and beside them a buffer is made that stays."""
+    keep_freed_memory()
+    state = torch.ones(100 * MIB, dtype=torch.uint8)
+    gone = torch.ones(300 * MIB, dtype=torch.uint8)
+    del gone  # given back to the system: blocks of that size are
+    usage = Usage(torch.device("cpu"))
+    activations = [torch.ones(20 * MIB, dtype=torch.uint8) for _ in range(8)]
+    stays = torch.ones(60 * MIB, dtype=torch.uint8)
+    del activations
+    measured = usage.measured()
+    assert len(state) + len(stays) == 160 * MIB
+    return measured
+
+
+def test_activations_are_what_a_step_takes_in_passing() -> None:
+    [(peak, activations)] = run_processes(use_memory, 1)
+    assert 160 <= activations / MIB < 200
+    assert peak / MIB > 400  # before the step

@@ -1,5 +1,6 @@
 """A tiny job for the engine's tests: a small decoder on made-up text, the same in every process."""
 
+import threading
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +17,7 @@ from evenkeel.core.layout import Layout, Pipeline, Stage
 from evenkeel.data.dataset import TensorDataset
 from evenkeel.engine.faults import FaultPlan, once_in
 from evenkeel.engine.job import FinalTensors, Job, Settings
+from evenkeel.engine.mirror import Mirrors
 from evenkeel.engine.model import Model
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.engine.step import rate_of
@@ -23,7 +25,7 @@ from evenkeel.models.registry import load_model
 from evenkeel.plan.samples import sample_indices
 
 SAMPLES, SEQ, VOCAB = 50, 8, 24
-GATE = 100
+GATE, WHOLE = 100, 200
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,13 @@ class Tiny:
         return Settings(**(values | self.settings))
 
     def fault_once(self, index: int) -> bool:
-        """A fault of this index or above is a gate instead: its target waits there until `open_gate` is called."""
+        """One of GATE or above is a gate instead: its target waits there until `open_gate` is called.
+
+        One of WHOLE or above holds its target until the last mirror has come to an end.
+        """
+        if index >= WHOLE:
+            wait_for_mirrors()
+            return False
         if index < GATE:
             return once_in(self.folder)(index)
         while not (self.folder / "open").exists():
@@ -106,6 +114,18 @@ class Tiny:
             rates=[rate_of(s, step) for step in range(1, s.last_step + 1)], weight_decay=s.weight_decay,
             betas=s.betas, eps=s.eps, clip=s.grad_clip,
         )  # fmt: skip
+
+
+def mirrors_here() -> Mirrors:
+    """Of the worker that this process is."""
+    threads: list[Any] = threading.enumerate()
+    mirrors: Mirrors = next(thread._target.__self__._mirrors for thread in threads if thread.name == "train")
+    return mirrors
+
+
+def wait_for_mirrors() -> None:
+    """In a worker: until nothing is sent or received any more, so that all that it was to receive is whole."""
+    mirrors_here().wait()
 
 
 def tokens(seed: int) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,10 @@ from dataclasses import replace
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape, Shard
-from evenkeel.plan.memory import FOR_STATE, copies_that_fit, state_bytes
+from evenkeel.plan.memory import FOR_STATE, Uses, copies_that_fit, state_bytes
 
 ELEMENTS = 4 * 1024
+NOTHING = Uses()
 MODEL = ModelShape((LayerShape("one", (ParamShape("one.weight", (64, 64)),)),))
 WORKERS = tuple(WorkerId(f"w{i}") for i in range(4))
 LAYOUT = Layout(tuple(Pipeline((Stage(0, 1, (w,)),), i, i + 1) for i, w in enumerate(WORKERS)))
@@ -17,8 +18,8 @@ def infos(memory: float, device: str = "cuda") -> tuple[WorkerInfo, ...]:
     return tuple(WorkerInfo(w, NodeId(f"n{i % 2}"), 1, device, memory=int(memory)) for i, w in enumerate(WORKERS))
 
 
-def fits(memory: float, device: str = "cuda", precision: str = "fp32") -> tuple[int | None, str]:
-    return copies_that_fit(LAYOUT, MODEL, infos(memory / FOR_STATE + 1, device), precision)
+def fits(memory: float, device: str = "cuda", uses: Uses = NOTHING) -> tuple[int | None, str]:
+    return copies_that_fit(LAYOUT, MODEL, infos(memory / FOR_STATE + 1, device), "fp32", uses)
 
 
 def test_bytes_by_precision() -> None:
@@ -50,6 +51,39 @@ def test_workers_on_the_cpu_share_their_node() -> None:
 def test_the_smallest_device_decides_and_an_unknown_one_does_not() -> None:
     large = list(infos(100 * ELEMENTS))
     large[3] = replace(large[3], memory=int(12 * ELEMENTS / FOR_STATE) + 1)
-    assert copies_that_fit(LAYOUT, MODEL, large, "fp32")[0] == 2
+    assert copies_that_fit(LAYOUT, MODEL, large, "fp32", NOTHING)[0] == 2
     large[3] = replace(large[3], memory=0)
-    assert copies_that_fit(LAYOUT, MODEL, large, "fp32") == (None, "")
+    assert copies_that_fit(LAYOUT, MODEL, large, "fp32", NOTHING) == (None, "")
+
+
+def test_on_the_cpu_what_checkpoints_and_mirrors_keep_is_in_the_same_memory() -> None:
+    """Each worker writes a quarter, 3 bytes an element; with one copy it mirrors that, and another's, in 2 versions."""
+    saves, both = Uses(saves=True), Uses(saves=True, mirrors=True)
+    assert fits(2 * 19 * ELEMENTS, "cpu", saves) == (None, "")
+    assert fits(2 * 18.9 * ELEMENTS, "cpu", saves)[0] == 3
+    assert fits(2 * 13 * ELEMENTS, "cpu", saves)[0] == 1
+    assert fits(2 * 19 * ELEMENTS, "cpu", both) == (None, "")
+    assert fits(2 * 15 * ELEMENTS, "cpu", both)[0] == 2
+    copies, why = fits(2 * 14.9 * ELEMENTS, "cpu", both)
+    assert copies == 2, "one copy needs mirrors, and with them takes 25 bytes an element"
+    assert why.startswith("2 copies of the optimizer state, though even with 2 the state takes ")
+    assert copies_that_fit(LAYOUT, MODEL, infos(0, "cpu"), "fp32", both) == (None, "")
+
+
+def test_a_gpu_has_nothing_of_them() -> None:
+    assert fits(16 * ELEMENTS, "cuda", Uses(saves=True, mirrors=True)) == (None, "")
+    assert fits(12 * ELEMENTS, "cuda", Uses(saves=True, mirrors=True))[0] == 2
+
+
+def test_without_copies_mirrors_alone_may_be_too_much() -> None:
+    """One pipeline of two stages of two layers: each owns all of its stage, and keeps the other's."""
+    model = ModelShape(tuple(LayerShape(n, (ParamShape(f"{n}.weight", (64, 64)),)) for n in ("one", "two")))
+    pair = infos(0)[::2]
+    stages = tuple(Stage(i, i + 1, (info.worker_id,)) for i, info in enumerate(pair))
+    layout = Layout((Pipeline(stages, 0, 1),))
+    needs = 16 + 2 * (12 + 12)
+    assert [info.node_id for info in pair] == ["n0", "n0"]
+    for room, fitting in ((needs, True), (needs - 1, False)):
+        members = infos(2 * room * ELEMENTS / FOR_STATE + 1, "cpu")[::2]
+        copies, why = copies_that_fit(layout, model, members, "fp32", Uses(mirrors=True))
+        assert (copies, why == "") == (None if fitting else 1, fitting)

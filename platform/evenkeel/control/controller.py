@@ -5,7 +5,7 @@ Gathering -> Forming -> Running -> Aborting -> Settling -> Gathering, and Ended;
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import assert_never
 
 from evenkeel.control import divergence, forming, progress, repair, saving, watch
@@ -100,9 +100,8 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             repair.settled(s, event)
         case m.Joined():
             progress.joined(s, event)
-        case m.MemoryUsed(worker_id, params, grads, optimizer, peak, available):
-            told = {"params": params, "grads": grads, "optimizer": optimizer, "peak": peak, "available": available}
-            s.log("memory", worker_id=worker_id, **told)
+        case m.MemoryUsed():
+            s.log("memory", **asdict(event))
         case m.Located():
             watch.located(s, now, event)
         case m.Finished(_, generation, reports, eval_loss):

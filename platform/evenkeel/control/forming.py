@@ -13,7 +13,7 @@ from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.layout import Infeasible, Planned, plan_layout
-from evenkeel.plan.memory import copies_that_fit
+from evenkeel.plan.memory import Uses, copies_that_fit
 from evenkeel.plan.mirrors import are_needed
 
 
@@ -164,7 +164,8 @@ def _copies(s: State, layout: Layout, infos: Sequence[WorkerInfo]) -> tuple[int 
     """How many there are to be, None for all that hold a parameter, and why not all, where nobody asked for fewer."""
     copies = s.policy.copies
     if copies is None:
-        return copies_that_fit(layout, s.policy.model, infos, s.policy.precision)
+        uses = Uses(s.policy.checkpoint_every is not None, s.policy.mirror_every > 0)
+        return copies_that_fit(layout, s.policy.model, infos, s.policy.precision, uses)
     return (None if copies >= len(layout.pipelines) else copies), ""
 
 

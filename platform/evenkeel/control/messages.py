@@ -125,13 +125,13 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUsed:
-    """After the first step of a generation: bytes of the state by the formula (plan/memory.py), the most that was used
-    of the device, and what that has. The rest is activations, what is communicated, and what else is in the process."""
+    """In bytes, after a first step: the state by the formula (plan/memory.py), the rest measured (engine/memory.py)."""
 
     worker_id: WorkerId
     params: int
     grads: int
     optimizer: int
+    activations: int
     peak: int
     available: int
 

@@ -7,7 +7,6 @@ gets no label. Two versions take turns (control/member.py says when), so that a 
 
 import queue
 import threading
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,10 @@ from evenkeel.plan.copies import Copies
 from evenkeel.plan.flat import ALIGNMENT, flat_places
 from evenkeel.plan.mirrors import Mirroring, mirrors_of
 from evenkeel.plan.state import KINDS
+
+
+class MirrorError(Exception):
+    """A mirror could not be sent or received, though no connection broke."""
 
 
 class Snapshot(OwnedSlices):
@@ -92,6 +95,7 @@ class Mirrors:
         self._idle = threading.Event()
         self._idle.set()
         self._thread: threading.Thread | None = None
+        self._failed: tuple[GroupSet, Exception] | None = None
 
     def begin(self, world: World, copies: Copies) -> None:
         """Finds out what this worker mirrors in a world, and whose mirrors it keeps."""
@@ -134,6 +138,19 @@ class Mirrors:
         """Until nothing is sent or received any more; if the groups are aborted that is at once."""
         self._idle.wait()
 
+    def check(self, groups: GroupSet) -> None:
+        """Raises what made a mirror over these groups fail; before each vote, in the training thread.
+
+        As long as one is not whole nobody begins another, so this generation would have no more. The next one meets
+        again and mirrors its base.
+
+        Raises:
+            GroupBroken: if a connection broke, which may be nobody's death.
+            MirrorError: after anything else.
+        """
+        if self._failed is not None and self._failed[0] is groups:
+            raise self._failed[1]
+
     def close(self) -> None:
         if self._thread is not None:
             self._rounds.put(None)
@@ -159,10 +176,10 @@ class Mirrors:
         while (task := self._rounds.get()) is not None:
             try:
                 self._carry_out(task)
-            except (GroupBroken, GroupAborted):
-                pass  # the generation is over, or will be: the training notices by itself
-            except Exception:  # the border of the thread: no more mirrors in this generation; training goes on
-                traceback.print_exc()
+            except GroupAborted:
+                pass  # the generation is over
+            except Exception as error:  # the border of the thread: the training thread raises it, see `check`
+                self._failed = task.groups, _failure(task.version, error)
             finally:
                 self._idle.set()
 
@@ -178,3 +195,12 @@ class Mirrors:
         self._faults.fire("mirrored", task.version.step)
         for snapshot, _ in task.kept:
             self._label(task.version, snapshot.shard)
+
+
+def _failure(version: Version, error: Exception) -> Exception:
+    """A broken connection stays one: a neighbour's death, or of the link, is not this worker's fault."""
+    broken = isinstance(error, GroupBroken)
+    what = f"mirror of step {version.step}: {error if broken else repr(error)}"
+    failure: Exception = GroupBroken(what) if broken else MirrorError(what)
+    failure.__cause__ = error
+    return failure

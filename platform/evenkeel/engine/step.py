@@ -31,7 +31,8 @@ def train_step(t: Training, step: int) -> Vote:
     Raises:
         AbortedError: if the generation was aborted; nothing that outlives the step has changed then.
         DivergedError: likewise.
-        GroupBroken: if a neighbour is gone.
+        GroupBroken: if a neighbour is gone, also where only a mirror noticed it.
+        MirrorError: if a mirror could not be made for a reason of this process.
     """
     t.begin(step)
     t.sums.publish()
@@ -108,6 +109,7 @@ def _ballot(t: Training, step: int, training: Sums, validation: Sums) -> list[fl
     ballot[Slot.LOSS] = training.loss if finite else 0.0
     ballot[Slot.NONFINITE] = 0.0 if finite else 1.0
     put_flags(ballot, t.seat.flags(step))
+    t.mirrors.check(t.groups)
     ballot[Slot.MIRRORING] = float(t.seat.mirroring())
     ballot[Slot.BUSY] = float(t.seat.busy(step, t.saver.busy))
     if math.isfinite(validation.loss):

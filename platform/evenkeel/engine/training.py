@@ -15,6 +15,7 @@ from evenkeel.engine.faults import Faults
 from evenkeel.engine.groups import Group, GroupSet, GroupSpec
 from evenkeel.engine.holdings import Memory
 from evenkeel.engine.job import Dataset, Job
+from evenkeel.engine.mirror import Mirrors
 from evenkeel.engine.model import loss_group
 from evenkeel.engine.pipeline import Boundary, Executor
 from evenkeel.engine.progress import Progress
@@ -57,12 +58,14 @@ class Training:
         progress: Progress,
         faults: Faults,
         saver: Saver,
+        mirrors: Mirrors,
         send: Callable[[Event], None],
     ) -> None:
         self.job, self.settings = job, job.settings
         self.world, self.me, self.place = world, me, world.layout.places[me]
         self.memory, self.groups = memory, groups
-        self.seat, self.progress, self.faults, self.saver, self.send = seat, progress, faults, saver, send
+        self.seat, self.progress, self.faults, self.send = seat, progress, faults, send
+        self.saver, self.mirrors = saver, mirrors
         self._pipeline = world.layout.pipelines[self.place.pipeline]
         tensor = groups[tensor_name(self.place.pipeline, self.place.stage)] if world.layout.tensor > 1 else None
         watched = None if tensor is None else _Watched(tensor, progress)

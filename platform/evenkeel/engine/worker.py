@@ -22,7 +22,7 @@ from evenkeel.engine.final import finish
 from evenkeel.engine.groups import GroupAborted, GroupBroken, GroupSet
 from evenkeel.engine.holdings import Holdings
 from evenkeel.engine.job import CheckpointError, Job
-from evenkeel.engine.memory import device_bytes, peak_bytes
+from evenkeel.engine.memory import Usage, device_bytes
 from evenkeel.engine.mirror import Mirrors
 from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
@@ -222,8 +222,9 @@ class Worker:
             # that step, which is to be counted against it.
             groups.world.barrier()
         training = Training(
-            self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver, self._send
-        )
+            self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver, self._mirrors,
+            self._send,
+        )  # fmt: skip
         if world.checkpoint_every is not None:
             self._saver.begin(memory.state, world.layout, training.copies)
         if world.mirror_every is not None:
@@ -234,15 +235,16 @@ class Worker:
 
     def _steps(self, training: Training) -> None:
         world = training.world
+        usage = Usage(self._device)
         for step in range(world.base.step + 1, world.last_step + 1):
             self._seat.wait_for_room(world.generation)
             vote = train_step(training, step)
             self._commit(vote)
+            if step == world.base.step + 1:
+                self._tell_memory(training, usage)
             if vote.mirrors:
                 version = Version(vote.step, vote.generation)
                 self._mirrors.copy(version, training.memory.state, training.groups)
-            if step == world.base.step + 1:
-                self._tell_memory(training)
             if self._seat.member.leaves(vote):
                 return
         finished = self._seat.finished(finish(training))
@@ -251,11 +253,12 @@ class Worker:
         with self._progress.communicating():
             training.groups.world.barrier()  # nobody is found parked while the leader still writes
 
-    def _tell_memory(self, training: Training) -> None:
+    def _tell_memory(self, training: Training, usage: Usage) -> None:
         """After the first step, which has seen the most activations that there are at once."""
         takes = state_bytes(self._job.shape, training.memory.state.shard, self._job.settings.precision)
-        has, peak = device_bytes(self._device), peak_bytes(self._device)
-        self._send(m.MemoryUsed(self._id, takes.params, takes.grads, takes.optimizer, peak, has))
+        peak, activations = usage.measured()
+        has = device_bytes(self._device)
+        self._send(m.MemoryUsed(self._id, takes.params, takes.grads, takes.optimizer, activations, peak, has))
 
     def _commit(self, vote: Vote) -> None:
         """Also for a step that is settled after its world broke. Whoever fails in it holds torn state (rule 8)."""
