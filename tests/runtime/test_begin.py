@@ -63,6 +63,7 @@ def test_of_several_who_begin_it_at_once_one_does_and_those_who_want_the_same_at
         assert len(done.worlds()) == 1
 
 
+@pytest.mark.soak
 def test_of_two_rays_that_begin_it_at_once_one_is_refused(alone: Site) -> None:
     both = {rate: alone.start({"train": {"steps": 100_000}}, f"train.learning_rate={rate}") for rate in (0.01, 0.5)}
     winner, loser = both.values()

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 from ray_runs import SLOWLY, Finished, Site, Started
 
 
@@ -10,6 +11,7 @@ def failed_starts(started: Started) -> list[str]:
     return [event["error"] for event in started.directory.events() if event["event"] == "start_failed"]
 
 
+@pytest.mark.soak
 def test_a_replacement_that_finds_other_data_is_told_and_none_once_it_is_put_back(site: Site, truth: Finished) -> None:
     original = site.text.read_bytes()
     text = site.folder / "live.txt"

@@ -71,12 +71,25 @@ def kill_at_the_next(name: bytes, link: Proxy, ceph: Ceph) -> threading.Event:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("cut_s", "pause_s"), [(6, 0.1), pytest.param(30, 0.4, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("steps", "cut_s", "pause_s", "killed_at"),
+    [
+        (28, 3, 0.1, (b"/manifest.json",)),
+        pytest.param(56, 30, 0.4, (b"/manifest.json", b".safetensors"), marks=pytest.mark.soak),
+    ],
+)
 def test_a_server_that_is_cut_off_and_killed(
-    remote: Site, ceph: Ceph, link: Proxy, shared_ray: str, tmp_path: Path, cut_s: float, pause_s: float
+    remote: Site,
+    ceph: Ceph,
+    link: Proxy,
+    shared_ray: str,
+    tmp_path: Path,
+    steps: int,
+    cut_s: float,
+    pause_s: float,
+    killed_at: tuple[bytes, ...],
 ) -> None:
     """Steps take twice the pause. Meanwhile nobody hears of them, and training goes on."""
-    steps = 56
     run = remote.start(slow(remote, steps, pause_s))
     run.after_step(3)
     link.cut()
@@ -84,7 +97,7 @@ def test_a_server_that_is_cut_off_and_killed(
     time.sleep(cut_s)
     mended_at = time.time()
     link.mend()
-    for name in (b"/manifest.json", b".safetensors"):
+    for name in killed_at:
         dead = kill_at_the_next(name, link, ceph)
         run.until(dead.is_set)
         ceph.start_gateway()
