@@ -74,7 +74,7 @@ def kill_at_the_next(name: bytes, link: Proxy, ceph: Ceph) -> threading.Event:
 @pytest.mark.parametrize(
     ("steps", "cut_s", "pause_s", "killed_at"),
     [
-        (28, 3, 0.1, (b"/manifest.json",)),
+        pytest.param(28, 3, 0.1, (b"/manifest.json",), marks=pytest.mark.soak),
         pytest.param(56, 30, 0.4, (b"/manifest.json", b".safetensors"), marks=pytest.mark.soak),
     ],
 )

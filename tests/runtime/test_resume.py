@@ -50,6 +50,7 @@ def test_everything_dies_and_the_same_command_goes_on(alone: Site, truth: Finish
     assert done.steps == [*seen, *range(base + 1, 17)]
 
 
+@pytest.mark.soak
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(site: Site, truth: Finished) -> None:
     run = site.start(SLOWLY)
     run.after_step(10)
