@@ -494,6 +494,12 @@ class KillableRun:
         good, _ = Checkpoints(self._directory.files).newest_first()
         return good[0].manifest.version.step if good else 0
 
+    def _damage(self) -> tuple[str, ...]:
+        checkpoints = Checkpoints(self._directory.files)
+        damaged = [str(error) for error in checkpoints.newest_first()[1].values()]
+        looked = [checkpoints.look(step, thorough=True) for step in checkpoints.steps() if not damaged]
+        return *damaged, *(str(error) for one in looked if one is not None for error in one[1])
+
     def _strike(self, number: int, stop: Stop) -> None:
         held = self._stops.held(number)
         victims = self._victims(stop, held)
@@ -506,10 +512,7 @@ class KillableRun:
             self._drain()
         while any(alive(self._fleet.pid(worker)) for worker in victims):
             time.sleep(POLL_S)
-        good, damaged = Checkpoints(self._directory.files).newest_first()
-        damage = [*damaged.values(), *(error for found in good for error in found.damage(thorough=True))]
-        newest = good[0].manifest.version.step if good else 0
-        texts = tuple(str(error) for error in damage)
+        newest, texts = self._newest(), self._damage()  # a controller that lives goes on removing old ones
         at = HIGH if stop.phase in (LOAD, *MIRROR_PHASES) else held.get("controller", stop.step)
         near = self._near[number]
         self.struck.append(Struck(stop, near, at, newest, texts, frozenset(victims), self._restored))

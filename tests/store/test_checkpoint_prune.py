@@ -1,7 +1,9 @@
 """What is removed, and above all what is not: the last good one, and what is being written."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from checkpoint_state import checkpoints, commit, load, make_state, same, save, write_parts
@@ -45,6 +47,45 @@ def test_what_was_given_up_is_not_counted(files: Files) -> None:
     save(files, STATE, 30, generation=2)
     assert checkpoints(files).prune(2, {Version(10, 1)}) == [20]
     assert kept(files) == [30, 10]
+
+
+class Meanwhile:
+    """Files of which something happens between the reading of a manifest and what is looked at next."""
+
+    def __init__(self, files: Files, happens: Callable[[], object]) -> None:
+        self._files, self._happens = files, [happens]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def read(self, name: str) -> bytes | None:
+        data = self._files.read(name)
+        while self._happens:
+            self._happens.pop()()
+        return data
+
+
+def test_what_is_removed_while_one_looks_is_not_damaged(files: Files) -> None:
+    """A run goes on while `evenkeel checkpoint ls` or `verify` look at what it has."""
+    save(files, STATE, 10)
+    save(files, STATE, 20)
+    meanwhile = cast(Files, Meanwhile(files, lambda: checkpoints(files).prune(keep=1)))
+    good, damaged = checkpoints(meanwhile).newest_first()
+    assert ([found.manifest.version.step for found in good], damaged) == ([20], {})
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_what_is_written_anew_while_one_looks_is_not_damaged(files: Files, thorough: bool) -> None:
+    """The run went back: the step's new checkpoint takes the place of the old one, whose parts are removed."""
+    save(files, STATE, 10)
+
+    def again() -> None:
+        save(files, STATE, 10, generation=2)
+        checkpoints(files).prune(keep=1)
+
+    looked = checkpoints(cast(Files, Meanwhile(files, again))).look(10, thorough)
+    assert looked is not None and looked[1] == []
+    assert looked[0].manifest.version == Version(10, 2) and same(load(looked[0]), STATE)
 
 
 def test_at_least_one_is_kept(files: Files) -> None:

@@ -121,6 +121,23 @@ class Checkpoints:
             raise CheckpointDamaged(f"{where}: is of step {manifest.version.step}")
         return Checkpoint(self._files, folder(step), manifest)
 
+    def look(self, step: int, thorough: bool) -> tuple[Checkpoint, list[CheckpointDamaged]] | None:
+        """The checkpoint of that step, and all that is wrong with its files; None if there is no complete one.
+
+        Files of one that another process removes or replaces in this moment are not wrong: its manifest goes first.
+
+        Raises:
+            CheckpointDamaged: if the manifest is.
+        """
+        found = self.open(step)
+        while found is not None:
+            wrong = list(found.damage(thorough))
+            now = self.open(step) if wrong else found
+            if now is not None and now.manifest == found.manifest:
+                return found, wrong
+            found = now
+        return None
+
     def newest_first(self) -> tuple[list[Checkpoint], dict[int, CheckpointDamaged]]:
         """Complete checkpoints whose files are all there and of the right size; and by step what is wrong with others.
 
@@ -130,14 +147,14 @@ class Checkpoints:
         damaged: dict[int, CheckpointDamaged] = {}
         for step in self.steps():
             try:
-                found = self.open(step)
-                if found is None:
-                    continue
-                for error in found.damage(thorough=False):
-                    raise error
-                good.append(found)
+                looked = self.look(step, thorough=False)
             except CheckpointDamaged as error:
                 damaged[step] = error
+                continue
+            if looked is not None and looked[1]:
+                damaged[step] = looked[1][0]
+            elif looked is not None:
+                good.append(looked[0])
         return sorted(good, key=lambda found: _age(found.manifest.version), reverse=True), damaged
 
     # ------------------------------------------------------------ removing

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles, open_files
@@ -122,8 +121,8 @@ def _damage(files: Files, step: int) -> list[str] | None:
         if checkpoint is None:
             return None
         with progress(f"step {step}", sum(record.size for record in checkpoint.manifest.files)) as tell:
-            read = Checkpoint(_watched(files, tell), checkpoint.folder, checkpoint.manifest)
-            return [str(error) for error in read.damage(thorough=True)]
+            looked = Checkpoints(_watched(files, tell)).look(step, thorough=True)
+        return None if looked is None else [str(error) for error in looked[1]]
     except CheckpointDamaged as error:  # its manifest is
         return [str(error)]
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.checkpoints import Checkpoints, folder
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
@@ -61,28 +60,24 @@ def row(listed: Listed) -> tuple[str, ...]:
 
 def _look(files: Files, checkpoints: Checkpoints, step: int, times: Mapping[int, float], distrust: Distrust) -> Listed:
     try:
-        checkpoint = checkpoints.open(step)
+        looked = checkpoints.look(step, thorough=False)
     except CheckpointDamaged as error:
         return _without_manifest(files, step, "damaged", str(error))
     except StoreError as error:
         return _without_manifest(files, step, "unreadable", str(error))
-    if checkpoint is None:
+    if looked is None:
         why = "it has no manifest: it is being written, or its writer died"
         return _without_manifest(files, step, "half-written", why)
-    return _whole(checkpoint, times, distrust)
-
-
-def _whole(checkpoint: Checkpoint, times: Mapping[int, float], distrust: Distrust) -> Listed:
-    damage = next(checkpoint.damage(thorough=False), None)
+    checkpoint, damage = looked
     at, records = checkpoint.manifest.version, checkpoint.manifest.files
-    why = distrust.get(at, "") if damage is None else str(damage)
+    why = str(damage[0]) if damage else distrust.get(at, "")
     return Listed(
         step=at.step,
         generation=at.generation,
         time=times.get(at.step),
         bytes=sum(record.size for record in records),
         files=len(records),
-        state="damaged" if damage is not None else "distrusted" if why else "complete",
+        state="damaged" if damage else "distrusted" if why else "complete",
         why=why,
     )
 
