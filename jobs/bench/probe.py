@@ -21,7 +21,10 @@ from bench.saved import FLOOR, MEMORY, PLAIN, WRITES
 from bench.work import WARM_UP
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.engine.job import Dataset, Job, Piece
+from evenkeel.engine.memory import forget_peak, peak_bytes
 from evenkeel.engine.saver import Saver
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,8 @@ class _Watched:
     def get(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         self._uses += 1
         if self._uses == WARM_UP:
-            forget_peak()
-        elif self._uses > WARM_UP and (peak := peak_bytes()) > self._peak:
+            forget_peak(CPU)
+        elif self._uses > WARM_UP and (peak := peak_bytes(CPU)) > self._peak:
             self._peak = peak
             self._lines.write(peak_bytes=peak)
         return self._data.get(indices)
@@ -164,15 +167,3 @@ class _Probe:
 def _storage(pieces: Sequence[Piece]) -> Tensor:
     """All of the memory that the pieces are views of, as bytes."""
     return torch.empty(0, dtype=torch.uint8).set_(pieces[0].data.untyped_storage())
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had at a time (VmHWM), since that was last forgotten."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("this kernel does not tell a process its peak of memory")
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from common import Record, Work, one_thread
+from common import Record
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from train_ddp import train
+from train_ddp import begin, train
 
 State = dict[str, Any]
 
@@ -82,15 +81,11 @@ SAVES = {"dcp": AsyncSave, "torch": TorchSave}
 
 
 def main() -> None:
-    one_thread()
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
     work_file, out, how = sys.argv[1:]
-    work = Work(work_file)
+    work, ddp, rank, world = begin(work_file)
     folder = Path(out) / "saved"
     folder.mkdir(exist_ok=True)
     save = SAVES[how](folder)
-    ddp = DistributedDataParallel(work.build(), gradient_as_bucket_view=True)
     train(work, ddp, rank, world, Record(out, rank), save=timed(out, rank, ddp.module, save, save.wait))
     save.wait()
     dist.destroy_process_group()

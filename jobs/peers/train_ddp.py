@@ -46,12 +46,17 @@ def train(
             save(step, optimizer)
 
 
-def main() -> None:
+def begin(file: str) -> tuple[Work, DistributedDataParallel, int, int]:
+    """What every such peer begins with: the work, its model, this process's rank, and how many there are."""
     one_thread()
     dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    work = Work(sys.argv[1])
+    work = Work(file)
     ddp = DistributedDataParallel(work.build(), gradient_as_bucket_view=True)
+    return work, ddp, dist.get_rank(), dist.get_world_size()
+
+
+def main() -> None:
+    work, ddp, rank, world = begin(sys.argv[1])
     train(work, ddp, rank, world, Record(sys.argv[2], rank))
     dist.destroy_process_group()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from killable import MANIFEST, VISIBLE, KillableRun, Stop, Stops, Struck
+from killable import VISIBLE, KillableRun, Stop, Stops, Struck
 from left import nothing_left
 from matrix import Result
 from safetensors.torch import load as load_tensors
@@ -230,13 +230,17 @@ def problem_of(struck: Struck, setting: Setting, bases: Sequence[int]) -> str:
         return "; ".join(struck.damage)
     if not (newest == struck.at if stop.phase == VISIBLE else struck.before <= newest < struck.at):
         return f"the newest checkpoint is of step {newest}; {struck.before} was there, {struck.at} was being written"
-    # A controller that lives makes the checkpoint visible all the same, and everybody waits for that.
-    base = struck.at if stop.phase == MANIFEST and not stop.controller else newest
     dead = set(stop.ranks) if stop.ranks_die else set()
     lost = stop.everyone or stop.phase == LOAD or any(set(holders) <= dead for holders in setting.holders)
-    if lost and setting.mirror_every and stop.phase != LOAD:
-        # Mirrors are whole before the step of the stop. Training goes on while processes are held, to newer ones.
-        whole = stop.step - setting.mirror_every
-        base = newest if stop.everyone else max(newest, whole)
+    if not lost:
+        return f"went back to {list(bases)}, though nothing was lost" if bases else ""
+    # Training goes on while others are held: to newer mirrors, and to the next checkpoint, of which a controller that
+    # lives makes visible what is whole of it, as it does with the one that it was held in.
+    lives = stop.holds_controller and not stop.controller
+    mirrored = setting.mirror_every > 0 and stop.phase != LOAD
+    base = struck.at if lives else newest
+    if mirrored and not stop.everyone:
+        base = max(newest, stop.step - setting.mirror_every)  # whole before the step of the stop
+    if lives or mirrored:
         return "" if min(bases, default=base) >= base else f"went back to {list(bases)}, not to {base} or later"
-    return "" if set(bases) <= ({base} if lost else set()) else f"went back to {list(bases)}; {base} is the newest"
+    return "" if set(bases) <= {base} else f"went back to {list(bases)}; {base} is the newest"

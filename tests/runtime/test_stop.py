@@ -99,6 +99,7 @@ def test_a_request_is_not_lost_with_the_controller(site: Site) -> None:
     assert epochs(started) == [1, 2]
 
 
+@pytest.mark.soak
 def test_deaths_while_a_restarted_controller_looks_for_its_workers(site: Site) -> None:
     """One worker does not answer it and another dies meanwhile; and the stop that was asked for is asked for again."""
     started = site.start({**FOREVER, "scaling": {"workers": [1, 3]}, "parallel": {"data": 3}})

@@ -291,6 +291,7 @@ def test_the_peers_have_a_script_each(monkeypatch: pytest.MonkeyPatch, a_lab: la
     monkeypatch.setattr(durable, "torchrun", torchrun)
     monkeypatch.setattr(durable, "raytrain", lambda work, name, script: noted(name, script))
     monkeypatch.setattr(durable, "write_pair", lambda work, place, folder, number: _broken(folder))
+    monkeypatch.setattr(durable, "s3_server", lambda folder: nullcontext(STORE))
     results = [durable.checkpoint(a_lab, 1), durable.memory(a_lab, 1)]
     assert all(row.value is None for result in results for row in result.rows)
     assert all((JOBS / "peers" / script).is_file() for script in scripts)

@@ -53,7 +53,7 @@ def try_form(s: State, now: float) -> None:
             sources = ()
     until = gathers_until(s)
     if until is None or now >= until:
-        planned = _plan(s)
+        planned = _plan(s, _candidates(s))
         if isinstance(planned, Infeasible):
             if s.pending & Flags.STOP:
                 s.end("stopped", f"{s.stop_reason}; step {s.committed.step} is not saved: {planned.reason}")
@@ -104,8 +104,8 @@ def gathers_until(s: State) -> float | None:
     return s.mode.since + s.policy.gather_s if missing > 0 and not s.holdings else None
 
 
-def _plan(s: State) -> Planned | Infeasible:
-    return plan_layout(_candidates(s), s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
+def _plan(s: State, candidates: Sequence[WorkerInfo]) -> Planned | Infeasible:
+    return plan_layout(candidates, s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
 
 
 def _plan_across_nodes(s: State, sources: Sequence[Source]) -> Planned | None:
@@ -113,7 +113,7 @@ def _plan_across_nodes(s: State, sources: Sequence[Source]) -> Planned | None:
     holders = {source.worker_id for source in sources}
     first = sorted(_candidates(s), key=lambda info: info.worker_id not in holders)
     together = [replace(info, node_id=NodeId("any")) for info in first]
-    planned = plan_layout(together, s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
+    planned = _plan(s, together)
     return planned if isinstance(planned, Planned) else None
 
 
@@ -195,7 +195,7 @@ def could_grow(s: State, world: World) -> bool:
         return False
     if s.committed.step + 1 >= s.policy.last_step:
         return False
-    planned = _plan(s)
+    planned = _plan(s, _candidates(s))
     return isinstance(planned, Planned) and len(planned.layout.members) > world.size
 
 

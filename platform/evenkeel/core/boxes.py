@@ -1,7 +1,9 @@
 """Boxes of tensor indices: the language in which state is held, wanted and moved."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
+from operator import ge, gt, sub
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -18,14 +20,12 @@ class Box:
     stop: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.start) != len(self.stop) or any(
-            a > b or a < 0 for a, b in zip(self.start, self.stop, strict=False)
-        ):
+        if len(self.start) != len(self.stop) or any(map(gt, self.start, self.stop)) or min(self.start, default=0) < 0:
             raise ValueError(f"not a box: {self.start} to {self.stop}")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def size(self) -> int:
@@ -42,9 +42,9 @@ class Box:
 
     def intersect(self, other: "Box") -> "Box | None":
         """The common box, or None where there is no common element."""
-        start = tuple(max(a, c) for a, c in zip(self.start, other.start, strict=True))
-        stop = tuple(min(b, d) for b, d in zip(self.stop, other.stop, strict=True))
-        if any(a >= b for a, b in zip(start, stop, strict=True)):
+        start = tuple([max(a, c) for a, c in zip(self.start, other.start, strict=True)])
+        stop = tuple([min(b, d) for b, d in zip(self.stop, other.stop, strict=True)])
+        if any(map(ge, start, stop)):
             return None
         return Box(start, stop)
 
@@ -73,6 +73,7 @@ def full(shape: tuple[int, ...]) -> Box:
     return Box((0,) * len(shape), shape)
 
 
+@lru_cache(maxsize=4096)
 def cut(shape: tuple[int, ...], dim: int | None, part: int, parts: int) -> Box:
     """The `part`-th of `parts` equal boxes along `dim`; the whole tensor if dim is None.
 

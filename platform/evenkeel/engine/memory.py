@@ -35,17 +35,22 @@ def used_bytes(device: torch.device) -> int:
     return _status("VmRSS") - freed_bytes()
 
 
+def forget_peak(device: torch.device) -> None:
+    """From here on the peak is that of what comes; on the CPU where the kernel permits it, or else OSError."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        CLEAR.write_text(FORGET_PEAK)
+
+
 class Usage:
     """The most memory that is used from here on, beside what is in use all the time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before = peak_bytes(device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            with suppress(OSError):  # where that is not permitted the peak is that of the process's life
-                CLEAR.write_text(FORGET_PEAK)
+        with suppress(OSError):  # where that is not permitted the peak is that of the process's life
+            forget_peak(device)
 
     def measured(self) -> tuple[int, int]:
         """The most that this process ever used, and what of the peak from here on is free again now.

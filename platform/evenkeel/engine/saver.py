@@ -100,28 +100,25 @@ class Saver:
             return
         self._ready.wait()
         began = time.monotonic()
-        if self._take(version):
+        pieces = self._take(version)
+        if pieces is not None:
             stall_s = time.monotonic() - began
-            part = self._part
-            assert part is not None
-            self._writing, self._moved_at = True, time.monotonic()
-            self._tasks.put(lambda: self._write(version, part.pieces, stall_s))
+            self._tasks.put(lambda: self._write(version, pieces, stall_s))
 
     def _copy_late(self, version: Version) -> None:
-        copied = self._take(version)
+        pieces = self._take(version)
         self._late = False
-        if copied:
-            assert self._part is not None
-            self._writing, self._moved_at = True, time.monotonic()
-            self._write(version, self._part.pieces, 0.0)
+        if pieces is not None:
+            self._write(version, pieces, 0.0)
 
-    def _take(self, version: Version) -> bool:
-        """Copies its part; if that cannot be, it says so."""
+    def _take(self, version: Version) -> Sequence[Piece] | None:
+        """Copies its part, which is to be written now; None if that cannot be, which is said."""
         if self._part is None:
             self._send(m.PartFailed(self._id, version, "no memory to copy its part to, or an error: see its log"))
-            return False
+            return None
         self._part.copy()
-        return True
+        self._writing, self._moved_at = True, time.monotonic()
+        return self._part.pieces
 
     def close(self) -> None:
         """Ends the thread, after what it is doing."""

@@ -1,13 +1,11 @@
 """Faults that are planned for the controller itself."""
 
 import os
-import signal
 from collections.abc import Sequence
 
+from evenkeel.engine.faults import KINDS
 from evenkeel.runtime.spec import ControllerFault
 from evenkeel.store.run_directory import RunDirectory
-
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}
 
 
 class ControllerFaults:
@@ -27,4 +25,4 @@ class ControllerFaults:
             if fault.phase == phase and fault.step <= step and self._run.claim_fault(fault.key):
                 if fault.kind == "exception":
                     raise RuntimeError(f"planned fault {fault.key}")
-                os.kill(os.getpid(), SIGNALS[fault.kind])
+                os.kill(os.getpid(), KINDS[fault.kind])

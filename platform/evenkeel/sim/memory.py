@@ -24,7 +24,7 @@ FLIPPED = -2
 
 def clean(history: History) -> History:
     """As if no bit had flipped."""
-    return tuple(v for v in history if v.step != FLIPPED)
+    return tuple([v for v in history if v.step != FLIPPED])
 
 
 def flips(history: History) -> frozenset[int]:
@@ -101,10 +101,10 @@ class Memory:
 
         Flipped bits are left out: see corruption.py for what must hold of them.
         """
-        found = {clean(history) for history in self.shards[shard].values()}
+        found = [clean(history) for history in self.shards[shard].values()]
         if not found and known is not None:
             return known
-        return found.pop() if len(found) == 1 else TORN
+        return found[0] if found and all(history == found[0] for history in found) else TORN
 
 
 def _read(among: Iterable[Mapping[Slice, History]], tensor: str, box: Box) -> History:
