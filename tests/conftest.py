@@ -15,7 +15,8 @@ settings.load_profile("evenkeel")
 TOGETHER = (
     r"sim/test_swarm\.py",
     r"store/test_checkpoint_crash\.py",
-    r"store/(test_s3_faults\.py|.*\[.*\b(moto|rgw)\b)",
+    r"store/.*\[.*\bmoto\b",
+    r"store/(test_s3_faults\.py|.*\[.*\brgw\b)",
     *(rf"engine/test_{name}\.py" for name in ("heal", "load", "matrix", "moments")),
     r"runtime/test_(resume|changed_data)\.py",
     *(rf"runtime/test_{name}\.py" for name in ("object_store", "no_room", "saves_on_ray")),

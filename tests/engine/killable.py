@@ -234,7 +234,7 @@ class Life:
         spec = self._spec
         record = RunRecord(self._run, spec.global_batch, spec.lr, self._tell, Path(spec.folder) / "logs")
         past = record.begin(spec.policy)
-        controller = Controller(spec.policy, past.epoch + 1, past.entries, past.witness)
+        controller = Controller(spec.policy, past.epoch + 1, past.entries, past.shown)
         shell = Shell(controller, record, self, time.monotonic, self._ended)
         threading.Thread(target=self._listen, daemon=True).start()
         saved, damaged = saving.find(self._run)

@@ -10,6 +10,7 @@ import pytest
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
+from evenkeel.control.entries import Shown
 from evenkeel.control.policy import Policy
 from evenkeel.core.codec import load
 from evenkeel.core.ids import NodeId, WorkerId
@@ -70,7 +71,7 @@ class Run:
             self.directory.write_run(RunJson("r", "starting", 1.0, 1.0))
         self.record = RunRecord(self.directory, 4, lambda step: step / 10, self.publish, self.folder)
         self.past = self.record.begin(POLICY)
-        controller = Controller(POLICY, self.past.epoch + 1, self.past.entries, self.past.witness)
+        controller = Controller(POLICY, self.past.epoch + 1, self.past.entries, self.past.shown)
         self.shell = Shell(controller, self.record, self.hands, lambda: 0.0, self.ended.append)
 
     def publish(self, kind: str, line: dict[str, Any]) -> None:
@@ -151,13 +152,22 @@ def test_a_decision_is_durable_before_anybody_is_told(tmp_path: Path, begin: Liv
 def test_the_next_life_goes_on_where_the_journal_ends(begin: Lives) -> None:
     begin().feed(*BEGINNING, reported(1))
     again = begin()
-    assert (again.past.epoch, again.past.workers, again.past.witness) == (1, 1, vote(1))
+    assert (again.past.epoch, again.past.workers, again.past.shown.witness) == (1, 1, vote(1))
     again.feed(m.Started((ONE,)), reported(2), m.Finished(ONE.worker_id, 1, ()))
     assert again.ended == [m.End("finished", "")]
     assert [line["step"] for line in again.directory.metrics()] == [1, 2]
     assert again.directory.metrics()[-1]["step_s"] == 1.0
     third = begin()
     assert third.past.ended == m.End("finished", "")
+
+
+def test_the_next_life_knows_of_the_last_checkpoint_and_of_the_hours(begin: Lives) -> None:
+    values = list(vote(1).values)
+    values[Slot.CHECKPOINT] = 1
+    saving = Vote(1, 1, tuple(values))
+    steps = [m.Reported(ONE.worker_id, (m.Report(v, at),)) for v, at in ((saving, 101.0), (vote(2), 1000.0))]
+    begin().feed(*BEGINNING, *steps)
+    assert begin().past.shown == Shown(vote(2), saving, 899.0), "the first step's time is not known"
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_event_and_a_metric(begin: Lives) -> None:

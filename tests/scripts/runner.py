@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
+from evenkeel.control.entries import Shown
 from evenkeel.control.modes import world_of
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
@@ -113,8 +114,8 @@ class Script:
         """A new life of the controller, with all workers that it knew but those that are named `without`."""
         self.life += 1
         without = line.settings.get("without", "").split(",")
-        witness = self.metrics[-1] if self.metrics else None
-        self.controller = Controller(self.policy, self.life, tuple(self.journal), witness, "again" in line)
+        shown = Shown.of(reversed(self.metrics), float(line.settings.get("worked", "0")))
+        self.controller = Controller(self.policy, self.life, tuple(self.journal), shown, "again" in line)
         self.known = {w: i for w, i in sorted(self.known.items()) if w not in without}
         saved = tuple(version(text, 0) for text in line.settings.get("saved", "").split(",") if text)
         resume = line.settings.get("resume")
@@ -372,8 +373,9 @@ def other_line(command: m.Kill | m.Start | m.CommitCheckpoint | m.Metrics | m.Lo
             return f"kill {worker}: {reason}"
         case m.Start(count):
             return f"start {count}"
-        case m.CommitCheckpoint(of, _, _, parts, _):
-            return f"commit checkpoint {show_version(of)}: {', '.join(parts)}"
+        case m.CommitCheckpoint(of, _, _, parts, _, agreed):
+            kept = "" if agreed in (None, of) else f", {show_version(agreed)} stays"
+            return f"commit checkpoint {show_version(of)}: {', '.join(parts)}{kept}"
         case m.Metrics(vote):
             return f"metrics step {vote.step} of world {vote.generation}" + (" skipped" if vote.skip else "")
         case m.Log(event, fields=fields):

@@ -385,7 +385,7 @@ BUGS = (
     bug(
         "going-back-not-journalled",
         6,
-        (SAVING, "    s.journal.append(m.Restored(base, s.generation, reason))\n", ""),
+        (SAVING, "    s.journal.append(entry)\n", ""),
     ),
     bug(
         "visible-step-not-taken-back",
@@ -483,6 +483,11 @@ BUGS = (
         "checkpoint-whose-writer-died-before-copies-were-compared-taken",
         0,
         ("control/divergence.py", "        s.distrusted |= s.unproven\n", ""),
+    ),
+    bug(
+        "last-checkpoint-whose-copies-agreed-removed",
+        0,
+        (SAVING, "tuple(s.saved), next(agreed, None)", "tuple(s.saved), None"),
     ),
     bug(
         "back-although-peers-hold-everything",

@@ -49,6 +49,15 @@ def test_what_was_given_up_is_not_counted(files: Files) -> None:
     assert kept(files) == [30, 10]
 
 
+def test_the_last_whose_copies_agreed_stays_however_many_are_newer(files: Files) -> None:
+    for number in (10, 20, 30, 40):
+        save(files, STATE, number)
+    assert checkpoints(files).prune(2, agreed=Version(20, 1)) == [10]
+    assert kept(files) == [40, 30, 20]
+    assert checkpoints(files).prune(1, agreed=Version(20, 2)) == [20, 30], "it is of another generation"
+    assert checkpoints(files).prune(1, {Version(40, 1)}, Version(40, 1)) == []
+
+
 class Meanwhile:
     """Files of which something happens between the reading of a manifest and what is looked at next."""
 

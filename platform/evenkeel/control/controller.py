@@ -10,6 +10,7 @@ from typing import assert_never
 
 from evenkeel.control import divergence, forming, progress, repair, saving, watch
 from evenkeel.control import messages as m
+from evenkeel.control.entries import NOTHING_SHOWN, Shown
 from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling, members_of
 from evenkeel.control.policy import Policy
 from evenkeel.control.roster import Roster
@@ -17,7 +18,7 @@ from evenkeel.control.state import State
 from evenkeel.control.trouble import Trouble
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.vote import Flags
 from evenkeel.core.world import World
 
 ASKS_PER_EPOCH = 1_000_000
@@ -32,7 +33,7 @@ class Controller:
         epoch: of this life; higher than that of every life before.
         entries: the journal so far, replayed without any command (rule 15): what is unfinished is repaired by abort
             and settle, once Started comes.
-        witness: the last vote in metrics.jsonl (rule 4).
+        shown: what metrics.jsonl says.
         again: the run was submitted again: an end in the journal is not the end of it.
     """
 
@@ -41,13 +42,13 @@ class Controller:
         policy: Policy,
         epoch: int = 1,
         entries: Sequence[m.Entry] = (),
-        witness: Vote | None = None,
+        shown: Shown = NOTHING_SHOWN,
         again: bool = False,
     ) -> None:
         roster = Roster(policy.wish.max_workers + policy.spares)
         trouble = Trouble(policy.max_bad_steps)
         self._state = State(policy, epoch, roster, trouble, epoch * ASKS_PER_EPOCH, Gathering(0.0))
-        _replay(self._state, entries, witness, again)
+        _replay(self._state, entries, shown, again)
 
     @property
     def mode(self) -> Mode:
@@ -157,8 +158,10 @@ def _advance(s: State, now: float) -> None:
 # ---------------------------------------------------------------- the controller's own start
 
 
-def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None, again: bool) -> None:
-    """What the journal says, without any command."""
+def _replay(s: State, entries: Sequence[m.Entry], shown: Shown, again: bool) -> None:
+    """What the journal says, and metrics.jsonl, without any command."""
+    witness = shown.witness
+    s.saving, s.worker_seconds = shown.saving, shown.worker_seconds
     world: World | None = None
     ended: m.RunEnded | None = None
     for entry in entries:
@@ -175,8 +178,8 @@ def _replay(s: State, entries: Sequence[m.Entry], witness: Vote | None, again: b
                 s.roster.gone.update(lost)
                 assert world is not None
                 divergence.remember(s, world, decision)
-            case m.Restored(base, at):
-                saving.restored(s, base, at)
+            case m.Restored():
+                saving.restored(s, entry)
             case m.RunEnded():
                 ended = entry
                 s.trouble.forgive()

@@ -83,6 +83,12 @@ def blame(divergence: Divergence, alive: Container[WorkerId]) -> Iterator[tuple[
         yield worker, f"{CAUSE}: its copy of {names(parts)} is not that of the others"
 
 
+def agreed(s: State, version: Version) -> bool:
+    """Whether the copies of a version that is saved are known to be equal, if there are several: a later vote of its
+    generation has compared them (plan/comparison.py), or everybody has read its checkpoint."""
+    return version not in s.unproven and (version.generation < s.generation or version.step < s.visible)
+
+
 def opened(s: State, world: World) -> None:
     """A world begins, from a version that counts; also where the journal is replayed."""
     s.doubt = ""

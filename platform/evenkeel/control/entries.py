@@ -1,6 +1,8 @@
 """The journal: what a controller writes down before anybody hears of it, and what its next life begins from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
 from evenkeel.control.parts import Answer, Decision
 from evenkeel.core.ids import Generation, Version, WorkerId
@@ -36,11 +38,16 @@ class StepSettled:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The run goes back to `base`, read from the store: all that came after it, up to generation `at`, is gone."""
+    """The run goes back to `base`: all that came after it, up to generation `at`, is gone.
+
+    Attributes:
+        loss: nobody alive had what was committed since, nor a mirror of it; so it is made good by a checkpoint alone.
+    """
 
     base: Version
     at: Generation
     reason: str
+    loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +59,33 @@ class RunEnded:
 
 
 Entry = EpochBegun | WorldOpened | StepSettled | Restored | RunEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What metrics.jsonl says of earlier lives, beside the journal: of the lines that were not taken back.
+
+    Attributes:
+        witness: the last vote (rule 4).
+        saving: the last one that says that its step is saved.
+        worker_seconds: time that workers worked, within the worlds.
+    """
+
+    witness: Vote | None = None
+    saving: Vote | None = None
+    worker_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, newest_first: Iterable[Vote], worker_seconds: float = 0.0) -> "Shown":
+        """From the votes of all lines; those that a later one took back are left out."""
+        witness: Vote | None = None
+        step = inf
+        for vote in newest_first:
+            witness = vote if witness is None else witness
+            if vote.step < step and vote.saves:
+                return cls(witness, vote, worker_seconds)
+            step = min(step, vote.step)
+        return cls(witness, None, worker_seconds)
+
+
+NOTHING_SHOWN = Shown()

@@ -328,13 +328,14 @@ class Start:
 @dataclass(frozen=True, slots=True)
 class CommitCheckpoint:
     """All parts of a checkpoint are durable: write its manifest, which makes it visible, and clean up older ones. Those
-    of `line` are what the run can go back to: others were given up, or are not trusted, and need not be kept."""
+    of `line` can be gone back to, others need not stay; `agreed` is the newest whose copies are known to be equal."""
 
     version: Version
     epoch: int
     layout: Layout
     parts: tuple[str, ...]
     line: tuple[Version, ...]
+    agreed: Version | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ does, or the store. A life of the controller that does not know of an attempt le
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from evenkeel.control import divergence
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Ended
 from evenkeel.control.state import State
@@ -144,7 +145,8 @@ def _complete(s: State) -> None:
         upload = s.uploads[version]
         upload.committing = True
         parts = tuple(part for _, part in sorted(upload.parts.items()))
-        s.say(m.CommitCheckpoint(version, s.epoch, upload.layout, parts, tuple(s.saved)))
+        agreed = (v for v in newest_first([version, *s.saved]) if divergence.agreed(s, v))
+        s.say(m.CommitCheckpoint(version, s.epoch, upload.layout, parts, tuple(s.saved), next(agreed, None)))
 
 
 def _give_up(s: State, version: Version, upload: Upload) -> None:
@@ -242,29 +244,34 @@ def restore(s: State, what: str) -> None:
 
     Ends the run if it had checkpoints, but none that can be read: to begin anew would be no help; or if it is to stop.
     """
-    s.total_losses += 1
+    again = bool(s.restores) and s.restores[-1][0] == s.committed  # only that checkpoint could not be read
     if s.saved:
         base = s.saved[0]
-        go_back(s, base, f"{what}; back to the checkpoint of step {base.step}")
+        go_back(s, base, f"{what}; back to the checkpoint of step {base.step}", loss=not again)
     elif s.policy.checkpoint_every is None:
         s.end("failed", what)
     elif s.damaged:
         s.end("failed", f"{what}, and no checkpoint can be read: {s.damaged[-1]}")
     else:
-        go_back(s, INITIAL, f"{what}, and there is no checkpoint yet; back to the beginning")
+        none = "there is no checkpoint whose copies agreed" if s.distrusted else "there is no checkpoint yet"
+        go_back(s, INITIAL, f"{what}, and {none}; back to the beginning", loss=not again)
     if Flags.STOP in s.pending and not isinstance(s.mode, Ended):
         s.end("stopped", f"{s.stop_reason}; {what}")
 
 
-def go_back(s: State, base: Version, reason: str) -> None:
+def go_back(s: State, base: Version, reason: str, *, loss: bool = False) -> None:
     """Everything after `base` is gone, also where somebody still holds it (rule 6); journalled before anybody hears."""
-    s.journal.append(m.Restored(base, s.generation, reason))
-    restored(s, base, s.generation)
+    entry = m.Restored(base, s.generation, reason, loss)
+    s.journal.append(entry)
+    restored(s, entry)
     s.log("restored", base=base.step, reason=reason)
 
 
-def restored(s: State, base: Version, at: int) -> None:
-    s.restores.append((base, at))
+def restored(s: State, entry: m.Restored) -> None:
+    """Also where the journal is replayed."""
+    base = entry.base
+    s.restores.append((base, entry.at))
+    s.total_losses += entry.loss
     s.committed = base
     s.visible = s.saved_at_step = base.step
     s.witness = None
@@ -282,10 +289,14 @@ def damaged(s: State, event: m.CheckpointUnreadable) -> None:
 
 
 def forgotten(s: State) -> None:
-    """What the life before has heard of a checkpoint of the last step is lost: another is asked for."""
-    vote = s.witness
-    if vote is not None and vote.saves and Version(vote.step, vote.generation) not in s.saved:
+    """What the life before has heard of the last checkpoint that was begun is lost: another is asked for."""
+    if s.saving is None or s.policy.checkpoint_every is None:
+        return
+    version = Version(s.saving.step, s.saving.generation)
+    if version not in (*s.saved, *s.distrusted) and in_line(s, version):
         s.pending |= Flags.CHECKPOINT
+        error = "the controller that was to complete it is gone"
+        s.log("checkpoint_failed", checkpoint=version.step, error=error, in_a_row=s.save_failures)
 
 
 def is_newest(s: State, version: Version) -> bool:

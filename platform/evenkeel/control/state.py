@@ -35,6 +35,7 @@ class State:
         incident: the disturbance that is being repaired.
         over: the final model is written; what is left is to say so, at the next tick.
         blamed: who was furthest behind when a world without progress was rebuilt.
+        saving: the last visible vote that says that its step is saved.
         saved: versions with a complete checkpoint that can still be gone back to, newest first.
         damaged: what is wrong with checkpoints that cannot be gone back to.
         uploads: checkpoints that are being written.
@@ -46,8 +47,8 @@ class State:
         doubt: why no copy of the committed version counts, until the run has gone back; "" if they do.
         distrusted: versions whose checkpoints may hold a wrong copy.
         unproven: versions with which a generation ended, before a vote could compare the copies of who wrote them.
-        total_losses: how often nobody alive held the state, nor a mirror of it, since this life began.
-        worker_seconds: time that workers worked, since this life began.
+        total_losses: how often nobody alive held the state, nor a mirror of it, in all lives.
+        worker_seconds: time that workers worked, in all lives.
         journal, commands: what the event in hand has led to so far.
     """
 
@@ -71,6 +72,7 @@ class State:
     incident: Incident | None = None
     over: bool = False
     blamed: set[WorkerId] = field(default_factory=set)
+    saving: Vote | None = None
     saved: list[Version] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     uploads: dict[Version, "Upload"] = field(default_factory=dict)
@@ -130,6 +132,7 @@ class State:
         """
         self.visible = vote.step
         self.witness = vote
+        self.saving = vote if vote.saves else self.saving
         self.trouble.committed(vote)
         world = self.world
         assert world is not None

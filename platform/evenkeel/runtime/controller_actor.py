@@ -106,7 +106,7 @@ class ControllerActor:
             self._tenure = await asyncio.to_thread(succeed, self._run.files, holder, wait, self._epoch)
             self._record.complete(past)
             again = len(past.entries) <= spec.begun
-            controller = Controller(spec.policy, self._epoch, past.entries, past.witness, again)
+            controller = Controller(spec.policy, self._epoch, past.entries, past.shown, again)
             self._fleet = Fleet(spec.name, spec.worker, self._myself, self._hear, self._tasks.spawn, past.workers)
             alive = await self._fleet.find(past.known) if past.entries else ()
             self._shell = Shell(controller, self._record, self, time.monotonic, self._ended)

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from evenkeel.control import messages as m
+from evenkeel.control.entries import NOTHING_SHOWN, Shown
 from evenkeel.control.policy import Policy
 from evenkeel.core.codec import dump, load
 from evenkeel.core.ids import WorkerId
@@ -31,13 +33,13 @@ class Past:
 
     Attributes:
         epoch: the highest so far.
-        witness: the last vote in metrics.jsonl (rule 4).
+        shown: what metrics.jsonl says.
         known: the workers that were ready at some time, also those that are dead by now.
     """
 
     entries: tuple[m.Entry, ...] = ()
     epoch: int = 0
-    witness: Vote | None = None
+    shown: Shown = NOTHING_SHOWN
     known: frozenset[WorkerId] = frozenset()
 
     @property
@@ -80,14 +82,13 @@ class RunRecord:
         """Reads what earlier lives left and begins the next epoch, with a trace of its own."""
         entries = tuple(load(entry, m.Entry) for entry in self._journal.read_all())
         lines = self._run.metrics()
-        witness = _vote(lines[-1]) if lines else None
         if lines:
             self._clock.last_commit_s = lines[-1]["time"]
             self._durable = self._visible = lines[-1]["step"]
         epochs = [entry.epoch for entry in entries if isinstance(entry, m.EpochBegun)]
         events = self._run.events()
         self._clock.checkpoint_failures = sum(event["event"] == CHECKPOINT_FAILED for event in events)
-        past = Past(entries, max(epochs, default=0), witness, frozenset(_known(entries, events)))
+        past = Past(entries, max(epochs, default=0), _shown(lines), frozenset(_known(entries, events)))
         self._epoch = past.epoch + 1
         self._begin_trace(policy, past)
         return past
@@ -165,9 +166,15 @@ class RunRecord:
 
     def _begin_trace(self, policy: Policy, past: Past) -> None:
         self._trace = Trace(self._logs)
-        witness = None if past.witness is None else dump(past.witness, Vote)
-        head = {"policy": dump(policy, Policy), "epoch": self._epoch, "past": len(past.entries), "witness": witness}
-        self._trace.write(head)
+        head = {"policy": dump(policy, Policy), "epoch": self._epoch, "past": len(past.entries)}
+        self._trace.write({**head, "shown": dump(past.shown, Shown)})
+
+
+def _shown(lines: Sequence[Mapping[str, Any]]) -> Shown:
+    """The time between two worlds is not worked: of a run that was stopped it may be days."""
+    within = (line for before, line in pairwise(lines) if line["generation"] == before["generation"])
+    worker_seconds = sum(line["world_size"] * (line["step_s"] or 0.0) for line in within)
+    return Shown.of((_vote(line) for line in reversed(lines)), worker_seconds)
 
 
 def _vote(line: Mapping[str, Any]) -> Vote:

@@ -61,7 +61,7 @@ def complete(run: RunDirectory, spec: "RunSpec", command: m.CommitCheckpoint) ->
     made = checkpoints.commit(command.version, content, parts, shapes(spec.policy.model), epoch=command.epoch)
     removed: list[int] = []
     try:
-        removed = checkpoints.prune(spec.keep, {command.version, *command.line})
+        removed = checkpoints.prune(spec.keep, {command.version, *command.line}, command.agreed)
     except StoreError as error:  # the checkpoint is complete all the same, and the next one cleans up
         logging.warning("older checkpoints could not be removed: %s", error)
     return m.CheckpointCommitted(command.version, sum(file.size for file in made.manifest.files), tuple(removed))

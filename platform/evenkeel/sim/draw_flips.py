@@ -21,7 +21,7 @@ def with_flips(scenario: Scenario, rng: Random) -> Scenario:
     if rng.random() < 0.7:
         policy = replace(policy, checkpoint_every=rng.choice((1, 1, 2, 3)))
         fails, twice = rng.choice((0.0, 0.0, 0.1)), rng.choice((0.0, 0.2))
-        storage = Storage(0.01, 0.01, part_fails=fails, commit_fails=fails, told_twice=twice)
+        storage = Storage(0.01, 0.01, part_fails=fails, commit_fails=fails, told_twice=twice, keep=1)
         scenario = replace(scenario, storage=storage)
     faults = tuple(_flip(rng) for _ in range(rng.choice((1, 1, 2, 3))))
     if rng.random() < 0.4:
@@ -46,10 +46,12 @@ def _odd_copy_survives(scenario: Scenario, rng: Random) -> Scenario:
 
 
 def _writer_dies_uncompared(scenario: Scenario, rng: Random) -> Scenario:
-    """Of two copies: a wrong one is written, and its holder dies before a vote compares it; later copies differ."""
-    flip = Fault("flip", moment="commit", countdown=4 + rng.randint(1, 2), at_once=True)
-    death = Fault("crash", moment="reduce", countdown=6 + rng.randint(1, 2), at_once=True)
-    another = Fault("flip", moment="commit", countdown=6 + rng.randint(1, 2), at_once=True)
+    """Of two copies: a wrong one is written, to the first checkpoint or the second, and its holder dies before a vote
+    compares it; later copies differ."""
+    before = 6 * (scenario.seed % 2)
+    flip = Fault("flip", moment="commit", countdown=before + 4 + rng.randint(1, 2), at_once=True)
+    death = Fault("crash", moment="reduce", countdown=before + 6 + rng.randint(1, 2), at_once=True)
+    another = Fault("flip", moment="commit", countdown=before + 6 + rng.randint(1, 2), at_once=True)
     return _copies(scenario, 2, flip, death, another)
 
 
@@ -58,7 +60,8 @@ def _copies(scenario: Scenario, copies: int, *faults: Fault) -> Scenario:
     wish = Wish(copies, 1, 1, copies, copies)
     policy = replace(scenario.policy, wish=wish, micro_batches=max(4, scenario.policy.micro_batches), last_step=9)
     policy = replace(policy, spares=1, checkpoint_every=3, compare_every=10, copies=None)
-    return replace(scenario, policy=policy, faults=faults, storage=Storage(0.01, 0.01), skew=1.0, nodes=4, step_s=0.1)
+    storage = Storage(0.01, 0.01, keep=1)
+    return replace(scenario, policy=policy, faults=faults, storage=storage, skew=1.0, nodes=4, step_s=0.1)
 
 
 def _flip(rng: Random) -> Fault:

@@ -7,6 +7,7 @@ from random import Random
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
+from evenkeel.control.entries import Shown
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.vote import Vote
@@ -71,8 +72,7 @@ class Fleet:
             self.ended = m.End(self.journal[-1].status, self.journal[-1].error)
             self.checks.commanded(self.ended)
             return
-        witness = self.metrics[-1] if self.metrics else None
-        self.controller = Controller(self.scenario.policy, self.life, tuple(self.journal), witness)
+        self.controller = Controller(self.scenario.policy, self.life, self.journal, Shown.of(reversed(self.metrics)))
         for worker in [w for w in self.workers.values() if w.alive and not w.ready]:
             # As the Ray shell does: whoever was still starting is ended, the new life starts its own.
             worker.alive = False

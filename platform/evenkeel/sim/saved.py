@@ -26,6 +26,7 @@ class SavedChecks:
         known: checkpoints that this life of the controller was told of, and not told that they are damaged or removed;
             unreadable: those that it was told are damaged.
         asked: the version that the user asked this life to begin from, until that was done.
+        removed: what retention has taken away.
         gone_back: each base that the run went back to: the versions that made it, with the generation up to which all
             others are gone.
         failed: steps of which a line of events says that their checkpoint was not written.
@@ -36,6 +37,7 @@ class SavedChecks:
         self.known: set[Version] = set()
         self.unreadable: set[Version] = set()
         self.asked: Version | None = None
+        self.removed: set[Version] = set()
         self.gone_back: list[tuple[frozenset[Version], int]] = []
         self.failed: set[int] = set()
 
@@ -116,6 +118,8 @@ class SavedChecks:
         usable = {v for v in self.known - checks.corruption.distrusted if not self.is_gone(v)}
         newer = {v for v in usable if v.step > base.step}
         require(not newer, f"{name} although the store has {newer}")
+        newer = {v for v in self.removed - checks.corruption.distrusted if not self.is_gone(v) and v.step > base.step}
+        require(not newer, f"{name} because {newer} was removed")
         if not checks.corruption.in_doubt:
             checks.mirrors.restored(name, base, mirrored)
         if mirrored:

@@ -61,6 +61,7 @@ class Storage:
         told_twice, told_late, told_never: how often a worker's word about its part comes twice, up to seconds later, or
             not at all.
         asked_back: how often who submits a run again, when nobody is alive, asks for an earlier version.
+        keep: checkpoints that stay when a newer one is complete.
     """
 
     write_s: float
@@ -73,6 +74,7 @@ class Storage:
     told_late: float = 0.0
     told_never: float = 0.0
     asked_back: float = 0.0
+    keep: int = 2
 
 
 @dataclass(frozen=True, slots=True)

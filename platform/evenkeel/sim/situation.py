@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
+from evenkeel.control.entries import Shown
 from evenkeel.control.member import Member
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
@@ -235,7 +236,7 @@ class Situation:
             after._end(self.journal[-1].status, self.journal[-1].error)
             return after
         witness = self.shown[-1].vote if self.shown else None
-        after.controller = Controller(policy_of(self.bounds), after.epoch, self.journal, witness)
+        after.controller = Controller(policy_of(self.bounds), after.epoch, self.journal, Shown(witness))
         after.lost = frozenset(w for e in self.journal if isinstance(e, m.StepSettled) for w in e.lost)
         alive = tuple(info_of(name) for name, unit in self.units.items() if unit.alive)
         after._carry(after.controller.step(0.0, m.Started(alive)), 1.0)

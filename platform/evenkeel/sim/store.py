@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from evenkeel.sim.fleet import Fleet
     from evenkeel.sim.worker import SimWorker
 
-KEEP = 2
-"""Checkpoints that stay when a newer one is complete."""
 LOST_S = 200.0
 """That something takes at the worst: longer than anybody waits for it."""
 
@@ -110,7 +108,7 @@ class Store:
             self.fleet.hear(m.CheckpointFailed(command.version, "503 slow down"))
             return
         self.fleet.moment_of_anybody("manifest written")
-        removed = self._prune({command.version, *command.line})
+        removed = self._prune(command)
         self.fleet.hear(m.CheckpointCommitted(command.version, 1000, removed))
 
     def _put(self, command: m.CommitCheckpoint) -> bool:
@@ -125,15 +123,18 @@ class Store:
             self.damaged.add(version)
         return True
 
-    def _prune(self, line: set[Version]) -> tuple[int, ...]:
+    def _prune(self, command: m.CommitCheckpoint) -> tuple[int, ...]:
         """As the real store does: steps after the newest checkpoint's are of before the run went back."""
+        line = {command.version, *command.line}
         newest_first = sorted(self.listed(), key=lambda v: (v.generation, v.step), reverse=True)
         newest = newest_first[0]
-        kept = [v for v in newest_first if v == newest or (v in line and v.step <= newest.step)][:KEEP]
-        removed = tuple(v.step for v in newest_first if v not in kept)
-        for step in removed:
-            del self.manifests[step]
-        return removed
+        kept = [v for v in newest_first if v == newest or (v in line and v.step <= newest.step)]
+        kept = [v for n, v in enumerate(kept) if n < self.storage.keep or v == command.agreed]
+        removed = [v for v in newest_first if v not in kept]
+        self.fleet.checks.saved.removed.update(removed)
+        for version in removed:
+            del self.manifests[version.step]
+        return tuple(version.step for version in removed)
 
 
 @dataclass

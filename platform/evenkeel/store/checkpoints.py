@@ -164,12 +164,14 @@ class Checkpoints:
         self._files.remove(f"{folder(step)}/{NAME}")
         self._files.remove_folder(folder(step))
 
-    def prune(self, keep: int, line: Collection[Version] | None = None) -> list[int]:
+    def prune(
+        self, keep: int, line: Collection[Version] | None = None, agreed: Version | None = None
+    ) -> list[int]:
         """Removes all but the newest `keep` checkpoints; answers their steps. Also what was never completed.
 
         Only checkpoints whose files are all there count, and of these only `line` and the newest, so one that can be
-        gone back to always stays. Nor do those of steps after the newest's: the run went back to before them. Damaged
-        ones stay as long as their like.
+        gone back to always stays. Nor do those of steps after the newest's: the run went back to before them. `agreed`
+        stays in any case. Damaged ones stay as long as their like.
 
         Parts go if they are of an older version than the newest checkpoint, and are not its nor of another that stays.
         Whoever still writes one has been overtaken; what is written of a newer version is not touched, as its name
@@ -190,7 +192,8 @@ class Checkpoints:
             if found.manifest.version.step <= newest.step
             and (line is None or found.manifest.version in (newest, *line))
         ]
-        kept = {manifest.version.step: manifest for manifest in of_line[:keep]}
+        stay = [manifest for n, manifest in enumerate(of_line) if n < keep or manifest.version == agreed]
+        kept = {manifest.version.step: manifest for manifest in stay}
         removed = [found.manifest.version.step for found in good if found.manifest.version.step not in kept]
         removed += [step for step in damaged if step < min(kept)]
         for step in removed:
