@@ -200,6 +200,29 @@ def test_a_damaged_checkpoint_does_not_become_a_dcp_one(tmp_path: Path, evenkeel
     assert not (tmp_path / "to" / ".metadata").exists()
 
 
+def test_a_checkpoint_that_is_removed_meanwhile_does_not_become_a_dcp_one(
+    tmp_path: Path, evenkeel: Evenkeel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on, and keeps the next one alone."""
+    files, state = LocalFiles(tmp_path), Trained(1).state()
+    found = save(files, state, 1)
+    read_into, reads = LocalFiles.read_into, []
+
+    def meanwhile(self: LocalFiles, name: str, offset: int, buffer: memoryview) -> int | None:
+        reads.append(name)
+        if len(reads) == 3:
+            save(files, state, 2)
+            Checkpoints(files).prune(keep=1)
+        return read_into(self, name, offset, buffer)
+
+    monkeypatch.setattr(LocalFiles, "read_into", meanwhile)
+    status, out, err = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format dcp")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"evenkeel: {found.url}: was removed or replaced by the run while it was read; ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "to" / ".metadata").exists()
+
+
 @pytest.mark.parametrize("command", ["export {0} --to memory://to", "import {0}/new --from memory://to"])
 def test_dcp_is_for_local_folders(tmp_path: Path, evenkeel: Evenkeel, command: str) -> None:
     save(LocalFiles(tmp_path), Trained(1).state(), 1)

@@ -378,6 +378,32 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, evenkeel: Run) -> 
     assert not (tmp_path / "to" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("step", [10, 20])
+def test_an_export_of_what_the_run_removes_meanwhile_is_not_damage(
+    tmp_path: Path, evenkeel: Run, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The run goes on: it saves step 20, or went back and saves step 10 once more, and keeps that one alone."""
+    files = LocalFiles(tmp_path)
+    found = save(files, make_state(), 10)
+    read_into, reads = LocalFiles.read_into, []
+
+    def meanwhile(self: LocalFiles, name: str, offset: int, buffer: memoryview) -> int | None:
+        reads.append(name)
+        if len(reads) == 3:
+            save(files, make_state(), step, generation=2)
+            Checkpoints(files).prune(keep=1)
+        return read_into(self, name, offset, buffer)
+
+    monkeypatch.setattr(LocalFiles, "read_into", meanwhile)
+    done = evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/to --format safetensors")
+    assert (done.status, done.out) == (2, "")
+    what = "was removed or replaced by the run while it was read; take a newer step, or raise checkpoint.keep"
+    assert done.err == f"evenkeel: {found.url}: {what}\n"
+    assert LocalFiles(tmp_path / "to").names("") == ["README.md", "checkpoint.json", "config.json"]
+    assert evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/to --format safetensors").status == 2
+    assert evenkeel(f"checkpoint export {tmp_path} --to {tmp_path}/again --format safetensors").status == 0
+
+
 # ---------------------------------------------------------------- distrusted: copies of the state differed
 
 

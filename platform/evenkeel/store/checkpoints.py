@@ -138,6 +138,15 @@ class Checkpoints:
             found = now
         return None
 
+    def is_gone(self, found: Checkpoint) -> bool:
+        """Whether it was removed or replaced since it was opened: then what is missing of it is no damage.
+
+        Raises:
+            CheckpointDamaged: if the manifest is by now.
+        """
+        now = self.open(found.manifest.version.step)
+        return now is None or now.manifest != found.manifest
+
     def newest_first(self) -> tuple[list[Checkpoint], dict[int, CheckpointDamaged]]:
         """Complete checkpoints whose files are all there and of the right size; and by step what is wrong with others.
 

@@ -147,15 +147,21 @@ def export(
     if at in distrust:
         _warn(f"step {at.step} is distrusted: {distrust[at]}")
     tensors = [t for t in checkpoint.manifest.tensors if not weights_only or t.tensor.startswith("param/")]
-    with progress("export", sum(map(tensor_bytes, tensors))) as tell:
-        if how is Format.SAFETENSORS:
-            from evenkeel.tools import plain
+    try:
+        with progress("export", sum(map(tensor_bytes, tensors))) as tell:
+            if how is Format.SAFETENSORS:
+                from evenkeel.tools import plain
 
-            plain.export(checkpoint, target, weights_only, tell)
-        else:
-            from evenkeel.tools import dcp
+                plain.export(checkpoint, target, weights_only, tell)
+            else:
+                from evenkeel.tools import dcp
 
-            dcp.export(checkpoint, _local(target), weights_only, tell)
+                dcp.export(checkpoint, _local(target), weights_only, tell)
+    except CheckpointDamaged as error:
+        if not Checkpoints(files).is_gone(checkpoint):
+            raise
+        what = "was removed or replaced by the run while it was read; take a newer step, or raise checkpoint.keep"
+        raise StoreError(f"{checkpoint.url}: {what}") from error
     if as_json:
         _print_json({"checkpoint": checkpoint.url, "step": at.step, "to": target.where(), "tensors": len(tensors)})
     else:
