@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from evenkeel.cli import main
@@ -336,6 +338,57 @@ def test_a_file_that_is_missing_from_a_dcp_folder_is_named(tmp_path: Path, evenk
     assert status == 2
     assert f"{tmp_path}/from" in err
     assert "missing" in err
+    assert len(err.splitlines()) == 1
+
+
+def lie(folder: Path, change: Callable[[Metadata], object]) -> None:
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    change(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+@pytest.mark.parametrize("outside", ["../other/__0_0.distcp", "{0}/other/__0_0.distcp", "..", "nosuch"])
+def test_nothing_outside_a_dcp_folder_is_read(tmp_path: Path, evenkeel: Evenkeel, outside: str) -> None:
+    for name, value in (("other", 7.0), ("from", 1.0)):
+        dcp.save({"model": {"w": torch.full((3,), value)}}, checkpoint_id=tmp_path / name)
+    path = outside.format(tmp_path)
+
+    def elsewhere(metadata: Metadata) -> None:
+        metadata.storage_data = {at: replace(info, relative_path=path) for at, info in metadata.storage_data.items()}
+
+    lie(tmp_path / "from", elsewhere)
+    status, _, err = evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/from --format dcp")
+    problem = f"there are data in {path!r}, which is missing in the folder"
+    assert (status, err) == (2, f"evenkeel: {tmp_path}/from/.metadata: {problem}\n")
+    assert not (tmp_path / "new").exists()
+
+
+def _huge(metadata: Metadata) -> None:
+    """One of the tensors, which another makes up for in the sum."""
+    stored, huge = metadata.state_dict_metadata, torch.Size([10**12])
+    stored["model.w"] = replace(stored["model.w"], size=huge, chunks=[ChunkStorageMetadata(torch.Size([0]), huge)])
+    stored["rng"] = replace(stored["rng"], size=torch.Size([-(10**12)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (_huge, "'rng': sizes and offsets must be whole numbers, not negative"),
+        (lambda m: m.state_dict_metadata.update(w=replace(m.state_dict_metadata["rng"], size=torch.Size([10**9]))),
+         "tensors of 4000000024 bytes in files of "),
+        (lambda m: m.state_dict_metadata.update(w=replace(m.state_dict_metadata["rng"], size=None)),
+         "damaged: TypeError: "),
+        (lambda m: vars(m).update(storage_data=None), "damaged: AttributeError: "),
+    ],
+)  # fmt: skip
+def test_metadata_that_lies_of_sizes_is_named(
+    tmp_path: Path, evenkeel: Evenkeel, change: Callable[[Metadata], object], problem: str
+) -> None:
+    dcp.save({"model": {"w": torch.ones(3)}, "rng": torch.ones(3)}, checkpoint_id=tmp_path / "from")
+    lie(tmp_path / "from", change)
+    status, _, err = evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/from --format dcp")
+    assert status == 2
+    assert err.startswith(f"evenkeel: {tmp_path}/from/.metadata: {problem}")
     assert len(err.splitlines()) == 1
 
 

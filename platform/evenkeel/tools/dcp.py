@@ -123,8 +123,7 @@ def source(folder: LocalFiles, weights_only: bool) -> Source:
         StoreError: if the folder is not such a checkpoint, or cannot be read.
     """
     reader = _Reader(folder)
-    found = {k: v for k, v in reader.metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
-    _check_sizes(folder, found)
+    found = _checked(folder, reader.metadata)
     bare = {key.removeprefix("app."): key for key in found}
     prefix = "model." if any(key.startswith("model.") for key in bare) else ""
     tensors: list[Foreign] = []
@@ -165,12 +164,28 @@ def _stop(chunk: Any) -> Iterator[int]:
     return (a + n for a, n in zip(chunk.offsets, chunk.sizes, strict=True))
 
 
-def _check_sizes(folder: LocalFiles, found: Mapping[str, TensorStorageMetadata]) -> None:
-    """What the metadata says is made room for: it cannot be more than the files hold."""
-    said = sum(prod(stored.size) * stored.properties.dtype.itemsize for stored in found.values())
-    held = sum(folder.sizes("").values())
-    if said > held:
-        raise StoreError(f"{folder.where()}: tensors of {said} bytes in files of {held}; a file is missing or cut")
+def _checked(folder: LocalFiles, metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    """The tensors by key. Nothing said of them is believed: torch would open any file, and make room for any size.
+
+    Raises:
+        StoreError: naming .metadata, if they are in files that are not in the folder, or are more than these hold.
+    """
+    where, held = folder.where(METADATA), folder.sizes("")
+    try:
+        for stored in metadata.storage_data.values():
+            if stored.relative_path not in held:
+                raise StoreError(f"{where}: there are data in {stored.relative_path!r}, which is missing in the folder")
+        found = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+        for key, tensor in found.items():
+            boxes = [tensor.size, *(numbers for chunk in tensor.chunks for numbers in (chunk.offsets, chunk.sizes))]
+            if not isinstance(key, str) or not all(type(n) is int and n >= 0 for numbers in boxes for n in numbers):
+                raise StoreError(f"{where}: {key!r}: sizes and offsets must be whole numbers, not negative")
+        said = sum(prod(tensor.size) * tensor.properties.dtype.itemsize for tensor in found.values())
+    except (AttributeError, TypeError) as error:
+        raise StoreError(f"{where}: damaged: {type(error).__name__}: {error}") from None
+    if said > (there := sum(held.values())):
+        raise StoreError(f"{where}: tensors of {said} bytes in files of {there}; a file is missing or cut")
+    return found
 
 
 class _Reader(FileSystemReader):
