@@ -1,8 +1,11 @@
 """Whole files: seen old or new, never half; failures are one line with the path."""
 
+import errno
 import os
+import pickle
 import resource
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +17,7 @@ from disks import small_disk
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from evenkeel.store import failures
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import transient
 from evenkeel.store.files import Files, LocalFiles, ObjectFiles, open_files
@@ -226,6 +230,55 @@ def test_after_an_unclear_refusal_the_file_tells(tmp_path: Path) -> None:
     fs.stores = False
     with pytest.raises(StoreError, match="unclear://x/f: Invalid argument"):
         files.create("f", b"mine")
+
+
+HUSH = "hush-9f3c57e1a2"
+
+
+class _Telltale(MemoryFileSystem):  # type: ignore[misc]
+    """An object store that fails, and says in its errors what is nobody's business."""
+
+    cachable = False
+    protocol = "telltale"
+    reading: Exception = OSError(errno.EIO, "Input/output error")
+    writing: Exception = OSError(errno.EIO, "Input/output error")
+
+    def cat_file(self, *args: Any, **kwargs: Any) -> bytes:
+        raise self.reading
+
+    def pipe_file(self, *args: Any, **kwargs: Any) -> None:
+        raise self.writing
+
+
+@pytest.mark.parametrize(
+    ("error", "passes", "is_full"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, f"as {HUSH}"), True, False),
+        (OSError(errno.ENOSPC, f"for {HUSH}"), False, True),
+        (PermissionError(errno.EACCES, f"to {HUSH}"), False, False),
+    ],
+)
+def test_what_passes_is_known_of_errors_that_cannot_be_shown(error: Exception, passes: bool, is_full: bool) -> None:
+    fs = _Telltale()
+    fs.reading = error
+    with pytest.raises(StoreError) as caught:
+        ObjectFiles(fs, "/b", "telltale://b", [HUSH]).read("f")
+    for seen in (caught.value, pickle.loads(pickle.dumps(caught.value))):  # as it comes from another process
+        assert (transient(seen), failures.full(seen)) == (passes, is_full)
+    assert HUSH not in "".join(traceback.format_exception(caught.value))
+    later = StoreError("given up")
+    later.__cause__ = caught.value
+    assert (transient(later), failures.full(later)) == (passes, is_full)
+
+
+def test_what_was_being_handled_when_an_error_came_up_is_not_shown_either() -> None:
+    """`create` reads back after a failure, and a traceback tells of both."""
+    fs = _Telltale()
+    fs.writing, fs.reading = OSError(errno.EIO, f"as {HUSH}"), ConnectionResetError(errno.ECONNRESET, "reset")
+    with pytest.raises(StoreError, match="telltale://b/f: reset") as caught:
+        ObjectFiles(fs, "/b", "telltale://b", [HUSH]).create("f", b"")
+    assert transient(caught.value)
+    assert HUSH not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_store_that_cannot_create_exclusively_is_refused() -> None:

@@ -207,6 +207,29 @@ def test_secrets_are_found_in_options_and_hidden(monkeypatch: pytest.MonkeyPatch
     assert hide("down belowhush-hush at http://there", secrets) == "****** at http://there"
 
 
+def test_what_plainly_is_no_secret_stays_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SESSION_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    plain = {
+        "config_kwargs": {"s3": {"addressing_style": "path"}, "signature_version": "s3v4"},
+        "client_kwargs": {"region_name": "eu-central-1"},
+        "region": "eu-central-1",
+        "host": "minio",
+    }
+    assert secrets_in(plain) == frozenset()
+    told = explain(ValueError("no path of s3v4 in eu-central-1"), secrets_in({**plain, "key": "minio"}))
+    assert told == "no path of s3v4 in eu-central-1"
+    addresses = {"endpoint_url": "http://me:hush-hush@minio:9000", "proxies": {"http": "http://us:hush@proxy"}}
+    said = hide("at minio:9000 with hush-hush or me:hush-hush by us:hush@proxy", secrets_in(addresses))
+    assert said == "at minio:9000 with *** or *** by ***@proxy"
+    assert hide("hush-hush", secrets_in({"token": "hush-hush\n"})) == "***"
+
+
+def test_the_way_out_is_readable_whatever_the_secrets_are() -> None:
+    assert explain(Answer(404, "NoSuchBucket"), ["path"]) == "no such bucket; create it, or correct run.storage_path"
+    assert explain(ValueError("a hush\n b"), ["hush\n"]) == "a *** b"
+
+
 def test_options_given_go_before_ours_and_deep_ones_are_merged() -> None:
     ours = {"a": 1, "config": {"retries": {"n": 3}, "t": 5}}
     assert merged(ours, {"a": 2, "config": {"t": 6}, "b": 0}) == {

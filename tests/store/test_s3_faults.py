@@ -95,6 +95,24 @@ def test_a_cut_of_some_seconds_is_waited_out(linked: Files, link: Proxy, seconds
     assert Journal(linked).read_all() == [{"n": 1}]
 
 
+def test_an_error_that_shows_a_secret_is_waited_out_all_the_same(root: str, link: Proxy) -> None:
+    """An access key that is called as the bucket is stands in every URL that the client tells."""
+    path_style = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": 2}}
+    files = open_files(root, options(link, key=BUCKET, secret=HUSH, config_kwargs=path_style))
+    files.replace("a", b"1")
+    link.cut()
+    told: list[Trouble] = []
+
+    def report(trouble: Trouble) -> None:
+        told.append(trouble)
+        if len(told) == 1:
+            link.mend()
+
+    assert retrying(lambda: files.read("a"), report, threading.Event().wait, PATIENT) == b"1"
+    said = f'{root}/a: Could not connect to the endpoint URL: "http://127.0.0.1:{link.port}/***/'
+    assert str(told[0].error).startswith(said) and told[0].error.__cause__ is None
+
+
 @pytest.mark.parametrize("upload_bytes", [PART // 2, PART + PART // 2, 2 * PART + PIECE // 2])
 def test_a_cut_upload_is_invisible_and_repeated_whole(linked: Files, link: Proxy, moto: S3, upload_bytes: int) -> None:
     linked.names("")  # connects

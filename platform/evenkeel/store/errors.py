@@ -2,7 +2,14 @@
 
 
 class StoreError(RuntimeError):
-    """The store cannot do what is asked; one line that names the path and the cause."""
+    """The store cannot do what is asked; one line that names the path and the cause.
+
+    Attributes:
+        passes, full: what `transient` and `full` of failures.py said of a cause that is not kept, as it shows a secret.
+    """
+
+    passes = False
+    full = False
 
 
 class JournalFenced(StoreError):  # noqa: N818 - it says who one is now, not what went wrong

@@ -8,6 +8,8 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from evenkeel.store.errors import StoreError
+
 _PASSING = {
     errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH,
     errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.EAGAIN, errno.EINTR, errno.ESTALE,
@@ -47,6 +49,8 @@ _EXPLANATIONS = {
 
 HIDDEN = "***"
 _SECRETS_IN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_PLAIN = ("url", "name", "mode", "version", "style", "region", "host")
+"""What the keys of options end in whose texts are no secrets, such as config_kwargs.s3.addressing_style."""
 
 
 def transient(error: BaseException) -> bool:
@@ -62,7 +66,10 @@ def transient(error: BaseException) -> bool:
 
 def full(error: BaseException) -> bool:
     """Whether the disk, or what the user may take of it, is full."""
-    return any(getattr(cause, "errno", None) in _FULL for cause in _causes(error))
+    return any(
+        cause.full if isinstance(cause, StoreError) else getattr(cause, "errno", None) in _FULL
+        for cause in _causes(error)
+    )
 
 
 def no_bucket(error: BaseException) -> bool:
@@ -75,30 +82,32 @@ def past_the_end(error: BaseException) -> bool:
     return "InvalidRange" in _names(error)
 
 
-def explain(error: BaseException) -> str:
-    """What went wrong in one line, with the way out where it is known."""
+def explain(error: BaseException, secrets: Collection[str] = ()) -> str:
+    """What went wrong in one line, without the secrets, and with the way out where it is known."""
     for name in _names(error):
         if name in _EXPLANATIONS:
             return _EXPLANATIONS[name]
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(hide(text, secrets).split()) or type(error).__name__
 
 
 def secrets_in(options: Any) -> frozenset[str]:
     """Every text in storage options, however deep, that may be one, and what clients take from the environment.
 
-    Addresses stay readable: they are what an error is about.
+    Addresses stay readable, but for credentials in them: they are what an error is about.
     """
     found = {os.environ.get(name, "") for name in _SECRETS_IN_ENVIRONMENT}
     waiting = [options]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            waiting += [v for k, v in value.items() if not str(k).endswith(("url", "name", "mode", "version"))]
+            for key, inner in value.items():
+                plain = isinstance(inner, str) and str(key).lower().endswith(_PLAIN)
+                waiting.append(credentials_in(inner) if plain else inner)
         elif isinstance(value, list | tuple):
             waiting += value
         elif isinstance(value, str):
-            found.add(value)
+            found.update((value.strip(), *credentials_in(value)))
     return frozenset(text for text in found if len(text) >= 4)
 
 
@@ -110,7 +119,8 @@ def hide(text: str, secrets: Collection[str]) -> str:
 
 def reveals(error: BaseException, secrets: Collection[str]) -> bool:
     """Whether a traceback of the error would show one of them."""
-    return any(secret in f"{cause} {cause!r}" for cause in _causes(error) for secret in secrets)
+    shown = [f"{each} {each!r}" for each in _shown(error)]
+    return any(secret in text for text in shown for secret in secrets)
 
 
 def credentials_in(url: str) -> list[str]:
@@ -134,7 +144,19 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
+def _shown(error: BaseException) -> list[BaseException]:
+    """The error, and those that a traceback of it tells: what each was raised from, or while what was handled."""
+    shown: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in shown:
+        shown.append(each)
+        each = each.__cause__ if each.__suppress_context__ else each.__context__
+    return shown
+
+
 def _passes(error: BaseException) -> bool:
+    if isinstance(error, StoreError):
+        return error.passes
     if isinstance(error, ConnectionError | TimeoutError) or _PASSING_CLASSES & _class_names(error):
         return True
     status, code = _answer(error)

@@ -18,11 +18,12 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import (
     credentials_in,
     explain,
-    hide,
+    full,
     no_bucket,
     past_the_end,
     reveals,
     secrets_in,
+    transient,
     without_credentials,
 )
 from evenkeel.store.local import close, locked, sync_folder, write_durably
@@ -387,5 +388,8 @@ def _told(
     except StoreError:
         raise
     except kind as error:
-        text = hide(f"{where}: {explain(error)}", secrets)
-        raise StoreError(text) from (None if reveals(error, secrets) else error)
+        told = StoreError(f"{where}: {explain(error, secrets)}")
+        if not reveals(error, secrets):
+            raise told from error
+        told.passes, told.full = transient(error), full(error)
+        raise told from None
