@@ -32,6 +32,7 @@ from evenkeel.store.lease import (
     Lease,
     LeaseHeld,
     LeaseLost,
+    Watch,
     acquire,
     decide,
     read_lease,
@@ -62,7 +63,7 @@ WHO = "process 4242 on host host-a, started 2025-06-15 15:06:40 UTC"
         (None, False, False, 0.0, "take", "nobody runs it"),
         (lease_of(OTHER), True, False, 0.0, "take", f"{WHO}, is dead"),
         (lease_of(OTHER), False, False, LEASE_S - 0.1, "wait", f"{WHO}, may be alive"),
-        (lease_of(OTHER), False, False, LEASE_S, "take", f"{WHO}, has not been heard of for 15 s"),
+        (lease_of(OTHER), False, False, LEASE_S, "take", f"{WHO}, has not been heard of for 14 s"),
         (lease_of(OTHER), False, True, 1.0, "refuse", f"{WHO}, runs it in another cluster"),
         (lease_of(OTHER), True, True, 1.0, "take", f"{WHO}, is dead"),
         (replace(lease_of(OTHER), released=True), False, True, 0.0, "take", f"{WHO}, has ended"),
@@ -103,8 +104,10 @@ def _process_start(pid: int) -> int:
 
 
 def test_the_file_says_who_runs_it(files: Files) -> None:
-    tenure = acquire(files, HERE, at_once, epoch=7)
+    tenure = acquire(files, HERE, at_once)
     assert tenure is not None and tenure.reason == "nobody runs it"
+    tenure.renew(epoch=7)
+    tenure.renew()
     said = json.loads(files.read(SHOWN) or b"")
     assert (said["format"], said["cluster"], said["pid"], said["epoch"]) == (1, "cluster-b", os.getpid(), 7)
     assert {"host", "boot_id", "start", "renewed"} <= said.keys()
@@ -127,8 +130,9 @@ def test_within_a_cluster_one_attaches_and_the_controller_succeeds(files: Files)
     assert driver is not None
     later = replace(HERE, pid=os.getppid(), process_start=_process_start(os.getppid()))
     assert acquire(files, later, at_once) is None
-    controller = succeed(files, later, at_once, epoch=1)
-    assert (controller.lease.tenure, controller.lease.epoch) == (2, 1)
+    controller = succeed(files, later, at_once)
+    controller.renew(epoch=1)
+    assert read_lease(files) == controller.lease == replace(controller.lease, tenure=2, epoch=1)
     with pytest.raises(LeaseLost, match=rf"lease\.json: process {later.pid} on host .* has taken it over"):
         driver.renew()
     with pytest.raises(LeaseLost):
@@ -147,7 +151,7 @@ def test_what_was_released_is_taken_at_once_from_anywhere(files: Files) -> None:
 def test_a_late_write_of_the_one_before_does_no_harm(files: Files) -> None:
     first = acquire(files, HERE, at_once)
     assert first is not None
-    second = succeed(files, replace(HERE, pid=os.getppid()), at_once, epoch=2)
+    second = succeed(files, replace(HERE, pid=os.getppid()), at_once)
     files.replace(SHOWN, first.lease.to_json())
     assert read_lease(files) == replace(second.lease, renewed=second.lease.start)
     second.renew()
@@ -199,6 +203,86 @@ def test_half_a_file_is_refused_by_name(tmp_path: Path) -> None:
     LocalFiles(tmp_path).replace(SHOWN, b'{"format": 1, "pi')
     with pytest.raises(StoreError, match=r"lease\.json: damaged .* remove it if nobody runs this run"):
         acquire(LocalFiles(tmp_path), HERE, at_once)
+
+
+# ------------------------------------------------------------ how long
+
+
+class _Slow(LocalFiles):
+    """A store that takes its time, by a clock that stands still otherwise."""
+
+    def __init__(self, root: Path, request_s: float) -> None:
+        super().__init__(root)
+        self.now, self.request_s = 1000.0, request_s
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        return False
+
+    def names(self, folder: str) -> list[str]:
+        self.now += self.request_s
+        return super().names(folder)
+
+    def read(self, name: str, offset: int = 0) -> bytes | None:
+        data = super().read(name, offset)
+        self.now += self.request_s
+        return data
+
+    def create(self, name: str, data: bytes) -> bool:
+        self.now += self.request_s
+        return super().create(name, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        self.now += self.request_s
+        super().replace(name, data)
+
+
+@pytest.mark.parametrize("request_s", [0.0, 0.05, 0.1])
+def test_an_unknown_holder_is_waited_for_15_seconds_at_most(tmp_path: Path, request_s: float) -> None:
+    assert acquire(LocalFiles(tmp_path), AWAY, at_once)
+    files = _Slow(tmp_path, request_s)
+    tenure = acquire(files, replace(HERE, cluster="cluster-c"), files.wait, lambda: files.now)
+    assert tenure is not None and tenure.reason.endswith("has not been heard of for 14 s")
+    assert LEASE_S <= files.now - 1000 <= 15
+    assert read_lease(LocalFiles(tmp_path)) == tenure.lease
+
+
+def test_what_a_slow_store_answers_is_as_old_as_the_question(tmp_path: Path) -> None:
+    """The last look begins before the lease may expire and ends after; the holder has renewed it meanwhile."""
+    held = acquire(LocalFiles(tmp_path), AWAY, at_once)
+    assert held is not None
+
+    class Slow(_Slow):
+        def read(self, name: str, offset: int = 0) -> bytes | None:
+            data = super().read(name, offset)
+            if name == SHOWN and self.now >= 1013:
+                self.now += LEASE_S
+                held.renew()
+            return data
+
+    files = Slow(tmp_path, 0.0)
+    with pytest.raises(LeaseHeld, match="runs it in another cluster"):
+        acquire(files, replace(HERE, cluster="cluster-c"), files.wait, lambda: files.now)
+    assert read_lease(LocalFiles(tmp_path)) == held.lease
+    held.renew()
+
+
+def test_a_watch_counts_from_the_last_change(tmp_path: Path) -> None:
+    files = _Slow(tmp_path, 0.0)
+    held = acquire(files, AWAY, at_once)
+    assert held is not None
+    watch = Watch(files, lambda: files.now)
+    files.now += 10
+    watch.look()
+    assert (watch.changed, watch.unchanged_s, watch.pause_s) == (False, 10.0, 0.5)
+    held.renew()
+    watch.look()
+    assert (watch.lease, watch.changed, watch.unchanged_s) == (held.lease, True, 0.0)
+    files.now += LEASE_S - 0.25
+    watch.look()
+    assert (watch.unchanged_s, watch.pause_s) == (LEASE_S - 0.25, 0.25)
+    files.now += 1
+    assert watch.pause_s == 0.0
 
 
 # ------------------------------------------------------------ processes

@@ -99,11 +99,12 @@ class ControllerActor:
         try:
             spec = self._spec
             self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
+            holder, wait = Holder.this(spec.cluster), threading.Event().wait
+            self._tenure = await asyncio.to_thread(succeed, self._run.files, holder, wait)
+            # Not before: what the one before appends until it has lost the lease would fence this one out.
             past = self._record.begin(spec.policy)
             self._epoch = past.epoch + 1
-            holder = Holder.this(spec.cluster)
-            wait = threading.Event().wait
-            self._tenure = await asyncio.to_thread(succeed, self._run.files, holder, wait, self._epoch)
+            await asyncio.to_thread(self._tenure.renew, self._epoch)
             self._record.complete(past)
             again = len(past.entries) <= spec.begun
             controller = Controller(spec.policy, self._epoch, past.entries, past.shown, again)

@@ -25,12 +25,12 @@ from evenkeel.runtime.signals import STOPPED, Stopped, StopRequests
 from evenkeel.store.errors import StoreError
 from evenkeel.store.lease import (
     LEASE_S,
-    LOOK_S,
     RENEW_S,
     Holder,
     LeaseHeld,
     LeaseLost,
     Tenure,
+    Watch,
     acquire,
     read_lease,
     succeed,
@@ -263,7 +263,7 @@ def find_or_take(run: str, directory: RunDirectory, cluster: str, wait: Callable
     from evenkeel.runtime import driver
 
     me = Holder.this(cluster)
-    seen, since = read_lease(directory.files), time.monotonic()
+    watch = Watch(directory.files)
     while True:
         controller = driver.find_controller(run)
         if controller is not None and not driver.has_ended(controller):
@@ -271,15 +271,13 @@ def find_or_take(run: str, directory: RunDirectory, cluster: str, wait: Callable
         if controller is not None:
             driver.remove(controller)
         tenure = acquire(directory.files, me, wait)
-        lease = read_lease(directory.files)
-        if lease != seen:
-            seen, since = lease, time.monotonic()
-        if tenure is None and time.monotonic() - since > LEASE_S:
+        watch.look()
+        if tenure is None and watch.unchanged_s >= LEASE_S:
             # Whoever took it in this cluster has started no controller, and shows no more that it is about to.
-            tenure = succeed(directory.files, me, wait, 0)
+            tenure = succeed(directory.files, me, wait)
         if tenure is not None:
             return tenure
-        if wait(LOOK_S):
+        if wait(watch.pause_s):
             raise LeaseHeld(f"{directory.url}: given up")
 
 

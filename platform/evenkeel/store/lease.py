@@ -15,7 +15,8 @@ over its successor's, once. Therefore lease.json counts only if it is of the hig
 shown anything, or when it was overwritten so, the tenure's own file stands in, until the next renewal. A holder has
 lost as soon as the next tenure exists, which it looks for whenever it renews.
 
-**Time.** Clocks of two hosts are not compared: an observer waits for the lease to change, by its own monotonic clock.
+**Time.** Clocks of two hosts are not compared: an observer waits for the lease to change, by its own monotonic clock,
+which counts from the end of its first look to the beginning of its last.
 """
 
 import json
@@ -34,13 +35,18 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.journal import check_format
 
-LEASE_S = 15.0
-"""A lease that did not change for so long is nobody's."""
+LEASE_S = 14.0
+"""A lease that did not change for so long is nobody's.
+
+A second submission has it after 15 s at most: one of them is left to the store, for the looks and for the taking.
+"""
 
 RENEW_S = 3.0
 """Several to a lease, so that a slow store does not cost it; a second submission is refused within one."""
 
 LOOK_S = 0.5
+"""Between two looks of an observer; the last pause is shorter, and ends when the lease may have expired."""
+
 FORMAT = 1
 SHOWN = "lease.json"
 FOLDER = "lease"
@@ -95,7 +101,7 @@ class Lease:
     """lease.json. `start` (of the tenure) and `renewed` are unix seconds, by the holder's clock.
 
     Attributes:
-        epoch: of the holder's controller; 0 while there is none yet.
+        epoch: of the holder's controller; 0 while there is none yet, or it has not read the journal.
         released: the holder has ended and waits for nobody.
         nonce: no two takers write the same (Files.create).
     """
@@ -173,6 +179,38 @@ def read_lease(files: Files) -> Lease | None:
     return shown if shown is not None and shown.tenure >= newest else _read(files, _file(newest))
 
 
+class Watch:
+    """The lease as an observer sees it from now on, and for how long it has not changed, by the observer's clock.
+
+    Attributes:
+        lease: the newest when it was looked at last, whether its holder lives or not; None if the run never had one.
+        changed: it has, since the first look.
+        unchanged_s: since it was first seen as it is, up to the time when the last look began: what a slow store
+            answers may be as old as the question.
+    """
+
+    def __init__(self, files: Files, clock: Callable[[], float] = time.monotonic) -> None:
+        self._files, self._clock = files, clock
+        self.lease = read_lease(files)
+        self.changed = False
+        self.unchanged_s = 0.0
+        self._since = clock()
+
+    def look(self) -> None:
+        """Raises as `read_lease`."""
+        asked = self._clock()
+        lease = read_lease(self._files)
+        if lease == self.lease:
+            self.unchanged_s = asked - self._since
+        else:
+            self.lease, self.changed, self.unchanged_s, self._since = lease, True, 0.0, self._clock()
+
+    @property
+    def pause_s(self) -> float:
+        """Until the next look, which is not later than the lease may expire."""
+        return max(0.0, min(LOOK_S, self._since + LEASE_S - self._clock()))
+
+
 class Tenure:
     """A lease that is held by this process.
 
@@ -190,15 +228,19 @@ class Tenure:
         """Whether to renew; `now` by time.monotonic()."""
         return now - self._renewed >= RENEW_S
 
-    def renew(self) -> None:
+    def renew(self, epoch: int | None = None) -> None:
         """Shows that the holder lives.
+
+        Args:
+            epoch: of its controller, which is shown from now on.
 
         Raises:
             LeaseLost: somebody else holds it.
             StoreError: the store failed. The lease may expire by that; the next renewal tells, until then go on.
         """
         self._renewed = time.monotonic()
-        self._show(replace(self.lease, renewed=time.time()))
+        lease = self.lease if epoch is None else replace(self.lease, epoch=epoch)
+        self._show(replace(lease, renewed=time.time()))
 
     def release(self) -> None:
         """Lets the next one take it at once. Raises as `renew` does."""
@@ -212,10 +254,12 @@ class Tenure:
         self.lease = lease
 
 
-def acquire(files: Files, me: Holder, wait: Callable[[float], bool], epoch: int = 0) -> Tenure | None:
+def acquire(
+    files: Files, me: Holder, wait: Callable[[float], bool], clock: Callable[[], float] = time.monotonic
+) -> Tenure | None:
     """The lease, or None if it is held within this very cluster, whose controller is to be attached to.
 
-    Takes up to LEASE_S where the holder is not known to be dead.
+    Takes up to LEASE_S, and what the store takes, where the holder is not known to be dead.
 
     Args:
         wait: returns after so many seconds, or earlier and True to give up: the `wait` of a threading.Event.
@@ -224,44 +268,46 @@ def acquire(files: Files, me: Holder, wait: Callable[[float], bool], epoch: int 
         LeaseHeld: by a process of another cluster that is alive.
         StoreError: if the store fails, or lease.json is damaged or of a newer format.
     """
-    return _acquire(files, me, wait, epoch, attach=True)
+    return _acquire(files, me, wait, clock, attach=True)
 
 
-def succeed(files: Files, me: Holder, wait: Callable[[float], bool], epoch: int) -> Tenure:
+def succeed(files: Files, me: Holder, wait: Callable[[float], bool]) -> Tenure:
     """As `acquire`, for one who knows that in this cluster nobody else runs it: its Ray says so by the actor's name.
 
     A controller takes over so from the driver that started it, or from its own life before.
     """
-    tenure = _acquire(files, me, wait, epoch, attach=False)
+    tenure = _acquire(files, me, wait, time.monotonic, attach=False)
     assert tenure is not None
     return tenure
 
 
-def _acquire(files: Files, me: Holder, wait: Callable[[float], bool], epoch: int, attach: bool) -> Tenure | None:
-    first = seen = read_lease(files)
-    since = time.monotonic()
+def _acquire(
+    files: Files, me: Holder, wait: Callable[[float], bool], clock: Callable[[], float], attach: bool
+) -> Tenure | None:
+    watch = Watch(files, clock)
     while True:
+        seen = watch.lease
         dead = seen is not None and seen.holder.is_dead(me)
-        decision = decide(seen, me, dead, seen != first, time.monotonic() - since)
+        decision = decide(seen, me, dead, watch.changed, watch.unchanged_s)
         match decision.action:
             case "attach" if attach:
                 return None
             case "keep" if seen:
                 return _shown(files, seen, decision.reason)
             case "take" | "attach":
-                if lease := _take(files, me, epoch, seen):
+                if lease := _take(files, me, seen):
                     return _shown(files, lease, decision.reason)
             case "refuse":
                 raise LeaseHeld(_refusal(files, decision.reason))
-        if wait(LOOK_S):
+        if wait(watch.pause_s):
             raise LeaseHeld(_refusal(files, decision.reason))
-        seen = read_lease(files)
+        watch.look()
 
 
-def _take(files: Files, me: Holder, epoch: int, old: Lease | None) -> Lease | None:
+def _take(files: Files, me: Holder, old: Lease | None) -> Lease | None:
     """The tenure after the old one; None if somebody else was faster."""
     now = time.time()
-    lease = Lease(1 + (old.tenure if old else 0), me, epoch, now, now, False, uuid.uuid4().hex)
+    lease = Lease(1 + (old.tenure if old else 0), me, 0, now, now, False, uuid.uuid4().hex)
     return lease if files.create(_file(lease.tenure), lease.to_json()) else None
 
 
