@@ -114,7 +114,6 @@ def test_a_server_that_is_cut_off_and_killed(
     assert all(any(place in event["error"] for place in places) for event in told), told
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_everything_dies_and_the_same_command_goes_on(remote: Site, shared_ray: str, tmp_path: Path) -> None:
     wanted = slow(remote, 24, 0.05)
@@ -124,7 +123,8 @@ def test_everything_dies_and_the_same_command_goes_on(remote: Site, shared_ray: 
     done = remote.run(wanted)
     check_same(done, undisturbed(tmp_path / "local", shared_ray, remote, 24))
     check_checkpoints(done)
-    assert done.events("restored")[0]["base"] >= EVERY
+    # It may be all that was visible: lines on an object store are written together.
+    assert [world["base_step"] >= EVERY for world in done.worlds()] == [False, True]
 
 
 @pytest.mark.soak

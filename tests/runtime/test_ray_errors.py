@@ -56,6 +56,7 @@ def test_an_actor_that_is_killed(shared_ray: str, tmp_path: Path) -> None:
     assert asyncio.run(fleets.loss(fleets.worker(str(tmp_path)), ray.kill)) == ("its process died", [])
 
 
+@pytest.mark.soak
 def test_a_worker_that_ray_ends_for_want_of_memory(tmp_path: Path) -> None:
     """Ray's memory monitor, at work by default from 95 % on: OutOfMemoryError, which is no RayActorError."""
     environment = {**os.environ, "PYTHONPATH": fleets.PLATFORM, "RAY_AUTH_MODE": "disabled"}

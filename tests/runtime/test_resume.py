@@ -35,6 +35,7 @@ def check_same(done: Finished, truth: Finished) -> None:
     assert done.directory.files.read(final) == truth.directory.files.read(final)
 
 
+@pytest.mark.soak
 def test_everything_dies_and_the_same_command_goes_on(alone: Site, truth: Finished) -> None:
     run = alone.start(SLOWLY)
     run.after_step(10)

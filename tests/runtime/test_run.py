@@ -120,6 +120,7 @@ def test_state_that_nobody_holds_any_more_is_named(site: Site) -> None:
     assert [line["step"] for line in done.directory.metrics()] == list(range(1, 9))
 
 
+@pytest.mark.soak
 def test_a_stopped_worker_is_found_and_its_process_ended(alone: Site) -> None:
     """SIGSTOP: Ray notices nothing, and calls a stopped process dead long before it is.
 

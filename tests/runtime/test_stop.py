@@ -29,7 +29,10 @@ def starts_ray(run: Started) -> bool:
     return any("gcs_server" in process.name() for process in psutil.Process(run.process.pid).children())
 
 
-@pytest.mark.parametrize(("moment", "number"), [(imports, signal.SIGINT), (starts_ray, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [(imports, signal.SIGINT), pytest.param(starts_ray, signal.SIGTERM, marks=pytest.mark.soak)],
+)
 def test_before_there_is_a_run(alone: Site, moment: Any, number: int) -> None:
     """To the whole process group, as terminals and supervisors do."""
     started = alone.start(FOREVER)
