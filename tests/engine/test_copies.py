@@ -16,6 +16,7 @@ from evenkeel.plan.layout import Wish
 LAYOUTS = {
     # name: (blocks, cuts of the pipelines over the layers, TP degree, shares of the 4 micro-batches, tied embeddings)
     "3x1x1": (2, [[0, 4]] * 3, 1, [2, 1, 1], True),
+    "2x1x1, one idle": (2, [[0, 4], [0, 4]], 1, [4, 0], True),
     "2x2x1": (2, [[0, 2, 4], [0, 2, 4]], 1, [3, 1], True),
     "2x2x2": (2, [[0, 2, 4], [0, 2, 4]], 2, [2, 2], False),
     "unequal, tied": (7, [[0, 5, 9], [0, 3, 6, 9]], 1, [3, 1], True),

@@ -23,6 +23,7 @@ def finish(t: Training) -> float | None:
     """
     t.progress.enter("finish")
     t.sums.publish()
+    t.sums.ready()
     eval_loss = _validate(t)
     t.progress.enter("finish")
     if t.job.write_final is None:

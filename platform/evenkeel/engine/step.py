@@ -35,6 +35,7 @@ def train_step(t: Training, step: int) -> Vote:
         MirrorError: if a mirror could not be made for a reason of this process.
     """
     t.begin(step)
+    # 0. Publish: begun here, so before any other collective of the step; each layer waits for its own parameters.
     t.sums.publish()
 
     # Validation of the version that this step starts from; its sums ride on this step's vote.

@@ -1,5 +1,8 @@
-"""The sums of the gradients over the pipelines, begun while the last micro-batch's backward pass still runs."""
+"""The sums of the gradients over the pipelines, begun while the last micro-batch's backward pass still runs; and the
+way back of the parameters, from their owners to everybody, which comes to its end in the first forward pass."""
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -27,13 +30,16 @@ class _Bucket:
     Attributes:
         span: of the flat buffers.
         shares: who owns which part of it; None: everybody all of it.
+        layer: index of the first layer with parameters in it, -1 for tied ones.
         waits_for: parameters whose gradients are not final yet, once the last backward pass has begun.
+        handle: of the sum.
     """
 
     group: Group
     span: slice
     shares: tuple[Share, ...] | None
     params: tuple[str, ...]
+    layer: int
     waits_for: int = 0
     handle: Pending | None = None
 
@@ -44,8 +50,8 @@ class GradientSums:
     The order is that of the backward pass: segments from the last to the first, within one its layers from the last to
     the first, tied parameters at the end.
 
-    A gradient is summed where its state is owned; where that is not everywhere, `publish` gives the others the owners'
-    new parameters before the next step uses them.
+    A gradient is summed where its state is owned; where that is not everywhere, `publish` and `ready` give the others
+    the owners' new parameters before the next step uses them.
 
     Args:
         copies: who owns what.
@@ -81,6 +87,7 @@ class GradientSums:
         self._by_param = {name: bucket for bucket in self._buckets for name in bucket.params}
         self._hooks: list[RemovableHandle] = []
         self._issued = 0
+        self._published: deque[tuple[int, Pending]] = deque()
 
     def begin(self) -> None:
         """A step begins."""
@@ -98,20 +105,28 @@ class GradientSums:
                 self._hooks.append(hook)
 
     def publish(self) -> None:
-        """Everybody gets the parameters from their owners, in the one order of groups; waits until they are there."""
-        published = [bucket for bucket in reversed(self._buckets) if bucket.shares is not None]
-        for bucket in published:
-            assert bucket.shares is not None
-            bucket.handle = bucket.group.gather_shares(self._state.compute[bucket.span], bucket.shares, async_op=True)
-        for bucket in published:
-            assert bucket.handle is not None
+        """Begins to give everybody the parameters from their owners, in the one order of groups: the reverse of that of
+        the sums, so tied ones first and then as a forward pass needs them. Nobody reads what is not `ready`."""
+        for bucket in reversed(self._buckets):
+            if bucket.shares is not None:
+                # .data: autograd takes no notice. To it all parameters change, those in use by then, too.
+                whole = self._state.compute.data[bucket.span]
+                handle = bucket.group.gather_shares(whole, bucket.shares, async_op=True)
+                self._published.append((bucket.layer, handle))
+
+    def ready(self, upto: float = math.inf) -> None:
+        """Waits until the parameters are there of the model's layers up to this one, which a forward pass comes to."""
+        while self._published and self._published[0][0] <= upto:
+            _, handle = self._published.popleft()
             with self._progress.communicating():
-                bucket.handle.wait()
+                handle.wait()
 
     def finish(self) -> None:
         """Starts what has not started, and waits for all; then the TP ranks take over one rank's gradients of what
-        they all hold, so that their copies stay equal to the last bit."""
+        they all hold, so that their copies stay equal to the last bit. Parameters are there after it, too, even where
+        no forward pass has waited for them (rule 3)."""
         self.detach()
+        self.ready()
         while self._issued < len(self._buckets):
             self._issue()
         for bucket in self._buckets:
@@ -161,9 +176,11 @@ class GradientSums:
         """A group's units, the last layers first; the same in every member, as they hold the same regions."""
         everybody = self._state.shard.owned is None
         for start, stop in reversed(ownership.units):
-            names = tuple(place.param.name for place in ownership.places if start <= place.start < stop)
+            inside = [place for place in ownership.places if start <= place.start < stop]
+            names = tuple(place.param.name for place in inside)
             shares = None if everybody else tuple(_shares(ownership, start, stop))
-            yield _Bucket(process_group, slice(origin + start, origin + stop), shares, names)
+            span = slice(origin + start, origin + stop)
+            yield _Bucket(process_group, span, shares, names, inside[0].layer)
 
     def _counted(
         self, ownership: Ownership, origin: int, worker: WorkerId, counts_replicated: bool

@@ -182,7 +182,7 @@ class _Passes:
     ) -> None:
         self._data, self._samples = data, samples
         self._state, self._key = training.memory.state, training.memory.key
-        self._progress = training.progress
+        self._progress, self._ready = training.progress, training.sums.ready
         self._loss, self._group = training.job.model.loss, training._loss_group
         self._device = training.memory.device
         self._dtype = PRECISIONS[training.settings.precision]
@@ -208,6 +208,7 @@ class _Passes:
     def _layers(self, x: Tensor) -> Tensor:
         for layer, mark in zip(self._state.stage.layers, self._marks, strict=True):
             mark()
+            self._ready(self._progress.layer)
             x = layer(x)
             if x.requires_grad:
                 x.register_hook(mark)  # type: ignore[no-untyped-call]  # its gradient is there: the layer's backward pass begins
