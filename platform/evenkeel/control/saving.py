@@ -278,6 +278,8 @@ def restored(s: State, entry: m.Restored) -> None:
     s.doubt = ""
     s.saved = [v for v in s.saved if in_line(s, v)]
     s.uploads.clear()
+    if base in (INITIAL, *s.saved):
+        s.pending &= ~Flags.CHECKPOINT  # it was to save what is gone, and there is nothing else yet
 
 
 def damaged(s: State, event: m.CheckpointUnreadable) -> None:
