@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from left import alive
-from tiny import wait_for_mirrors
+from tiny import wait_for_file, wait_for_mirrors
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
@@ -99,13 +99,13 @@ class Stops:
     def wait_at_gate(self, stop: int) -> None:
         """Whoever comes while processes are still held at the stop before goes on if that breaks its world."""
         if stop and not self.over(stop - 1).exists():
-            _await(self.over(stop - 1))
+            wait_for_file(self.over(stop - 1))
             if self.stops[stop - 1].kills_workers:
                 return
         self.at_gate(stop).touch()
         gate = self.gate(stop)
         assert gate is not None
-        _await(gate)
+        wait_for_file(gate)
 
     def over(self, stop: int) -> Path:
         return self.folder / f"{stop}-over"
@@ -122,7 +122,7 @@ class Stops:
         half = self.folder / f"{stop}-half-{who}"
         half.write_text(str(number))
         half.rename(self.folder / f"{stop}-held-{who}")
-        _await(self.over(stop))
+        wait_for_file(self.over(stop))
 
     def plans(self) -> Iterator[FaultPlan]:
         for number, stop in enumerate(self.stops):
@@ -135,11 +135,6 @@ class Stops:
             step = 1 if stop.phase == LOAD else stop.step
             for rank in () if stop.holds_controller else stop.ranks:
                 yield FaultPlan(HOLD + RANKS * number + rank, step, phase, f"rank:{rank}", "exception")
-
-
-def _await(path: Path) -> None:
-    while not path.exists():
-        time.sleep(POLL_S)
 
 
 # ---------------------------------------------------------------- workers

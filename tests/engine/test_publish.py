@@ -1,6 +1,5 @@
 """Owners publish new parameters while the next forward pass runs: each layer waits for its own ones, and no other."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from tiny import GATE, Tiny, difference, layout_of
+from tiny import GATE, Tiny, difference, layout_of, wait_for_file
 from torch import Tensor, nn
 
 from evenkeel.control.messages import Event, WorkerLost
@@ -38,8 +37,7 @@ class Held(Tiny):
 
     def fault_once(self, index: int) -> bool:
         if index < GATE:
-            while not self.noted("spare"):
-                time.sleep(0.005)
+            wait_for_file(self.folder / "spare")
             return super().fault_once(index)
         self.note("held")
         fires = super().fault_once(index)

@@ -81,8 +81,7 @@ class Tiny:
             return False
         if index < GATE:
             return once_in(self.folder)(index)
-        while not (self.folder / "open").exists():
-            time.sleep(0.005)
+        wait_for_file(self.folder / "open")
         return False
 
     def open_gate(self) -> None:
@@ -114,6 +113,12 @@ class Tiny:
             rates=[rate_of(s, step) for step in range(1, s.last_step + 1)], weight_decay=s.weight_decay,
             betas=s.betas, eps=s.eps, clip=s.grad_clip,
         )  # fmt: skip
+
+
+def wait_for_file(path: Path) -> None:
+    """Until another process has made it."""
+    while not path.exists():
+        time.sleep(0.002)
 
 
 def mirrors_here() -> Mirrors:

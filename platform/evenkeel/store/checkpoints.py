@@ -132,10 +132,9 @@ class Checkpoints:
         found = self.open(step)
         while found is not None:
             wrong = list(found.damage(thorough))
-            now = self.open(step) if wrong else found
-            if now is not None and now.manifest == found.manifest:
+            if not wrong or not self.is_gone(found):
                 return found, wrong
-            found = now
+            found = self.open(step)
         return None
 
     def is_gone(self, found: Checkpoint) -> bool:
