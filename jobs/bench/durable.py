@@ -211,20 +211,20 @@ def _write(lab: Lab, count: int, size: Size, bound: Bound, place: Place) -> Foun
 
 
 def write_pair(work: Work, place: Place, folder: Path, number: int) -> Written:
-    """Both once, in a process of their own; in rounds of odd numbers plainly first.
+    """Both once, each in a process of its own; in rounds of odd numbers plainly first.
 
     Raises:
         BenchError: if it fails, or there is no such place.
     """
-    out = folder / "written.json"
-    order = ("ours", "plain") if number % 2 == 0 else ("plain", "ours")
+    found: dict[str, dict[str, float]] = {}
     with place(folder) as store:
-        script = str(JOBS / "bench" / "writing.py")
-        command = [sys.executable, script, str(work.write(folder)), store.url, str(out), *order]
-        execute(command, folder, store.environment)
-    found = json.loads(out.read_text())
+        script, work_file = str(JOBS / "bench" / "writing.py"), str(work.write(folder))
+        for name in ("ours", "plain") if number % 2 == 0 else ("plain", "ours"):
+            out = folder / f"{name}.json"
+            execute([sys.executable, script, work_file, store.url, str(out), name], folder, store.environment)
+            found[name] = json.loads(out.read_text())
     ours, plain = found["ours"], found["plain"]
-    return Written(store.name, found["bytes"], ours["s"], plain["s"], ours["cpu_s"], plain["cpu_s"])
+    return Written(store.name, int(ours["bytes"]), ours["s"], plain["s"], ours["cpu_s"], plain["cpu_s"])
 
 
 # ------------------------------------------------------------ memory

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 from bench.process import BenchError
@@ -11,8 +11,9 @@ from bench.work import WARM_UP, Steps
 Line = Mapping[str, Any]
 
 FLOOR, PLAIN, WRITES, MEMORY = "floor", "plain", "writes", "memory"
-"""What can be measured inside: the time of one memory copy just before each of ours; the cost of writing the same bytes
-plainly beside each write of ours; what a checkpoint takes, which those two imply; the most memory ever taken."""
+"""What can be measured inside: the time of one memory copy, the faster of two, just before each of ours; the cost of
+writing the same bytes plainly beside each write of ours; what a checkpoint takes, which those two imply; the most
+memory ever taken."""
 SWITCH_S = 0.02
 """From the end of a copy to the first byte of its writing, at most: another thread has to wake up."""
 
@@ -39,16 +40,21 @@ def floor_s(steps: Steps) -> float:
 
 
 def late_s(steps: Steps) -> float | None:
-    """By how much a step with a checkpoint before it comes later than others, without the copy that we add to measure.
+    """By how much a step with a checkpoint before it comes later than others, without the copies made to measure it.
 
-    In it are the copy, and what the writing takes of the cores. None if something was being written in every step.
+    In it are the copy, and what the writing takes of the cores; checkpoints that were first written plainly, for the
+    comparison, do not count. None if none is left, or something was being written in every step.
     """
     longer, normal = [], []
-    by_step = {lines[0]["step"]: lines for lines in _checkpoints(steps, "floor_s")}
+    by_step = {
+        lines[0]["step"]: lines
+        for lines in _checkpoints(steps, "floors_s")
+        if not any(line.get("plain_first") for line in lines)
+    }
     for step in range(WARM_UP + 1, steps.last + 1):
         took = steps.ends[step] - steps.ends[step - 1]
         if step - 1 in by_step:
-            longer.append(took - _slowest(by_step[step - 1], "floor_s"))
+            longer.append(took - _slowest(by_step[step - 1], "floors_s"))
         elif not _writing(steps, steps.ends[step - 1], steps.ends[step]):
             normal.append(took)
     return median(longer) - median(normal) if longer and normal else None
@@ -57,11 +63,17 @@ def late_s(steps: Steps) -> float | None:
 def cpu_ratio(steps: Steps) -> float:
     """CPU seconds of a worker's part, from the copy to the last byte, over those of writing the same bytes plainly.
 
+    Who writes second finds memory that is easier to get, so both orders count alike, however often there was each.
+
     Raises:
         BenchError: if no part was measured.
     """
     found = [line for lines in _checkpoints(steps, "plain_cpu_s", "copy_cpu_s") for line in lines]
-    return median((line["copy_cpu_s"] + line["write_cpu_s"]) / line["plain_cpu_s"] for line in found)
+    ratios: dict[bool, list[float]] = {}
+    for line in found:
+        ratio = (line["copy_cpu_s"] + line["write_cpu_s"]) / line["plain_cpu_s"]
+        ratios.setdefault(bool(line.get("plain_first")), []).append(ratio)
+    return geometric_mean(map(median, ratios.values()))
 
 
 def slowdown(steps: Steps) -> float:

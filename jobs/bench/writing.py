@@ -1,8 +1,8 @@
-"""Writes one checkpoint as ours are written, and the same bytes plainly: one after the other, with nothing else to do.
+"""Writes one checkpoint as ours are written, or the same bytes plainly, with nothing else to do.
 
-Arguments: work.yaml, URL of an empty folder, output, and "ours" and "plain" in the order in which they are to run. What
-is written is removed again. On a local path the plain one is one file, written from its first byte to its last with the
-same checksum and synced; on an object store one upload by the file system's client, with the settings that ours has.
+Arguments: work.yaml, URL of an empty folder, output, and "ours" or "plain". What is written is removed again. On a
+local path the plain one is one file, written from its first byte to its last with the same checksum and synced; on an
+object store one upload by the file system's client, with the settings that ours has.
 """
 
 import json
@@ -98,7 +98,7 @@ def remove(files: LocalFiles | ObjectFiles) -> None:
 
 
 def main() -> None:
-    work, url, output, *order = sys.argv[1:]
+    work, url, output, how = sys.argv[1:]
     prepared = prepare(load_config([work]))
     planned = first_layout(prepared)
     assert not isinstance(planned, Infeasible), planned.reason
@@ -106,12 +106,10 @@ def main() -> None:
     assert isinstance(files, LocalFiles | ObjectFiles)
     state = made_up(prepared.spec.policy.model, planned.layout)
     files.replace("warm-up", b"connected")
-    writes = {"ours": lambda: ours(state, files), "plain": plain(state, files)}
-    found: dict[str, object] = {"bytes": state.data.nbytes}
-    for name in order:
-        found[name] = timed(writes[name])
-        remove(files)
-    Path(output).write_text(json.dumps(found))
+    write = plain(state, files) if how == "plain" else lambda: ours(state, files)
+    found = timed(write)
+    remove(files)
+    Path(output).write_text(json.dumps({"bytes": state.data.nbytes, **found}))
 
 
 if __name__ == "__main__":
