@@ -1,11 +1,17 @@
 """A worker's part of a checkpoint: copied between steps, written meanwhile; slow, failing, and at the end of a run."""
 
+import errno
+import json
+import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,17 +19,24 @@ from tiny import Tiny, layout_of
 
 from evenkeel.control import messages as m
 from evenkeel.control.policy import Policy
+from evenkeel.core.boxes import Box
 from evenkeel.core.ids import NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.engine.faults import Faults
 from evenkeel.engine.job import CheckpointError, Job, Piece
 from evenkeel.engine.local import LocalRun, static_world
 from evenkeel.engine.model import model_shape
-from evenkeel.engine.saver import Saver
+from evenkeel.engine.saver import STUCK_S, Saver
 from evenkeel.engine.state import ShardState
 from evenkeel.plan.copies import copies_of
 from evenkeel.plan.layout import Wish
 from evenkeel.plan.state import KINDS
+from evenkeel.runtime import saving
+from evenkeel.store.checkpoint_part import Piece as PartPiece
+from evenkeel.store.errors import StoreError
+from evenkeel.store.files import LocalFiles, Sink
+from evenkeel.store.retry import Patience, Trouble, retrying
+from evenkeel.store.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -145,3 +158,110 @@ def test_nobody_waits_for_a_writer_that_gets_no_further(tmp_path: Path, monkeypa
     assert isinstance(written, m.PartWritten) and (written.part, written.version) == ("a 1", Version(1, 1))
     assert written.stall_s > 0
     saver.close()
+
+
+def part_of(root: Path) -> Callable[..., str]:
+    """Writes a part as a run does: as a file of a run directory."""
+    run = RunDirectory.at(str(root))
+
+    def save(version: Version, worker: WorkerId, pieces: list[Piece], report: object, moved: Callable[[], None]) -> str:
+        stored = [PartPiece(p.tensor, "F32", p.shape, p.box, memoryview(p.data.numpy())) for p in pieces]
+        return saving.write(run, version, worker, stored, lambda trouble: None, moved)
+
+    return save
+
+
+class SlowDisk:
+    """What is written waits in memory for a sync, which takes seconds for every byte, by a clock of its own."""
+
+    def __init__(self, seconds_a_byte: float, look: Callable[[], object]) -> None:
+        self.now = 0.0
+        self._seconds_a_byte, self._look = seconds_a_byte, look
+        self._written: dict[int, int] = {}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sync_range(self, fd: int, start: int, stop: int, flags: int) -> int:
+        if flags & 1:  # to wait
+            self._write(fd, stop)
+        return 0
+
+    def sync(self, fd: int) -> None:
+        self._write(fd, os.fstat(fd).st_size)
+
+    def _write(self, fd: int, stop: int) -> None:
+        file = os.fstat(fd).st_ino
+        self.now += self._seconds_a_byte * max(0, stop - self._written.get(file, 0))
+        self._written[file] = max(stop, self._written.get(file, 0))
+        self._look()
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["ranges", "syncs"])
+def test_a_slow_disk_is_not_taken_for_one_that_hangs(
+    told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To write all of it takes many times as long as anybody waits for a word: there is one for every window."""
+    job = Tiny(tmp_path)(WorkerId("a"))
+    job.save = part_of(tmp_path / "run")
+    sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+    worker = WorkerInfo(WorkerId("a"), NodeId("n"), 1)
+    world = static_world([worker], layout_of([worker.worker_id], [[0, 4]], 1, [4]), 9)
+    saver = Saver(worker.worker_id, job, Faults(worker.worker_id, (), bool), sent.put)
+    waited: list[bool] = []
+    window = 2048
+    disk = SlowDisk(0.2 * STUCK_S / window, lambda: waited.append(saver.busy))
+    monkeypatch.setattr("evenkeel.engine.saver.time", disk)
+    monkeypatch.setattr("evenkeel.store.local.WINDOW_BYTES", window)
+    monkeypatch.setattr("evenkeel.store.checkpoint_part.WRITE_BYTES", window)
+    monkeypatch.setattr("evenkeel.store.local._sync_range", disk.sync_range if told else lambda *_: errno.ENOSYS)
+    monkeypatch.setattr(os, "fdatasync", disk.sync)
+    monkeypatch.setattr(os, "fsync", disk.sync)
+    state = ShardState(job.model, job.shape, world.layout.shard(worker.worker_id))
+    saver.begin(state, world.layout, copies_of(world, job.shape))
+    saver.copy(Version(1, 1))
+    written = sent.get()
+    saver.close()
+    assert isinstance(written, m.PartWritten) and written.version == Version(1, 1)
+    assert disk.now > 5 * STUCK_S
+    assert all(waited), "it was taken for stuck"
+
+
+class Breaking(LocalFiles):
+    """A store that takes 100 s for each write, and breaks off the first file at its end."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.now, self.broken = 0.0, 0
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[Sink]:
+        with super().stream(name) as sink:
+            yield Slow(self, sink)
+            if not self.broken:
+                self.broken += 1
+                raise StoreError(f"{name}: reset") from ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+@dataclass
+class Slow:
+    files: Breaking
+    sink: Sink
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.files.now += 100.0
+        self.sink.write(data)
+
+
+def test_a_part_that_breaks_off_after_a_long_time_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, told = Breaking(tmp_path), list[Trouble]()
+    again = partial(retrying, patience=Patience(first_s=0.001, most_s=0.001), clock=lambda: files.now)
+    monkeypatch.setattr("evenkeel.runtime.saving.retrying", again)
+    monkeypatch.setattr("evenkeel.runtime.saving.time", SimpleNamespace(monotonic=lambda: files.now))
+    pieces = [PartPiece(f"param/{n}", "F32", (4,), Box((0,), (4,)), memoryview(bytes(16))) for n in range(5)]
+    part = saving.write(RunDirectory(files), Version(3, 1), WorkerId("a"), pieces, told.append, lambda: None)
+    assert [trouble.since_s for trouble in told] == [600.0] and files.broken == 1
+    record = json.loads(part)["file"]
+    assert files.sizes("checkpoints/step-00000003") == {record["name"]: record["size"]}

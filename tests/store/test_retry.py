@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import explain, hide, secrets_in, transient
 from evenkeel.store.options import merged
-from evenkeel.store.retry import Patience, Trouble, retrying
+from evenkeel.store.retry import EXCUSED, Patience, Trouble, retrying
 
 
 def caused(cause: BaseException, text: str = "s3://b/x: down") -> StoreError:
@@ -83,6 +83,53 @@ def test_patience_ends_with_what_was_wrong_and_how_long_it_was_tried() -> None:
     assert clock.now > 30 - 8, "the last pause that did not fit"
     assert transient(caught.value), "who asks later still sees the cause"
     assert f"after {len(told) + 1} attempts" in str(caught.value)
+
+
+def test_an_attempt_that_got_on_for_long_and_then_failed_is_repeated() -> None:
+    """15 GB at 50 MB/s, all well, and then one connection is reset."""
+    clock, told = Clock(), list[Trouble]()
+    call = clock.failing([caused(ConnectionResetError(errno.ECONNRESET, "reset"))], takes_s=300.0)
+    assert retrying(call, told.append, clock.wait, clock=clock, moved_at=clock) == "done"
+    assert [t.since_s for t in told] == [300.0]
+
+
+def test_attempts_that_get_on_and_fail_are_not_repeated_for_ever() -> None:
+    clock, told = Clock(), list[Trouble]()
+    call = clock.failing([caused(REFUSED)] * 99, takes_s=300.0)
+    with pytest.raises(StoreError, match=rf"given up after {EXCUSED + 1} attempts in 12\d\d s"):
+        retrying(call, told.append, clock.wait, clock=clock, moved_at=clock)
+    assert len(told) == EXCUSED
+
+
+def test_who_got_on_a_little_and_then_waited_has_waited() -> None:
+    clock = Clock()
+    call = clock.failing([caused(REFUSED)], takes_s=300.0)
+    with pytest.raises(StoreError, match="given up after 1 attempts in 300 s"):
+        retrying(call, pytest.fail, clock.wait, clock=clock, moved_at=lambda: 10.0)
+
+
+@given(takes=st.lists(st.floats(0, 1000), max_size=20), waits=st.floats(0, 50))
+def test_the_time_for_which_attempts_got_on_does_not_count_but_of_few(takes: list[float], waits: float) -> None:
+    """Each gets on for some time, then waits and fails; short ones do not use up what the long ones may take."""
+    clock, begun, moved_at = Clock(), list[float](), 0.0
+    rest = iter(takes)
+
+    def attempt() -> str:
+        nonlocal moved_at
+        begun.append(clock.now)
+        for takes_s in rest:
+            moved_at = clock.now + takes_s
+            clock.now = moved_at + waits
+            raise caused(REFUSED)
+        return "done"
+
+    patience, told = Patience(100, 1, 8), list[Trouble]()
+    try:
+        assert retrying(attempt, told.append, clock.wait, patience, clock, moved_at=lambda: moved_at) == "done"
+    except StoreError:
+        assert clock.now - sum(sorted(takes[: len(begun)])[-EXCUSED:]) + patience.most_s > patience.total_s - 1e-6
+    for n, at in enumerate(begun):
+        assert at <= patience.total_s + sum(sorted(takes[:n])[-EXCUSED:]) + 1e-6
 
 
 def test_a_stop_ends_the_wait_at_once() -> None:

@@ -129,6 +129,35 @@ def test_a_cut_upload_is_invisible_and_repeated_whole(linked: Files, link: Proxy
     assert unfinished(moto) == 0
 
 
+@pytest.mark.parametrize("fault", ["cut", "errors"])
+def test_a_piece_of_an_upload_that_fails_is_sent_again_alone(
+    linked: Files, link: Proxy, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Also where half of it was sent: what went before it is there, and stays."""
+    fs = linked.fs  # type: ignore[attr-defined]
+    call, asked = fs.call_s3, list[str]()
+
+    def call_s3(method: str, **kwargs: Any) -> Any:
+        asked.append(method)
+        try:
+            return call(method, **kwargs)
+        except Exception:
+            link.heal()
+            raise
+
+    def spoil() -> None:
+        """The second of three pieces; the client tries twice."""
+        if fault == "cut":
+            link.cut_after(PART // 2)
+        else:
+            link.fail(2, "503 Slow Down", "SlowDown")
+
+    monkeypatch.setattr(fs, "call_s3", call_s3)
+    upload(linked, "c/part", 8, spoil)
+    assert asked == ["create_multipart_upload", *["upload_part"] * 4, "complete_multipart_upload"]
+    assert linked.read("c/part") == DATA
+
+
 @pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.soak)])
 def test_an_answer_that_is_late_is_awaited(linked: Files, link: Proxy, seconds: float) -> None:
     linked.names("")

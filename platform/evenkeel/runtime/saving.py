@@ -3,8 +3,10 @@
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
@@ -43,8 +45,15 @@ def write(
     Raises:
         StoreError: an error that does not pass, or not soon enough.
     """
-    attempt = partial(Checkpoints(run.files).write, version, worker_id, pieces, moved)
-    part = retrying(attempt, report, threading.Event().wait)
+    moved_at = -inf
+
+    def note() -> None:
+        nonlocal moved_at
+        moved_at = time.monotonic()
+        moved()
+
+    attempt = partial(Checkpoints(run.files).write, version, worker_id, pieces, note)
+    part = retrying(attempt, report, threading.Event().wait, moved_at=lambda: moved_at)
     return json.dumps(dump(part, Part), separators=(",", ":"))
 
 

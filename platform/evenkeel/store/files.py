@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
@@ -26,7 +26,7 @@ from evenkeel.store.failures import (
     transient,
     without_credentials,
 )
-from evenkeel.store.local import close, locked, sync_folder, write_durably
+from evenkeel.store.local import Streamed, locked, sync_folder, write_durably
 from evenkeel.store.objects import abort_uploads, creates_atomically, tag_of
 from evenkeel.store.options import open_file_system
 from evenkeel.store.upload import open_upload
@@ -211,12 +211,11 @@ class LocalFiles:
         with ExitStack() as stack:
             with told():
                 temporary = stack.enter_context(self._temporary(name))
-                file = temporary.open("wb")
-                stack.callback(close, file)
+                file = Streamed(temporary)
+                stack.callback(file.close)
             yield _Told(file, told)
             with told():
-                file.flush()
-                os.fsync(file.fileno())
+                file.sync()
                 temporary.replace(self.path(name))
                 sync_folder(self.path(name).parent)
 
@@ -370,7 +369,7 @@ class ObjectFiles:
 class _Told:
     """A file whose failures are StoreErrors."""
 
-    def __init__(self, file: BinaryIO, told: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, file: Sink, told: Callable[[], AbstractContextManager[None]]) -> None:
         self._file, self._told = file, told
 
     def write(self, data: bytes | memoryview) -> None:

@@ -4,6 +4,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from heapq import nlargest
+from math import inf
 from typing import TypeVar
 
 from evenkeel.store.errors import StoreError
@@ -11,13 +13,16 @@ from evenkeel.store.failures import transient
 
 T = TypeVar("T")
 
+EXCUSED = 3
+"""Attempts that may have got on for as long as they like before they failed: the longest of all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long a store is waited for, in seconds.
 
     Attributes:
-        total_s: from the first attempt on; no attempt begins later.
+        total_s: from the first attempt on, without the time for which attempts got on; no attempt begins later.
         first_s: the longest first pause; each following may be twice as long, up to `most_s`.
     """
 
@@ -54,6 +59,7 @@ def retrying(
     patience: Patience = Patience(),
     clock: Callable[[], float] = time.monotonic,
     passes: Callable[[StoreError], bool] = transient,
+    moved_at: Callable[[], float] = lambda: -inf,
 ) -> T:
     """What `call` returns, which is repeated after errors that pass. It must be such that repeating it does no harm.
 
@@ -63,20 +69,25 @@ def retrying(
         report: is told each time before a pause.
         wait: returns after so many seconds, or earlier and True to give up: the `wait` of a threading.Event.
         passes: whether to wait for an error to pass.
+        moved_at: when the call last got on, by the clock. For as long as an attempt got on the store was not waited
+            for; but a few such attempts are enough.
 
     Raises:
         StoreError: an error that does not pass, or the last one when `wait` gave up, as they were; or one that
             says how long was tried.
     """
     begun = clock()
+    well: list[float] = []
     for attempt, pause in enumerate(patience.pauses(random.Random()), start=1):
+        started = clock()
         try:
             return call()
         except StoreError as error:
             since = clock() - begun
             if not passes(error):
                 raise
-            if since + pause > patience.total_s:
+            well.append(max(0.0, moved_at() - started))
+            if since - sum(nlargest(EXCUSED, well)) + pause > patience.total_s:
                 raise StoreError(f"{error} (given up after {attempt} attempts in {since:.0f} s)") from error
             report(Trouble(error, attempt, since, pause))
             if wait(pause):

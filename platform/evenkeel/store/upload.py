@@ -1,9 +1,18 @@
 """Writing a file to an object store piece by piece."""
 
 import io
+import time
 from typing import Any
 
 from fsspec.spec import AbstractFileSystem
+
+from evenkeel.store.failures import transient
+
+PAUSES_S = (1.0, 4.0)
+"""Before a part that failed is sent for the second time, and for the third; short, for they are not told."""
+AGAIN_S = 10.0
+"""A part that has failed for longer is not sent anew: the client is patient, too (options.py), and who writes nothing
+for two minutes is taken for stuck."""
 
 
 def open_upload(fs: AbstractFileSystem, path: str) -> Any:
@@ -55,10 +64,23 @@ class S3Upload:
     def _send(self) -> None:
         if self._upload is None:
             self._upload = self._fs.call_s3("create_multipart_upload", **self._object)["UploadId"]
-        to = {**self._object, "UploadId": self._upload, "PartNumber": len(self._parts) + 1}
-        sent = self._fs.call_s3("upload_part", **to, Body=self._filled())
-        self._parts.append({"PartNumber": to["PartNumber"], "ETag": sent["ETag"]})
+        number = len(self._parts) + 1
+        sent = self._sent({**self._object, "UploadId": self._upload, "PartNumber": number})
+        self._parts.append({"PartNumber": number, "ETag": sent["ETag"]})
         self._buffer.seek(0)
+
+    def _sent(self, to: dict[str, Any]) -> Any:
+        """The server's answer to a part; one that fails in a way that passes is sent anew, and none before it."""
+        body, began = self._filled(), time.monotonic()
+        for pause_s in PAUSES_S:
+            try:
+                return self._fs.call_s3("upload_part", **to, Body=body)
+            except Exception as error:  # the clients of stores have no base of their errors in common
+                if not transient(error) or time.monotonic() - began > AGAIN_S:
+                    raise
+            time.sleep(pause_s)
+            body.seek(0)
+        return self._fs.call_s3("upload_part", **to, Body=body)
 
     def _filled(self) -> io.BytesIO:
         """What is in the buffer, to be read; not what an earlier part, which was longer, left behind it."""
