@@ -19,7 +19,6 @@ from evenkeel.store.failures import (
     credentials_in,
     explain,
     full,
-    no_bucket,
     past_the_end,
     reveals,
     secrets_in,
@@ -27,7 +26,7 @@ from evenkeel.store.failures import (
     without_credentials,
 )
 from evenkeel.store.local import close, locked, sync_folder, write_durably
-from evenkeel.store.objects import abort_uploads, creates_atomically, tag_of
+from evenkeel.store.objects import abort_uploads, creates_atomically, if_there, replace_tagged, tag_of
 from evenkeel.store.options import open_file_system
 from evenkeel.store.upload import open_upload
 
@@ -67,8 +66,10 @@ class Files(Protocol):
     def replace_if(self, name: str, data: bytes, gives_way: Callable[[], bool]) -> bool:
         """Writes the whole file if what is there gives way, which is asked just before; else answers False.
 
-        On a local path nobody replaces it so meanwhile, and on S3 nobody if the server knows If-Match. Ceph's does not,
-        nor do other object stores: there another may, in the time between a look and the request that follows it.
+        It is asked again when somebody was quicker, or seems to have been: with a lost reply, it is shown one's own.
+
+        On a local path nobody replaces it so meanwhile, and on S3 nobody at all if the server knows If-Match, as Ceph's
+        does. On other stores another may, in the time between a look and the request that follows it.
         """
 
     def remove(self, name: str) -> None:
@@ -245,29 +246,21 @@ class ObjectFiles:
         return f"{self._url}/{name}" if name else self._url
 
     def read(self, name: str, offset: int = 0) -> bytes | None:
-        with self._told(name):
-            try:
-                data = self.fs.cat_file(self._full(name))
-            except FileNotFoundError as error:
-                if no_bucket(error):
-                    raise
-                return None
-            return bytes(data)[offset:]
+        with self._told(name), if_there():
+            return bytes(self.fs.cat_file(self._full(name)))[offset:]
+        return None
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
-        with self._told(name):
+        with self._told(name), if_there():
             try:
                 data = self.fs.cat_file(self._full(name), start=offset, end=offset + len(buffer))
-            except FileNotFoundError as error:
-                if no_bucket(error):
-                    raise
-                return None
             except OSError as error:
                 if past_the_end(error):
                     return 0
                 raise
             buffer[: len(data)] = data
             return len(data)
+        return None
 
     def replace(self, name: str, data: bytes) -> None:
         with self._told(name):
@@ -290,23 +283,18 @@ class ObjectFiles:
             return found == data
 
     def replace_if(self, name: str, data: bytes, gives_way: Callable[[], bool]) -> bool:
-        while True:
-            tag = self._tag(name)
+        written = False
+        while not written:
+            with self._told(name):
+                tag = tag_of(self.fs, self._full(name))
             if not gives_way():
                 return False
-            if tag:
-                with suppress(Exception):
-                    self.fs.pipe_file(self._full(name), data, IfMatch=tag)
-                    return True
-                # Ceph refuses a tag that it has just given out. Or somebody was quicker: it may be this very call.
-                if self._tag(name) != tag:
-                    continue
-            self.replace(name, data)
-            return True
-
-    def _tag(self, name: str) -> str:
-        with self._told(name):
-            return tag_of(self.fs, self._full(name))
+            if tag == "":
+                written = self.create(name, data)  # it was removed
+                continue
+            with self._told(name):
+                written = replace_tagged(self.fs, self._full(name), data, tag)
+        return True
 
     def remove(self, name: str) -> None:
         with self._told(name), suppress(FileNotFoundError):
@@ -333,15 +321,11 @@ class ObjectFiles:
 
     def _entries(self, folder: str, kind: str) -> dict[str, int]:
         """Name and size of each entry of that kind."""
-        with self._told(folder):
+        entries: list[dict[str, Any]] = []
+        with self._told(folder), if_there():
             self.fs.invalidate_cache(self._full(folder))
-            try:
-                entries = self.fs.ls(self._full(folder), detail=True)
-            except FileNotFoundError as error:
-                if no_bucket(error):
-                    raise
-                return {}
-            return {e["name"].rstrip("/").rpartition("/")[2]: e["size"] for e in entries if e["type"] == kind}
+            entries = self.fs.ls(self._full(folder), detail=True)
+        return {e["name"].rstrip("/").rpartition("/")[2]: e["size"] for e in entries if e["type"] == kind}
 
     @contextmanager
     def stream(self, name: str) -> Iterator[Sink]:
