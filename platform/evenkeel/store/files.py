@@ -87,10 +87,13 @@ class Files(Protocol):
     def remove_folder(self, folder: str) -> None:
         """Removes a folder, that may be gone already, with all in it, unfinished files too."""
 
-    def drop_unfinished(self, folder: str) -> int:
+    def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
         """Removes what killed writers left of files in a folder and below it, which no listing shows; of how many.
 
-        Nobody may be writing there: it would be taken for such a one.
+        Nobody may be writing one of these: it would be taken for such a one.
+
+        Args:
+            which: whether a file is meant, by its name relative to the folder; as it is here, all are.
         """
 
     def stream(self, name: str) -> AbstractContextManager[Sink]:
@@ -191,12 +194,14 @@ class LocalFiles:
         with _told(self.where(folder), OSError), suppress(FileNotFoundError):
             shutil.rmtree(self.path(folder))
 
-    def drop_unfinished(self, folder: str) -> int:
+    def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
         found = 0
         with _told(self.where(folder), OSError):
             for path in self.path(folder).rglob(f".*{TEMPORARY}*"):
-                path.unlink(missing_ok=True)
-                found += 1
+                target = path.with_name(path.name[1:].rpartition(TEMPORARY)[0])
+                if which(target.relative_to(self.path(folder)).as_posix()):
+                    path.unlink(missing_ok=True)
+                    found += 1
         return found
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
@@ -315,9 +320,9 @@ class ObjectFiles:
             self.fs.invalidate_cache(self._full(folder))
             self.fs.rm(self._full(folder), recursive=True)
 
-    def drop_unfinished(self, folder: str) -> int:
+    def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
         with self._told(folder):
-            return abort_uploads(self.fs, self._full(folder))
+            return abort_uploads(self.fs, self._full(folder), which)
 
     def _entries(self, folder: str, kind: str) -> dict[str, int]:
         """Name and size of each entry of that kind."""

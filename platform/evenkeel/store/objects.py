@@ -1,6 +1,6 @@
 """What object stores do that fsspec has no word for, or does not do alike for all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -56,8 +56,8 @@ def replace_tagged(fs: AbstractFileSystem, path: str, data: bytes, tag: str | No
     return True
 
 
-def abort_uploads(fs: AbstractFileSystem, folder: str) -> int:
-    """Drops what was uploaded of files that were never finished; of how many.
+def abort_uploads(fs: AbstractFileSystem, folder: str, which: Callable[[str], bool]) -> int:
+    """Drops what was uploaded of files that were never finished; of how many. See Files.drop_unfinished.
 
     Other object stores drop an upload by themselves when it is not gone on with; on S3 its parts stay, and cost.
     """
@@ -70,6 +70,8 @@ def abort_uploads(fs: AbstractFileSystem, folder: str) -> int:
         at = {f"{k}Marker": page[f"Next{k}Marker"] for k in ("Key", "UploadId") if f"Next{k}Marker" in page}
         page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **at)
         for upload in page.get("Uploads", []):
+            if not which(upload["Key"].removeprefix(prefix)):
+                continue
             with suppress(FileNotFoundError):  # just finished or dropped
                 fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
             found += 1
