@@ -1,5 +1,6 @@
 """A link to a server that can be cut, stalled, or answer with errors."""
 
+import re
 import socket
 import struct
 import threading
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 METHODS = (b"GET /", b"PUT /", b"POST /", b"HEAD /", b"DELETE /")
+GO_ON = re.compile(rb"HTTP/1\.1 100 [^\r]*\r\n\r\n")
+"""Asks for the rest of a request: the answer is still to come."""
 RESET = struct.pack("ii", 1, 0)
 ANSWER = (
     "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n{body}"
@@ -104,14 +107,9 @@ class Proxy:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        try:
-            server = socket.create_connection(("127.0.0.1", self._server_port))
-        except OSError:
-            _end(client)
-            return
         with self._lock:
-            self._connections += [client, server]
-        threading.Thread(target=self._pass, args=(server, client), daemon=True).start()
+            self._connections.append(client)
+        server: socket.socket | None = None
         with suppress(OSError):
             while data := client.recv(1 << 16):
                 self._flowing.wait()
@@ -121,15 +119,24 @@ class Proxy:
                         break
                     self.requests += 1
                     self._meet(data.partition(b"\r\n")[0])
+                server = server or self._reach(client)
                 server.sendall(data)
                 self._count(len(data))
-        _end(client, server)
+        _end(client, *([server] if server else []))
+
+    def _reach(self, client: socket.socket) -> socket.socket:
+        """Not before there is something to pass on: moto serves one connection at a time, and would wait for it."""
+        server = socket.create_connection(("127.0.0.1", self._server_port))
+        with self._lock:
+            self._connections.append(server)
+        threading.Thread(target=self._pass, args=(server, client), daemon=True).start()
+        return server
 
     def _pass(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
             while data := server.recv(1 << 16):
                 self._flowing.wait()
-                if self._replies_to_lose:
+                if self._replies_to_lose and not GO_ON.fullmatch(data):
                     self._replies_to_lose -= 1
                     break
                 client.sendall(data)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenkeel.core.ids import Version
-from evenkeel.store.files import Files, LocalFiles
+from evenkeel.store.files import Files, LocalFiles, ObjectFiles, open_files
 from evenkeel.store.manifest import part_generation
 
 pytestmark = pytest.mark.stores("rgw")
 
 STATE = make_state(0)
+HALF = bytes(1 << 16)
 SMALL = {"param/bias": STATE["param/bias"]}
 
 
@@ -153,6 +155,53 @@ def test_what_is_being_written_is_not_touched(files: Files) -> None:
     assert files.read(f"{step(40)}/g2-w0000.safetensors") == b"halfway"
     for version in newer:
         assert same(load(commit(files, version, STATE, parts[version])), STATE)
+
+
+def leave(files: Files, name: str) -> None:
+    """What stays of a file whose writer is killed."""
+    if isinstance(files, LocalFiles):
+        path = files.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f".{path.name}.tmp-0123").write_bytes(HALF)
+        return
+    assert isinstance(files, ObjectFiles)
+    bucket, key, _ = files.fs.split_path(files.where(name))
+    upload = files.fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
+    files.fs.call_s3("upload_part", Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=HALF)
+
+
+def begun(files: Files) -> set[str]:
+    """The names of all files that were begun and are not finished."""
+    names: set[str] = set()
+
+    def keep(name: str) -> bool:
+        names.add(name)
+        return False
+
+    assert files.drop_unfinished("", keep) == 0
+    return names
+
+
+@pytest.mark.stores("moto", "rgw")
+def test_a_part_that_was_begun_and_is_overtaken_goes_and_no_other_does(url: str, store: str) -> None:
+    """All were killed before a part was whole, so an object store lists nothing of the step; or it was redone."""
+    if store == "memory":
+        pytest.skip("there a file is seen as soon as it is begun")
+    files = open_files(url, {"default_block_size": len(HALF)} if url.startswith("s3:") else None)
+    overtaken = {f"{step(number)}/g1-w0000.safetensors" for number in (10, 20, 30)}
+    for name in overtaken:
+        leave(files, name)
+    assert begun(files) == overtaken
+    save(files, STATE, 20, generation=2)
+    others = {f"{step(20)}/g3-w0000.safetensors", f"{step(30)}/g2-w0000.safetensors", "checkpoints/step-30/g1-w0.txt"}
+    with ExitStack() as writers:
+        for name in others:
+            writers.enter_context(files.stream(name)).write(HALF)
+        assert checkpoints(files).prune(keep=1) == []
+        assert begun(files) == others
+    assert begun(files) == set()
+    assert all(files.read(name) == HALF for name in others)
+    assert kept(files) == [20]
 
 
 def test_after_going_back_what_came_after_is_removed_and_what_was_before_is_kept(files: Files) -> None:

@@ -6,7 +6,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from children import DATA, PART, PIECE, upload, upload_and_die
@@ -35,10 +35,18 @@ def options(server: S3 | Proxy, **changed: Any) -> dict[str, Any]:
     return {**base, **quick, **changed}
 
 
+@pytest.fixture(scope="module", params=["moto", pytest.param("rgw", marks=pytest.mark.rgw)])
+def server(request: pytest.FixtureRequest) -> S3:
+    """What is behind the link: neither forgets anything while it is cut off, and the one is quick, the other real."""
+    if request.param == "moto":
+        return cast(S3, request.getfixturevalue("moto"))
+    return cast(Ceph, request.getfixturevalue("ceph")).s3
+
+
 @pytest.fixture(scope="module")
-def proxy(moto: S3) -> Iterator[Proxy]:
-    """One for all tests, for then they share a client, which is slow to build."""
-    proxy = Proxy(moto.port)
+def proxy(server: S3) -> Iterator[Proxy]:
+    """One for all tests of a server, for then they share a client, which is slow to build."""
+    proxy = Proxy(server.port)
     yield proxy
     proxy.close()
 
@@ -51,7 +59,6 @@ def link(proxy: Proxy) -> Iterator[Proxy]:
 
 @pytest.fixture
 def linked(link: Proxy, root: str) -> Files:
-    """Files of moto, which forgets nothing while it is cut off."""
     return open_files(root, options(link))
 
 
@@ -95,26 +102,30 @@ def test_a_cut_of_some_seconds_is_waited_out(linked: Files, link: Proxy, seconds
     assert Journal(linked).read_all() == [{"n": 1}]
 
 
-def test_an_error_that_shows_a_secret_is_waited_out_all_the_same(root: str, link: Proxy) -> None:
+def test_an_error_that_shows_a_secret_is_waited_out_all_the_same(root: str, moto: S3) -> None:
     """An access key that is called as the bucket is stands in every URL that the client tells."""
+    proxy = Proxy(moto.port)
     path_style = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": 2}}
-    files = open_files(root, options(link, key=BUCKET, secret=HUSH, config_kwargs=path_style))
+    files = open_files(root, options(proxy, key=BUCKET, secret=HUSH, config_kwargs=path_style))
     files.replace("a", b"1")
-    link.cut()
+    proxy.cut()
     told: list[Trouble] = []
 
     def report(trouble: Trouble) -> None:
         told.append(trouble)
         if len(told) == 1:
-            link.mend()
+            proxy.mend()
 
     assert retrying(lambda: files.read("a"), report, threading.Event().wait, PATIENT) == b"1"
-    said = f'{root}/a: Could not connect to the endpoint URL: "http://127.0.0.1:{link.port}/***/'
+    said = f'{root}/a: Could not connect to the endpoint URL: "http://127.0.0.1:{proxy.port}/***/'
     assert str(told[0].error).startswith(said) and told[0].error.__cause__ is None
+    proxy.close()
 
 
 @pytest.mark.parametrize("upload_bytes", [PART // 2, PART + PART // 2, 2 * PART + PIECE // 2])
-def test_a_cut_upload_is_invisible_and_repeated_whole(linked: Files, link: Proxy, moto: S3, upload_bytes: int) -> None:
+def test_a_cut_upload_is_invisible_and_repeated_whole(
+    linked: Files, link: Proxy, server: S3, upload_bytes: int
+) -> None:
     linked.names("")  # connects
     link.cut_after(upload_bytes)
     with pytest.raises(StoreError) as caught:
@@ -126,7 +137,7 @@ def test_a_cut_upload_is_invisible_and_repeated_whole(linked: Files, link: Proxy
     retried(lambda: upload(linked, "c/part"), told)
     assert linked.read("c/part") == DATA
     assert linked.drop_unfinished("c") <= 1
-    assert unfinished(moto) == 0
+    assert unfinished(server) == 0
 
 
 @pytest.mark.parametrize("fault", ["cut", "errors"])
@@ -189,6 +200,69 @@ def test_a_lost_reply_to_a_conditional_put_is_ones_own_success(linked: Files, li
     link.lose_reply()
     assert not linked.create("entry", b"yours")
     assert linked.read("entry") == b"mine"
+
+
+# ------------------------------------------------------------ files that give way
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "code", "again"),
+    [(2, "503 Service Unavailable", "ServiceUnavailable", 1), (1, "412 Precondition Failed", "PreconditionFailed", 0)],
+    ids=["one that passes", "a tag is refused in one spelling"],
+)
+def test_after_an_error_a_file_gives_way_only_to_whoever_has_just_seen_it(
+    linked: Files, link: Proxy, server: S3, root: str, count: int, status: str, code: str, again: int
+) -> None:
+    """Somebody else is quicker by a moment than the request that follows the error."""
+    linked.replace("n", b"1")
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    link.before_put(b"/n", lambda: server.client.put_object(Bucket=bucket, Key=f"{prefix}/n", Body=b"theirs"))
+    seen: list[bytes | None] = []
+
+    def gives_way() -> bool:
+        seen.append(linked.read("n"))
+        if len(seen) == 1:
+            link.fail(count, status, code)
+        return seen[-1] == b"1"
+
+    told: list[Trouble] = []
+    assert retried(lambda: linked.replace_if("n", b"mine", gives_way), told) is False
+    assert len(told) == again and seen == [b"1", *again * [b"1"], b"theirs"]
+    assert link.errors_left == 0
+    assert linked.read("n") == b"theirs"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [("501 Not Implemented", "NotImplemented"), ("412 Precondition Failed", "PreconditionFailed")],
+    ids=["says so", "refuses its own tags"],
+)
+def test_a_server_that_knows_no_such_condition_is_asked_without(
+    linked: Files, link: Proxy, status: str, code: str
+) -> None:
+    linked.replace("n", b"1")
+
+    def gives_way() -> bool:
+        link.fail(2, status, code)
+        return True
+
+    assert linked.replace_if("n", b"2", gives_way)
+    assert link.errors_left == 0
+    assert linked.read("n") == b"2"
+
+
+def test_a_lost_reply_to_a_replacement_leads_to_another_look(linked: Files, link: Proxy) -> None:
+    linked.replace("n", b"1")
+    seen: list[bytes | None] = []
+
+    def gives_way() -> bool:
+        seen.append(linked.read("n"))
+        if len(seen) == 1:
+            link.lose_reply()
+        return seen[-1] == b"1"
+
+    assert not linked.replace_if("n", b"2", gives_way), "it cannot know that the file is its own"
+    assert seen == [b"1", b"2"]
 
 
 # ------------------------------------------------------------ a real server

@@ -99,8 +99,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of all folders, ascending, also of checkpoints that are not complete."""
-        found = [match for name in self._files.folders(FOLDER) if (match := _STEP.fullmatch(name))]
-        return sorted(int(match[1]) for match in found if folder(int(match[1])) == f"{FOLDER}/{match[0]}")
+        return sorted(step for name in self._files.folders(FOLDER) if (step := _step_of(name)) is not None)
 
     def open(self, step: int) -> Checkpoint | None:
         """The checkpoint of that step; None if there is no complete one. Looks at nothing but the manifest.
@@ -182,8 +181,9 @@ class Checkpoints:
         stays in any case. Damaged ones stay as long as their like.
 
         Parts go if they are of an older version than the newest checkpoint, and are not its nor of another that stays.
-        Whoever still writes one has been overtaken; what is written of a newer version is not touched, as its name
-        says that it is newer. So no clock is asked, nor the writers.
+        So do those that were begun and never finished, also in folders that hold nothing else, which an object store
+        does not list. Whoever still writes one has been overtaken; what is written of a newer version is not touched,
+        as its name says that it is newer. So no clock is asked, nor the writers.
 
         Raises:
             ValueError: if `keep` is less than 1.
@@ -211,6 +211,7 @@ class Checkpoints:
                 self._remove_parts(step, newest, {file.name for file in kept[step].files})
             elif step in removed or step not in damaged:
                 self._remove_parts(step, newest, set())
+        self._files.drop_unfinished(FOLDER, lambda name: _is_part_before(newest, name))
         return sorted(removed)
 
     def _remove_parts(self, step: int, newest: Version, own: set[str]) -> None:
@@ -230,9 +231,21 @@ def folder(step: int) -> str:
     return f"{FOLDER}/step-{step:08d}"
 
 
+def _step_of(name: str) -> int | None:
+    """Of the folder of that name in FOLDER; None if it is something else."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match and folder(int(match[1])) == f"{FOLDER}/{name}" else None
+
+
 def _age(version: Version) -> tuple[int, int]:
     return version.generation, version.step
 
 
 def _is_older(generation: int | None, step: int, than: Version) -> bool:
     return generation is not None and (generation, step) < _age(than)
+
+
+def _is_part_before(than: Version, name: str) -> bool:
+    """Whether the file of that name, relative to FOLDER, is a part of an older version."""
+    of, _, part = name.partition("/")
+    return (step := _step_of(of)) is not None and _is_older(part_generation(part), step, than)

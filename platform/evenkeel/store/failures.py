@@ -77,6 +77,11 @@ def no_bucket(error: BaseException) -> bool:
     return "NoSuchBucket" in _names(error)
 
 
+def refuses_condition(error: BaseException) -> bool:
+    """Whether a server did not write as the condition is not met, or because it does not know such conditions."""
+    return not {"NotImplemented", "PreconditionFailed"}.isdisjoint(_names(error))
+
+
 def past_the_end(error: BaseException) -> bool:
     """Whether a byte range was refused because the file ends before it."""
     return "InvalidRange" in _names(error)

@@ -19,7 +19,6 @@ from evenkeel.store.failures import (
     credentials_in,
     explain,
     full,
-    no_bucket,
     past_the_end,
     reveals,
     secrets_in,
@@ -27,7 +26,7 @@ from evenkeel.store.failures import (
     without_credentials,
 )
 from evenkeel.store.local import Streamed, locked, sync_folder, write_durably
-from evenkeel.store.objects import abort_uploads, creates_atomically, tag_of
+from evenkeel.store.objects import abort_uploads, creates_atomically, if_there, replace_tagged, tag_of
 from evenkeel.store.options import open_file_system
 from evenkeel.store.upload import open_upload
 
@@ -67,8 +66,10 @@ class Files(Protocol):
     def replace_if(self, name: str, data: bytes, gives_way: Callable[[], bool]) -> bool:
         """Writes the whole file if what is there gives way, which is asked just before; else answers False.
 
-        On a local path nobody replaces it so meanwhile, and on S3 nobody if the server knows If-Match. Ceph's does not,
-        nor do other object stores: there another may, in the time between a look and the request that follows it.
+        It is asked again when somebody was quicker, or seems to have been: with a lost reply, it is shown one's own.
+
+        On a local path nobody replaces it so meanwhile, and on S3 nobody at all if the server knows If-Match, as Ceph's
+        does. On other stores another may, in the time between a look and the request that follows it.
         """
 
     def remove(self, name: str) -> None:
@@ -86,10 +87,13 @@ class Files(Protocol):
     def remove_folder(self, folder: str) -> None:
         """Removes a folder, that may be gone already, with all in it, unfinished files too."""
 
-    def drop_unfinished(self, folder: str) -> int:
+    def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
         """Removes what killed writers left of files in a folder and below it, which no listing shows; of how many.
 
-        Nobody may be writing there: it would be taken for such a one.
+        Nobody may be writing one of these: it would be taken for such a one.
+
+        Args:
+            which: whether a file is meant, by its name relative to the folder; as it is here, all are.
         """
 
     def stream(self, name: str) -> AbstractContextManager[Sink]:
@@ -190,12 +194,14 @@ class LocalFiles:
         with _told(self.where(folder), OSError), suppress(FileNotFoundError):
             shutil.rmtree(self.path(folder))
 
-    def drop_unfinished(self, folder: str) -> int:
+    def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
         found = 0
         with _told(self.where(folder), OSError):
             for path in self.path(folder).rglob(f".*{TEMPORARY}*"):
-                path.unlink(missing_ok=True)
-                found += 1
+                target = path.with_name(path.name[1:].rpartition(TEMPORARY)[0])
+                if which(target.relative_to(self.path(folder)).as_posix()):
+                    path.unlink(missing_ok=True)
+                    found += 1
         return found
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
@@ -244,29 +250,21 @@ class ObjectFiles:
         return f"{self._url}/{name}" if name else self._url
 
     def read(self, name: str, offset: int = 0) -> bytes | None:
-        with self._told(name):
-            try:
-                data = self.fs.cat_file(self._full(name))
-            except FileNotFoundError as error:
-                if no_bucket(error):
-                    raise
-                return None
-            return bytes(data)[offset:]
+        with self._told(name), if_there():
+            return bytes(self.fs.cat_file(self._full(name)))[offset:]
+        return None
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> int | None:
-        with self._told(name):
+        with self._told(name), if_there():
             try:
                 data = self.fs.cat_file(self._full(name), start=offset, end=offset + len(buffer))
-            except FileNotFoundError as error:
-                if no_bucket(error):
-                    raise
-                return None
             except OSError as error:
                 if past_the_end(error):
                     return 0
                 raise
             buffer[: len(data)] = data
             return len(data)
+        return None
 
     def replace(self, name: str, data: bytes) -> None:
         with self._told(name):
@@ -289,23 +287,18 @@ class ObjectFiles:
             return found == data
 
     def replace_if(self, name: str, data: bytes, gives_way: Callable[[], bool]) -> bool:
-        while True:
-            tag = self._tag(name)
+        written = False
+        while not written:
+            with self._told(name):
+                tag = tag_of(self.fs, self._full(name))
             if not gives_way():
                 return False
-            if tag:
-                with suppress(Exception):
-                    self.fs.pipe_file(self._full(name), data, IfMatch=tag)
-                    return True
-                # Ceph refuses a tag that it has just given out. Or somebody was quicker: it may be this very call.
-                if self._tag(name) != tag:
-                    continue
-            self.replace(name, data)
-            return True
-
-    def _tag(self, name: str) -> str:
-        with self._told(name):
-            return tag_of(self.fs, self._full(name))
+            if tag == "":
+                written = self.create(name, data)  # it was removed
+                continue
+            with self._told(name):
+                written = replace_tagged(self.fs, self._full(name), data, tag)
+        return True
 
     def remove(self, name: str) -> None:
         with self._told(name), suppress(FileNotFoundError):
@@ -326,21 +319,17 @@ class ObjectFiles:
             self.fs.invalidate_cache(self._full(folder))
             self.fs.rm(self._full(folder), recursive=True)
 
-    def drop_unfinished(self, folder: str) -> int:
+    def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
         with self._told(folder):
-            return abort_uploads(self.fs, self._full(folder))
+            return abort_uploads(self.fs, self._full(folder), which)
 
     def _entries(self, folder: str, kind: str) -> dict[str, int]:
         """Name and size of each entry of that kind."""
-        with self._told(folder):
+        entries: list[dict[str, Any]] = []
+        with self._told(folder), if_there():
             self.fs.invalidate_cache(self._full(folder))
-            try:
-                entries = self.fs.ls(self._full(folder), detail=True)
-            except FileNotFoundError as error:
-                if no_bucket(error):
-                    raise
-                return {}
-            return {e["name"].rstrip("/").rpartition("/")[2]: e["size"] for e in entries if e["type"] == kind}
+            entries = self.fs.ls(self._full(folder), detail=True)
+        return {e["name"].rstrip("/").rpartition("/")[2]: e["size"] for e in entries if e["type"] == kind}
 
     @contextmanager
     def stream(self, name: str) -> Iterator[Sink]:

@@ -1,12 +1,13 @@
 """What object stores do that fsspec has no word for, or does not do alike for all."""
 
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from evenkeel.store.failures import no_bucket
+from evenkeel.store.failures import no_bucket, refuses_condition
 
 
 def creates_atomically(fs: AbstractFileSystem) -> bool:
@@ -16,20 +17,47 @@ def creates_atomically(fs: AbstractFileSystem) -> bool:
     return type(fs).pipe_file is not AbstractFileSystem.pipe_file
 
 
-def tag_of(fs: AbstractFileSystem, path: str) -> str:
-    """What S3 calls a file as it is now (its ETag); "" if there is none, and on other stores."""
-    if "s3" not in fs.protocol:
-        return ""
+@contextmanager
+def if_there() -> Iterator[None]:
+    """Ends its block where a file is not found; that a whole bucket is not remains an error."""
     try:
-        return str(fs.info(path, refresh=True).get("ETag", ""))
+        yield
     except FileNotFoundError as error:
         if no_bucket(error):
             raise
-        return ""
 
 
-def abort_uploads(fs: AbstractFileSystem, folder: str) -> int:
-    """Drops what was uploaded of files that were never finished; of how many.
+def tag_of(fs: AbstractFileSystem, path: str) -> str | None:
+    """What S3 calls a file as it is now (its ETag); "" if there is none, and None where files have no tags."""
+    if "s3" not in fs.protocol:
+        return None
+    with if_there():
+        return str(fs.info(path, refresh=True).get("ETag", "")) or None
+    return ""
+
+
+def replace_tagged(fs: AbstractFileSystem, path: str, data: bytes, tag: str | None) -> bool:
+    """Writes the whole file if the store still calls it `tag`, and answers False if it is gone or called otherwise.
+
+    Unconditionally only where files have no tags, or the server does not know the condition: it says so, or refuses
+    the tag that it gives out as before. What is raised is the client's.
+    """
+    # Ceph 16 gives it out in quotes and knows it only without; others may insist on the quotes, which HTTP demands.
+    for match in () if tag is None else (tag.strip('"'), tag):
+        try:
+            fs.pipe_file(path, data, IfMatch=match)
+            return True
+        except Exception as error:
+            if tag_of(fs, path) != tag:
+                return False  # somebody was quicker; or it was this very call, and the reply was lost
+            if not refuses_condition(error):
+                raise
+    fs.pipe_file(path, data)
+    return True
+
+
+def abort_uploads(fs: AbstractFileSystem, folder: str, which: Callable[[str], bool]) -> int:
+    """Drops what was uploaded of files that were never finished; of how many. See Files.drop_unfinished.
 
     Other object stores drop an upload by themselves when it is not gone on with; on S3 its parts stay, and cost.
     """
@@ -42,6 +70,8 @@ def abort_uploads(fs: AbstractFileSystem, folder: str) -> int:
         at = {f"{k}Marker": page[f"Next{k}Marker"] for k in ("Key", "UploadId") if f"Next{k}Marker" in page}
         page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **at)
         for upload in page.get("Uploads", []):
+            if not which(upload["Key"].removeprefix(prefix)):
+                continue
             with suppress(FileNotFoundError):  # just finished or dropped
                 fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
             found += 1

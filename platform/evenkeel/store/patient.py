@@ -73,8 +73,8 @@ class PatientFiles:
     def remove_folder(self, folder: str) -> None:
         self.repeat(partial(self._files.remove_folder, folder))
 
-    def drop_unfinished(self, folder: str) -> int:
-        return self.repeat(partial(self._files.drop_unfinished, folder))
+    def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
+        return self.repeat(partial(self._files.drop_unfinished, folder, which))
 
     def stream(self, name: str) -> AbstractContextManager[Sink]:
         return self._files.stream(name)
