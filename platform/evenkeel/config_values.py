@@ -188,7 +188,7 @@ def hide_in_url(text: str) -> str:
     head, scheme, _ = text.partition("://")
     if not scheme:
         return text
-    if any(is_secret(m[2]) and _AT.search(m[3]) for m in _QUERY_VALUE.finditer(text)):
+    if any(_AT.search(value) for value in query_secrets(text)):
         return f"{head}{scheme}{HIDDEN}"  # nobody can tell which "@" ends what
     for found in credentials_in(text):
         text = re.sub(f"(?<=://){re.escape(found)}(?={_AT.pattern})", HIDDEN, text)
@@ -205,6 +205,11 @@ def credentials_in(url: str) -> list[str]:
     rest = url.partition("://")[2]
     before = rest[: max((at.start() for at in _AT.finditer(rest)), default=0)]
     return [before] if _COLON.search(_NEXT_URL.sub("", before)) else _USER.findall(url)
+
+
+def query_secrets(url: str) -> list[str]:
+    """The values of secret query parameters: "x" of ?token=x."""
+    return [m[3] for m in _QUERY_VALUE.finditer(url) if is_secret(m[2])]
 
 
 def _hide_all(values: Any) -> Any:

@@ -240,6 +240,8 @@ def test_what_clients_say_of_credentials_in_a_url_is_hidden() -> None:
         assert hide(said, secrets) == shown
         assert reveals(OSError(said), secrets) and not reveals(OSError(shown), secrets)
     assert said_of("s3://bucket/runs@home") == []
+    queried = said_of("s3://bucket/runs?token=hush%2Fhush&region=eu-central/run")
+    assert hide("no runs?token=hush/hush&region=eu-central/run", queried) == "no runs?token=***&region=eu-central/run"
     assert hide("at host/hu%2Fsh with hu/sh", ["hu/sh"]) == "at host/*** with ***"
 
 

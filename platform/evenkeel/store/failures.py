@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 from urllib.parse import quote, unquote
 
-from evenkeel.config_values import HIDDEN, credentials_in, hide_in_url
+from evenkeel.config_values import HIDDEN, credentials_in, hide_in_url, query_secrets
 from evenkeel.store.errors import StoreError
 
 _PASSING = {
@@ -55,6 +55,8 @@ _PLAIN = ("url", "name", "mode", "version", "style", "region", "host")
 """What the keys of options end in whose texts are no secrets, such as config_kwargs.s3.addressing_style."""
 
 _NAME = re.compile("^.*?(?::|%3a)", re.IGNORECASE | re.DOTALL)
+"""Of a user, before the password."""
+
 _CUTS = re.compile("[/:@?#]")
 _SHORTEST = 4
 """Letters of what is hidden: less than that tells nothing, and is part of every other word."""
@@ -131,16 +133,14 @@ def reveals(error: BaseException, secrets: Collection[str]) -> bool:
 
 
 def said_of(url: str) -> list[str]:
-    """What a client may say of the credentials in a URL, which it cuts where it takes bucket, host or path to end.
+    """What a client may say of the secrets in a URL, which it cuts where it takes bucket, host or path to end.
 
     "user:password", the password, its pieces, and what follows each cut: s3://user:a/b/c@bucket is to S3's client the
     path b/c@bucket in a bucket "user:a".
     """
-    said: list[str] = []
-    for whole in credentials_in(url):
-        password = _NAME.sub("", whole)
-        said.append(whole)
-        for spelling in (password, unquote(password)):
+    said = credentials_in(url)
+    for secret in [*(_NAME.sub("", each) for each in said), *query_secrets(url)]:
+        for spelling in (secret, unquote(secret)):
             said += [spelling, *_CUTS.split(spelling)]
             said += [spelling[cut.end() :] for cut in _CUTS.finditer(spelling)]
     return said
