@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from evenkeel.config_check import check
 from evenkeel.config_schema import SECTIONS, STDLIB, Config, FaultSection, valid_keys
-from evenkeel.config_values import ConfigError, convert, flatten, hide_secrets, nearest_key
+from evenkeel.config_values import ConfigError, convert, flatten, hide_in_url, hide_secrets, hide_value, nearest_key
 
 __all__ = [
     "Config",
@@ -109,7 +109,7 @@ def _create(values: dict[str, Any], source: str) -> DictConfig:
 def _override(text: str) -> Layer:
     key, equals, raw = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"{text!r} is not of the form key=value", source=COMMAND_LINE)
+        raise ConfigError(f"{hide_in_url(text)!r} is not of the form key=value", source=COMMAND_LINE)
     try:
         values = OmegaConf.from_dotlist([text])
         # A text stays what was typed: run.name=20260101_12 is a number to YAML, run.name= is null.
@@ -118,7 +118,7 @@ def _override(text: str) -> Layer:
         if (kind in (str, str | None) and number) or (kind is str and not raw):
             OmegaConf.update(values, key, raw)
     except (yaml.YAMLError, OmegaConfBaseException):
-        raise ConfigError(f"the value {raw!r} cannot be read", key=key, source=COMMAND_LINE) from None
+        raise ConfigError(f"the value {hide_value(key, raw)!r} cannot be read", key=key, source=COMMAND_LINE) from None
     return Layer(COMMAND_LINE, values)
 
 

@@ -111,7 +111,7 @@ def _convert_scalar(value: Any, kind: type, key: str, source: str) -> Any:
 
 
 def _wrong_type(value: Any, expected: str, key: str, source: str) -> ConfigError:
-    said = "null" if value is None else repr(value)
+    said = "null" if value is None else repr(hide_value(key, value))
     return ConfigError(f"expected {expected}, got {said if len(said) <= 60 else said[:57] + '...'}", key, source)
 
 
@@ -133,7 +133,12 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 _SECRET_WORDS = ("secret", "password", "passwd", "credential", "credentials", "passphrase")
 _SECRET_ENDS = ("token", "signature", "sig")
 _KEY_OWNERS = ("api", "access", "private", "account", "secret", "encryption")
-_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_AT = re.compile("@|%40")
+_COLON = re.compile(":|%3a", re.IGNORECASE)
+_NEXT_URL = re.compile(r"(?:::|\s)[\w+.-]+(?=::|://)(?:://)?")
+"""Where another one begins, in a text, or chained like simplecache::s3://; no "//" of a secret is taken for it."""
+
+_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _QUERY_VALUE = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]*)")
 
 
@@ -160,12 +165,51 @@ def hide_secrets(values: Any) -> Any:
     return hide_in_url(values) if isinstance(values, str) else values
 
 
+def secret_values(values: Any) -> dict[str, Any]:
+    """What `hide_secrets` hides, or hides a part of, by dotted key."""
+    shown = flatten(hide_secrets(values))
+    return {key: value for key, value in flatten(values).items() if shown.get(key) != value}
+
+
+def hide_value(key: str, value: Any) -> Any:
+    """The value as `hide_secrets` leaves it where it stands, at this dotted key."""
+    parts = key.split(".")
+    for part in reversed(parts):
+        value = {part: value}
+    hidden = hide_secrets(value)
+    for part in parts:
+        if isinstance(hidden, Mapping):
+            hidden = hidden[part]
+    return hidden
+
+
 def hide_in_url(text: str) -> str:
     """The text without user:password@ and without the values of secret query parameters."""
-    if "://" not in text:
+    head, scheme, _ = text.partition("://")
+    if not scheme:
         return text
-    text = _CREDENTIALS_IN_URL.sub(HIDDEN, text)
+    if any(_AT.search(value) for value in query_secrets(text)):
+        return f"{head}{scheme}{HIDDEN}"  # nobody can tell which "@" ends what
+    for found in credentials_in(text):
+        text = re.sub(f"(?<=://){re.escape(found)}(?={_AT.pattern})", HIDDEN, text)
     return _QUERY_VALUE.sub(lambda m: f"{m[1]}{m[2]}={HIDDEN if is_secret(m[2]) else m[3]}", text)
+
+
+def credentials_in(url: str) -> list[str]:
+    """What a URL, or a text with some, says before an "@": "user:password", or a name or token alone.
+
+    A secret may hold any character: "/" and "@" should be written %2F and %40 there, but half of all AWS secrets have
+    a "/". So all from the first scheme to the last "@" counts where a ":" is in it; else only what stands before an "@"
+    in the place of the host, and s3://bucket/a@b has none.
+    """
+    rest = url.partition("://")[2]
+    before = rest[: max((at.start() for at in _AT.finditer(rest)), default=0)]
+    return [before] if _COLON.search(_NEXT_URL.sub("", before)) else _USER.findall(url)
+
+
+def query_secrets(url: str) -> list[str]:
+    """The values of secret query parameters: "x" of ?token=x."""
+    return [m[3] for m in _QUERY_VALUE.finditer(url) if is_secret(m[2])]
 
 
 def _hide_all(values: Any) -> Any:

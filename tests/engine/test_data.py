@@ -132,6 +132,7 @@ def test_a_fingerprint_tells_texts_apart_also_where_it_looks_at_places_only(
     ("options", "key", "words"),
     [
         ({"path": "nowhere/to/be.found"}, "data.path", "no file or directory nowhere/to/be.found"),
+        ({"path": "https://me:hush/hush@host/text"}, "data.path", r"no file or directory https://\*\*\*@host/text$"),
         ({"path": "EMPTY"}, "data.path", "is empty"),
         ({"path": "SHORT"}, "data.path", r"5 bytes; one sample takes seq_len \+ 1 = 129"),
         ({"path": "FOLDER", "suffix": ".none"}, "data.path", "no files that end in .none"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn import BatchNorm1d
 from evenkeel.config import ConfigError, load_config
 from evenkeel.core.ids import WorkerId
 from evenkeel.engine.model import LayerSpec, Model
+from evenkeel.runtime.job import JobMaker
 from evenkeel.runtime.prepare import Prepared, environment, prepare
 from evenkeel.trainer import run
 
@@ -136,6 +138,24 @@ def load(config):
     monkeypatch.delitem(sys.modules, "broken_data", raising=False)
     said = refusal(tmp_path, capsys, {"data": {"name": "broken_data:load"}})
     assert said == "Python: data.name: 'broken_data:load' raised OSError: disk gone"
+
+
+def test_what_the_users_code_raises_is_told_without_secrets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process that the user started, and in a worker's, which writes a traceback to its log."""
+    code = "def load(config):\n    raise PermissionError(f'not with {config[\"storage_options\"]}')\n"
+    (tmp_path / "closed_data.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = {"secret": "hush/hush", "endpoint_url": "http://me:hush/hush@there"}
+    changes = {"data": {"name": "closed_data:load", "storage_options": options}}
+    said = refusal(tmp_path, capsys, changes)
+    hidden = "PermissionError: not with {'secret': '***', 'endpoint_url': 'http://***@there'}"
+    assert said == f"Python: data.name: 'closed_data:load' raised RuntimeError: {hidden}"
+    config = load_config([], values=merged({"run": {"name": "r"}, **changes}))
+    with pytest.raises(RuntimeError, match=r"^PermissionError: not with") as caught:
+        JobMaker(config, str(tmp_path), "")(WorkerId("w0001"))
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
 def prepared(tmp_path: Path, **changes: Any) -> Prepared:

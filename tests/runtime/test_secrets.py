@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from ray_runs import Site, Started
 from stores import BUCKET, KEY, S3, Moto, Proxy, slow_data
 from test_resume import LOCAL_RAYS, kill_everything, owner
 
-SECRET, TOKEN = "hush-9f3c57e1a2", "hush-5b1d08c4e7"
+SECRET, TOKEN = "hush-9f3c57e1a2/K7/hush-4410be7f93", "hush-5b1d08c4e7"
+TELLING = ("hush-9f3c57e1a2", "hush-4410be7f93", TOKEN)
+"""What is found of them: S3's client, like others, cuts a text at each slash."""
+
 CONFIG: dict[str, Any] = {"train": {"steps": 16}, "checkpoint": {"every_steps": 4}}
 
 
@@ -37,7 +41,7 @@ def told_in(folder: Path) -> list[str]:
 
 
 def _holds(data: bytes) -> bool:
-    return any(secret.encode() in data for secret in (SECRET, TOKEN))
+    return any(secret.encode() in data for secret in TELLING)
 
 
 def ray_folder(run: Started) -> Path:
@@ -45,24 +49,25 @@ def ray_folder(run: Started) -> Path:
     return found
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-def test_no_secret_is_left_anywhere(alone: Site, moto: S3, link: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given as fsspec's own storage options, and to the data; while the store fails, and all is killed."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    options = {"key": KEY, "secret": SECRET, "endpoint_url": f"http://127.0.0.1:{link.port}"}
-    monkeypatch.setenv("FSSPEC_S3", json.dumps(options))
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    alone.storage = f"s3://{BUCKET}/secrets"
-    alone.options = {**options, "endpoint_url": moto.endpoint}
-    keys = {"storage_options": {"key": "reader", "secret": TOKEN}}
-    wanted = {**CONFIG, "data": {**slow_data(alone, 0.1), **keys}}
+def killed_in_trouble(
+    site: Site, moto: S3, link: Proxy, monkeypatch: pytest.MonkeyPatch, errors: int
+) -> dict[str, Any]:
+    """A run that is given secrets as fsspec's own storage options, and for the data; and what it was configured with.
 
-    run = alone.start(wanted)
+    Its store fails so many requests, a worker raises, and all its processes are killed.
+    """
+    site.storage = f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
+    site.options = with_secrets(monkeypatch, moto.port)
+    with_secrets(monkeypatch, link.port)
+    keys = {"storage_options": {"key": "reader", "secret": TOKEN}}
+    fault = {"step": 8, "phase": "forward", "target": "rank:1", "kind": "exception"}
+    wanted = {**CONFIG, "data": {**slow_data(site, 0.1), **keys}, "faults": [fault]}
+
+    run = site.start(wanted)
     run.after_step(6)
-    link.fail(20, "503 Slow Down", "SlowDown")  # so many that the controller meets some
+    link.fail(errors, "503 Slow Down", "SlowDown")
     run.until(lambda: link.errors_left == 0)
+    run.until(lambda: run.has_event("exception"))
     run.after_step(9)
     folder = ray_folder(run)
     kill_everything(run)
@@ -70,22 +75,70 @@ def test_no_secret_is_left_anywhere(alone: Site, moto: S3, link: Proxy, monkeypa
     assert any(path.name.startswith("evenkeel-controller") for path in logs), logs
     assert told_in(folder) == []
     shutil.rmtree(folder)
+    return wanted
 
+
+def with_secrets(monkeypatch: pytest.MonkeyPatch, port: int) -> dict[str, str]:
+    """Gives them to what is started from now on, and to nobody by another way."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    options = {"key": KEY, "secret": SECRET, "endpoint_url": f"http://127.0.0.1:{port}"}
+    monkeypatch.setenv("FSSPEC_S3", json.dumps(options))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return options
+
+
+def stored(site: Site, moto: S3) -> dict[str, bytes]:
+    """Every file of the run, none of which holds a secret, by name."""
+    prefix = f"{site.storage.removeprefix(f's3://{BUCKET}/')}/run/"
+    listed = moto.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+    bodies = {
+        entry["Key"].removeprefix(prefix): moto.client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+        for entry in listed
+    }
+    assert [name for name, data in bodies.items() if _holds(data)] == []
+    return bodies
+
+
+def check_stored(bodies: dict[str, bytes]) -> None:
+    """That what could hold one is there: the configuration, events of the trouble, a traceback, checkpoints."""
+    assert b"***" in bodies["config.yaml"] and json.loads(bodies["run.json"])["name"] == "run"
+    logs = {name: data for name, data in bodies.items() if name.startswith("logs/")}
+    assert any(b"Traceback" in data and b"planned fault" in data for data in logs.values()), logs.keys()
+    assert any(name.endswith("/manifest.json") for name in bodies)
+    assert any(name.startswith("lease") for name in bodies)
+
+
+@pytest.mark.timeout(600)
+def test_no_secret_is_left_where_all_was_killed(
+    alone: Site, moto: S3, link: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_in_trouble(alone, moto, link, monkeypatch, errors=8)
+    check_stored(stored(alone, moto))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_no_secret_is_left_by_a_run_that_goes_on(
+    alone: Site, moto: S3, link: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = killed_in_trouble(alone, moto, link, monkeypatch, errors=20)  # so many that the controller meets some
     done = alone.run(wanted)
     assert (done.status, done.err) == (0, "")
     assert not _holds(done.out.encode())
-    listed = moto.client.list_objects_v2(Bucket=BUCKET, Prefix="secrets/")["Contents"]
-    bodies = {entry["Key"]: moto.client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read() for entry in listed}
-    assert any(name.endswith("/config.yaml") for name in bodies) and any("/logs/" in name for name in bodies)
-    assert [name for name, data in bodies.items() if _holds(data)] == []
-    assert b"***" in bodies["secrets/run/config.yaml"]
-    shown = alone.command(sys.executable, "-m", "evenkeel.cli", "status", f"s3://{KEY}:{SECRET}@nosuch/run")
-    assert shown.returncode == 2 and not _holds((shown.stdout + shown.stderr).encode())
+    bodies = stored(alone, moto)
+    check_stored(bodies)
+    assert "logs/controller.log" in bodies and "final/model.safetensors" in bodies
 
 
-def test_credentials_in_the_url_are_refused_unseen(alone: Site) -> None:
+def test_credentials_in_the_url_are_refused_unseen(alone: Site, moto: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a client, who takes a bucket and a path for them, is asked; a look at a run that is not there asks it."""
     alone.storage = f"s3://{KEY}:{SECRET}@{BUCKET}/secrets"
     done = alone.run(CONFIG)
     assert (done.status, done.out) == (2, "")
     assert "run.storage_path: holds credentials" in done.err and "AWS_SECRET_ACCESS_KEY" in done.err
-    assert SECRET not in done.err and done.err.count("\n") == 1
+    assert not _holds(done.err.encode()) and done.err.count("\n") == 1
+    with_secrets(monkeypatch, moto.port)
+    shown = alone.command(sys.executable, "-m", "evenkeel.cli", "status", f"{alone.storage}/run")
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert f"s3://{BUCKET}/secrets/run" in shown.stderr and not _holds(shown.stderr.encode())

@@ -311,5 +311,14 @@ def test_a_missing_file_system_is_told_without_credentials() -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_the_whereabouts_of_an_object_store_hold_no_credentials() -> None:
-    assert ObjectFiles(MemoryFileSystem(), "/b", "memory://key:hush@b").where("f") == "memory://b/f"
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("memory://key:hush@b", "memory://b/f"),
+        ("memory://key:hush/hush@b/c@d/", "memory://d/f"),
+        ("memory://b/c@d", "memory://b/c@d/f"),
+        ("memory://b?token=hush", "memory://b?token=***/f"),
+    ],
+)
+def test_the_whereabouts_of_an_object_store_hold_no_credentials(url: str, where: str) -> None:
+    assert ObjectFiles(MemoryFileSystem(), "/b", url).where("f") == where

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evenkeel.store.errors import StoreError
-from evenkeel.store.failures import explain, hide, secrets_in, transient
+from evenkeel.store.failures import explain, hide, reveals, said_of, secrets_in, transient
 from evenkeel.store.options import merged
 from evenkeel.store.retry import EXCUSED, Patience, Trouble, retrying
 
@@ -270,6 +270,26 @@ def test_what_plainly_is_no_secret_stays_readable(monkeypatch: pytest.MonkeyPatc
     said = hide("at minio:9000 with hush-hush or me:hush-hush by us:hush@proxy", secrets_in(addresses))
     assert said == "at minio:9000 with *** or *** by ***@proxy"
     assert hide("hush-hush", secrets_in({"token": "hush-hush\n"})) == "***"
+
+
+def test_what_clients_say_of_credentials_in_a_url_is_hidden() -> None:
+    """As they are, as they stand in another URL, or in the pieces that bucket and path are to a client of S3."""
+    secrets = secrets_in(said_of("s3://AKIAEXAMPLE:wJal/K7/bPxR%2BfiCY@bucket/runs"))
+    for said, shown in (
+        ("no AKIAEXAMPLE:wJal/K7/bPxR%2BfiCY@bucket", "no ***@bucket"),
+        ("no wJal/K7/bPxR+fiCY here", "no *** here"),
+        ("no wJal%2FK7%2FbPxR%2BfiCY here", "no *** here"),
+        ("no bucket AKIAEXAMPLE:wJal", "no bucket AKIAEXAMPLE:***"),
+        ("no file K7/bPxR%2BfiCY@bucket/runs", "no file ***@bucket/runs"),
+        ("no file K7/bPxR+fiCY", "no file ***"),
+        ("no file bPxR%252BfiCY", "no file ***"),
+    ):
+        assert hide(said, secrets) == shown
+        assert reveals(OSError(said), secrets) and not reveals(OSError(shown), secrets)
+    assert said_of("s3://bucket/runs@home") == []
+    queried = said_of("s3://bucket/runs?token=hush%2Fhush&region=eu-central/run")
+    assert hide("no runs?token=hush/hush&region=eu-central/run", queried) == "no runs?token=***&region=eu-central/run"
+    assert hide("at host/hu%2Fsh with hu/sh", ["hu/sh"]) == "at host/*** with ***"
 
 
 def test_the_way_out_is_readable_whatever_the_secrets_are() -> None:

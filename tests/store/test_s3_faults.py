@@ -365,6 +365,17 @@ def test_no_credentials_are_told(moto: S3, root: str, monkeypatch: pytest.Monkey
         files.read("a")
 
 
+def test_credentials_in_a_url_are_told_by_no_call(moto: S3, caplog: pytest.LogCaptureFixture) -> None:
+    """S3's client takes a bucket and a path for them. Like about half of AWS's secrets this one has a "/"."""
+    pieces = ("wJalrXUtnFEMI", "K7MDENG", "bPxRfiCYEXAMPLEKEY")
+    files = open_files(f"s3://AKIAEXAMPLE:{'/'.join(pieces)}@bucket/runs", options(moto))
+    for call in (c for name, c in CALLS.items() if name != "remove"):
+        with caplog.at_level(logging.WARNING), pytest.raises(StoreError, match=r"^s3://bucket/runs/") as caught:
+            call(files)
+        told = "".join(traceback.format_exception(caught.value)) + caplog.text + files.where()
+        assert [piece for piece in pieces if piece in told] == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -18,7 +18,7 @@ from evenkeel.config import (
     with_absolute_data,
     with_absolute_storage,
 )
-from evenkeel.config_values import HIDDEN, hide_secrets, is_secret
+from evenkeel.config_values import HIDDEN, hide_in_url, hide_secrets, is_secret
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -287,6 +287,62 @@ def test_secrets_are_not_written() -> None:
     assert "tokenizer: bytes" in text
     assert "max_tokens: 7" in text
     assert differences(config_from_yaml(text, "config.yaml"), config) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        # The example of AWS's own documentation: about half of all its secrets have a "/".
+        ("s3://AKIAEXAMPLE:wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY@bucket/runs", "s3://***@bucket/runs"),
+        ("s3://me:hush//hush/@bucket/runs", "s3://***@bucket/runs"),
+        ("s3://me://hush/hush@bucket/runs", "s3://***@bucket/runs"),
+        ("s3://me::hush/hush@bucket/runs", "s3://***@bucket/runs"),
+        ("s3://me:hush@hush/@hush@bucket/runs", "s3://***@bucket/runs"),
+        ("s3://me:hush%2Fhush%40hush@bucket/runs", "s3://***@bucket/runs"),
+        ("s3://me%3Ahush/hush@bucket", "s3://***@bucket"),
+        ("s3://me%3ahush%2fhush%40bucket", "s3://***%40bucket"),
+        ("s3://me:hush hush/\nhush@bucket", "s3://***@bucket"),
+        ("https://hush@host/a/b", "https://***@host/a/b"),
+        ("simplecache::s3://me:hush/hush@bucket/runs", "simplecache::s3://***@bucket/runs"),
+        ("zip://in.txt::simplecache::https://hush@host/a.zip", "zip://in.txt::simplecache::https://***@host/a.zip"),
+        ("zip://in.txt::s3://me:hush/hush@bucket/a.zip", "zip://***@bucket/a.zip"),
+        ("https://tokyo/x https://tok@b https://hush@c", "https://tokyo/x https://***@b https://***@c"),
+        ("s3://bucket/runs?region=eu&token=hush", "s3://bucket/runs?region=eu&token=***"),
+        ("s3://bucket/runs?at=1:2&token=hush@hush", "s3://***"),
+        ("s3://me:hush?token=hush/hush@bucket/runs", "s3://***"),
+    ],
+)
+def test_credentials_in_urls(text: str, shown: str) -> None:
+    assert hide_in_url(text) == shown
+    assert hide_in_url(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/runs@home",
+        "s3://bucket/a/b@c@d?region=eu",
+        "s3://arn:aws:s3:eu-central-1:123456789012:accesspoint/mine/runs",
+        "simplecache::s3://bucket/runs@home",
+        "zip://in.txt::simplecache::s3://bucket/a@b.zip",
+        "webhdfs://host:9870/runs",
+        "/home/me@work/a:b@c",
+        "mail me:or@me",
+    ],
+)
+def test_what_holds_no_credentials_stays(text: str) -> None:
+    assert hide_in_url(text) == text
+
+
+def test_errors_show_no_secrets() -> None:
+    """Of a value that is wrong, wherever it was said: hidden before it is cut to a length."""
+    long = "s3://me:hush/" + "hush/" * 40 + "@bucket"
+    assert str(failure([], long)) == "command line: 's3://***@bucket' is not of the form key=value"
+    assert str(failure([], f"run.storage_path=[{long}]")).endswith("expected a text, got ['s3://***@bucket']")
+    assert str(failure([], f"train.steps={long}")).endswith("expected a whole number, got 's3://***@bucket'")
+    for key in ("data.storage_options.key", "model.secret"):
+        assert str(failure([], f"{key}={{hush")) == f"command line: {key}: the value '***' cannot be read"
+    assert "hush" not in str(failure([], "run.name={password: hush}"))
 
 
 @pytest.mark.parametrize("name", ["password", "aws_secret_access_key", "access_key_id", "hf_token", "API_KEY"])

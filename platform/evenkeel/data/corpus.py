@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenkeel.config_schema import STDLIB
-from evenkeel.config_values import ConfigError
+from evenkeel.config_values import ConfigError, hide_in_url
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -76,7 +76,9 @@ def read_corpus(path: str, suffix: str | None, key: str) -> Corpus:
         else:
             corpus = _map(Path(path), key)
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no file or directory {error.filename or path}", key) from error
+        # Of a URL the error has lost a "/", and credentials in it would no longer be seen.
+        missing = hide_in_url(path) if "://" in path else error.filename or path
+        raise ConfigError(f"there is no file or directory {missing}", key) from error
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename or path}: {error.strerror}", key) from error
     if len(corpus.text) == 0:

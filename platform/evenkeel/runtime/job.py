@@ -1,7 +1,8 @@
 """From a configuration to what a worker trains. Runs in the driver, to check it, and again in every worker."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.config import Config, ConfigError
-from evenkeel.config_values import hide_secrets
+from evenkeel.config_values import hide_in_url, hide_secrets, secret_values
 from evenkeel.core.ids import Version, WorkerId
 from evenkeel.data.dataset import Data
 from evenkeel.data.registry import load_data
@@ -21,6 +22,7 @@ from evenkeel.models.registry import load_model
 from evenkeel.runtime import saving
 from evenkeel.store import checkpoint_part
 from evenkeel.store.checkpoint_reader import Want
+from evenkeel.store.failures import hide, reveals, secrets_in
 from evenkeel.store.final import TensorSpec
 from evenkeel.store.manifest import CheckpointDamaged
 from evenkeel.store.run_directory import RunDirectory
@@ -51,10 +53,13 @@ class JobMaker:
 
     def __call__(self, worker_id: WorkerId) -> Job:
         """Raises ConfigError where this worker finds other data than the run began with."""
-        model = make_model(self.config, self.model)
-        data = make_data(self.config, model)
-        if data.train.fingerprint() != self.fingerprint:
-            what = f"{self.config.data.path} has changed since the run began; put it back, or begin another run"
+        with without_secrets(self.config):
+            model = make_model(self.config, self.model)
+            data = make_data(self.config, model)
+            fingerprint = data.train.fingerprint()
+        if fingerprint != self.fingerprint:
+            path = hide_in_url(self.config.data.path)
+            what = f"{path} has changed since the run began; put it back, or begin another run"
             raise self.config.error("data.path", what)
         job = Job(
             model=model,
@@ -130,6 +135,20 @@ def make_settings(config: Config) -> Settings:
             if fault.target != CONTROLLER
         ),
     )
+
+
+@contextmanager
+def without_secrets(config: Config) -> Iterator[None]:
+    """Errors of the user's code that show a secret of the configuration are raised anew, without it and their cause."""
+    try:
+        yield
+    except Exception as error:  # the border to the user's own code, which may raise anything
+        secrets = secrets_in(secret_values(config.as_mapping()))
+        if not reveals(error, secrets):
+            raise
+        if isinstance(error, ConfigError):
+            raise ConfigError(hide(error.problem, secrets), error.key, error.source) from None
+        raise RuntimeError(f"{type(error).__name__}: {hide(str(error), secrets)}") from None
 
 
 def make_model(config: Config, given: ModelSource | None = None) -> Model:

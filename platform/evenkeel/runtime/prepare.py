@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evenkeel.config import Config, ConfigError, with_absolute_data, with_absolute_storage
 from evenkeel.config_check import STEP_PHASES
+from evenkeel.config_values import hide_in_url
 from evenkeel.control.policy import Policy
 from evenkeel.core.ids import NodeId
 from evenkeel.core.layout import WorkerInfo
@@ -25,7 +26,7 @@ from evenkeel.plan.cuts import most_stages
 from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
 from evenkeel.plan.learning_rate import learning_rate
 from evenkeel.runtime.cluster import Need, given_address
-from evenkeel.runtime.job import CONTROLLER, JobMaker, ModelSource, make_data, make_model
+from evenkeel.runtime.job import CONTROLLER, JobMaker, ModelSource, make_data, make_model, without_secrets
 from evenkeel.runtime.names import worker_id
 from evenkeel.runtime.spec import ControllerFault, RunSpec, WorkerSpec
 from evenkeel.store.run_directory import RunDirectory
@@ -138,7 +139,7 @@ def check_data(config: Config, data: Data, model: Model) -> None:
     """Raises ConfigError for less than a batch to train or to validate on, or tokens that the model does not know."""
     samples, needed = len(data.train), config.train.global_batch
     if samples < needed:
-        what = f"{config.data.path} gives {samples} samples to train on; train.global_batch is {needed}"
+        what = f"{hide_in_url(config.data.path)} gives {samples} samples to train on; train.global_batch is {needed}"
         raise config.error("data.path", what)
     if config.train.eval_every and data.eval is None:
         raise config.error("train.eval_every", f"is {config.train.eval_every}, but there is no data to validate on")
@@ -246,7 +247,8 @@ def _blamed(config: Config, key: str, what: str, source: str = "") -> Iterator[N
         source: of the key; "": the configuration knows.
     """
     try:
-        yield
+        with without_secrets(config):
+            yield
     except ConfigError as error:
         raise error if error.source or not error.key else config.error(error.key, error.problem) from None
     except Exception as error:  # the border to the user's own code, which may raise anything

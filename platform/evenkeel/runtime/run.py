@@ -88,14 +88,15 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "a
 
 def check_shared(config: Config) -> None:
     """Raises ConfigError for a storage path that only this process would see."""
+    if hide_in_url(config.run.storage_path) != config.run.storage_path:
+        what = 'holds credentials, or a ":" before an "@" like them, which the run\'s other processes would not get'
+        how = "give them in the environment, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise config.error(STORAGE, f"{what}; {how}")
     if config.run.storage_path.rpartition("::")[2].startswith("memory:"):
         what = (
             f"{config.run.storage_path!r} is memory of one process; the run's processes need a store that all can see"
         )
         raise config.error(STORAGE, what)
-    if hide_in_url(config.run.storage_path) != config.run.storage_path:
-        what = "holds credentials, which the run's other processes would not get; give them in the environment"
-        raise config.error(STORAGE, f"{what}, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 
 
 def look(prepared: Prepared) -> RunRecord | None:
@@ -145,7 +146,7 @@ def check_same(prepared: Prepared) -> None:
     for key, old, new in differences(config_from_yaml(text, where), config):
         raise config.error(key, f"is {new!r}, but the run in {directory.url} has {old!r}; choose another run.name")
     if stored_fingerprint(text) != prepared.fingerprint:
-        what = f"{config.data.path} is not the data that the run in {directory.url} began with"
+        what = f"{hide_in_url(config.data.path)} is not the data that the run in {directory.url} began with"
         raise config.error("data.path", f"{what}; choose another run.name")
 
 

@@ -5,9 +5,12 @@ Clients are known by the names of their errors, not imported: most users have on
 
 import errno
 import os
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
+from urllib.parse import quote, unquote
 
+from evenkeel.config_values import HIDDEN, credentials_in, hide_in_url, query_secrets
 from evenkeel.store.errors import StoreError
 
 _PASSING = {
@@ -47,10 +50,16 @@ _EXPLANATIONS = {
 }
 """By server's error code, class of a client's error or name of an errno."""
 
-HIDDEN = "***"
 _SECRETS_IN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _PLAIN = ("url", "name", "mode", "version", "style", "region", "host")
 """What the keys of options end in whose texts are no secrets, such as config_kwargs.s3.addressing_style."""
+
+_NAME = re.compile("^.*?(?::|%3a)", re.IGNORECASE | re.DOTALL)
+"""Of a user, before the password."""
+
+_CUTS = re.compile("[/:@?#]")
+_SHORTEST = 4
+"""Letters of what is hidden: less than that tells nothing, and is part of every other word."""
 
 
 def transient(error: BaseException) -> bool:
@@ -108,16 +117,16 @@ def secrets_in(options: Any) -> frozenset[str]:
         if isinstance(value, dict):
             for key, inner in value.items():
                 plain = isinstance(inner, str) and str(key).lower().endswith(_PLAIN)
-                waiting.append(credentials_in(inner) if plain else inner)
+                waiting.append(said_of(inner) if plain else inner)
         elif isinstance(value, list | tuple):
             waiting += value
         elif isinstance(value, str):
-            found.update((value.strip(), *credentials_in(value)))
-    return frozenset(text for text in found if len(text) >= 4)
+            found.update((value.strip(), *said_of(value)))
+    return frozenset(text for text in found if len(text) >= _SHORTEST)
 
 
 def hide(text: str, secrets: Collection[str]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):
+    for secret in sorted(_spellings(secrets), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
 
@@ -125,20 +134,36 @@ def hide(text: str, secrets: Collection[str]) -> str:
 def reveals(error: BaseException, secrets: Collection[str]) -> bool:
     """Whether a traceback of the error would show one of them."""
     shown = [f"{each} {each!r}" for each in _shown(error)]
-    return any(secret in text for text in shown for secret in secrets)
+    return any(secret in text for text in shown for secret in _spellings(secrets))
 
 
-def credentials_in(url: str) -> list[str]:
-    """What stands before the @ of a URL: "user:password", and the password."""
-    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
-    return [user, user.partition(":")[2]]
+def said_of(url: str) -> list[str]:
+    """What a client may say of the secrets in a URL, which it cuts where it takes bucket, host or path to end.
+
+    "user:password", the password, its pieces, and what follows each cut: s3://user:a/b/c@bucket is to S3's client the
+    path b/c@bucket in a bucket "user:a".
+    """
+    said = credentials_in(url)
+    for secret in [*(_NAME.sub("", each) for each in said), *query_secrets(url)]:
+        for spelling in (secret, unquote(secret)):
+            said += [spelling, *_CUTS.split(spelling)]
+            said += [spelling[cut.end() :] for cut in _CUTS.finditer(spelling)]
+    return said
 
 
 def without_credentials(url: str) -> str:
-    """The URL without user:password@."""
-    head, scheme, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return head + scheme + authority.rpartition("@")[2] + slash + path
+    """The URL without user:password@, and with the values of secret query parameters hidden."""
+    return hide_in_url(url).replace(f"://{HIDDEN}@", "://")
+
+
+def _spellings(secrets: Collection[str]) -> set[str]:
+    """With those that stand in URLs for the same, and that these stand for."""
+    others = {spell(secret) for secret in secrets for spell in (unquote, quote, _quote_all)}
+    return {*secrets, *(text for text in others if len(text) >= _SHORTEST)}
+
+
+def _quote_all(text: str) -> str:
+    return quote(text, safe="")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -16,11 +16,11 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import (
-    credentials_in,
     explain,
     full,
     past_the_end,
     reveals,
+    said_of,
     secrets_in,
     transient,
     without_credentials,
@@ -106,7 +106,7 @@ def open_files(url: str, options: dict[str, Any] | None = None) -> Files:
     Raises:
         StoreError: if no file system of that name is installed, or its options are wrong.
     """
-    secrets = secrets_in([options, conf, credentials_in(url)])
+    secrets = secrets_in([options, conf, said_of(url)])
     with _told(without_credentials(url), (ImportError, ValueError, TypeError, OSError), secrets):
         fs, path = open_file_system(url, options)
     return LocalFiles(Path(path)) if isinstance(fs, LocalFileSystem) else ObjectFiles(fs, path, url, secrets)
