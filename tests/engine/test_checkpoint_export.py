@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
@@ -459,6 +461,45 @@ def test_metadata_that_lies_of_sizes_is_named(
     assert status == 2
     assert err.startswith(f"evenkeel: {tmp_path}/from/.metadata: {problem}")
     assert len(err.splitlines()) == 1 and len(err) < 1000
+
+
+STRANGE = [
+    None, -1, 0, 1, 3, 2**62, 2**62 + 1, 10**5000, 1.5, True, "", "x" * 5000, "a\nb", "..", "/etc/passwd", [], [[]],
+    torch.Size([]), torch.Size([0]), torch.Size([2] * 70), torch.Size([2**40] * 3), [10**5000], [-1], [1.5], [None],
+    torch.float64, torch.complex128, torch.quint8, torch.bits8,
+]  # fmt: skip
+steps = st.floats(width=32) | st.integers(-(2**63), 2**63 - 1) | st.lists(st.floats(width=32), max_size=3)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_dcp_folder_says_is_imported_or_refused_in_one_short_line(
+    tmp_path_factory: pytest.TempPathFactory, evenkeel: Evenkeel, data: st.DataObject
+) -> None:
+    place = tmp_path_factory.mktemp("dcp")
+    step = data.draw(st.just(4.0) | steps)
+    moments = {"exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3), "step": torch.tensor(step)}
+    state = {"model": {"w": torch.ones(3)}, "optim": {"state": {"w": moments}}}
+    dcp.save(state, checkpoint_id=place / "from")
+
+    def change(metadata: Metadata) -> None:
+        stored = data.draw(st.sampled_from(sorted(metadata.state_dict_metadata)))
+        tensor = metadata.state_dict_metadata[stored]
+        info = data.draw(st.sampled_from([*metadata.storage_data.values()]))
+        (chunk,) = tensor.chunks
+        lied = data.draw(st.sampled_from([tensor, tensor.properties, chunk, info, metadata]))
+        names = sorted(vars(lied).keys() - {"memory_format"})  # torch pickles that itself, and only what it knows
+        vars(lied)[data.draw(st.sampled_from(names))] = data.draw(st.sampled_from(STRANGE))
+
+    if step == 4.0:
+        lie(place / "from", change)
+    status, _, err = evenkeel(f"checkpoint import {place}/new --from {place}/from --format dcp")
+    assert status in (0, 2)
+    assert not err if status == 0 else err.startswith(f"evenkeel: {place}/from")
+    assert len(err.splitlines()) <= 1 and len(err) < 1000
+    if status == 0 and step != 4.0:
+        assert torch.tensor(step).numel() == 1
+        assert Checkpoints(LocalFiles(place / "new")).steps() == [int(torch.tensor(step).item())]
 
 
 # ---------------------------------------------------------------- the run's model

@@ -206,7 +206,7 @@ def _checked(folder: LocalFiles, metadata: Metadata) -> dict[str, TensorStorageM
             if len(tensor.size) > MAX_SIDES or prod(tensor.size) > MAX_NUMBER:
                 raise StoreError(f"{where}: {short(key)!r}: its size {short(list(tensor.size))} is too large")
         said = sum(prod(tensor.size) * tensor.properties.dtype.itemsize for tensor in found.values())
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise StoreError(f"{where}: damaged: {type(error).__name__}: {short(error)}") from None
     if said > (there := sum(held.values())):
         raise StoreError(f"{where}: tensors of {said} bytes in files of {there}; a file is missing or cut")
