@@ -13,6 +13,7 @@ from evenkeel.observe.console import summary_text
 from evenkeel.store.errors import StoreError
 from evenkeel.store.manifest import CheckpointDamaged
 from evenkeel.store.run_directory import RunDirectory
+from evenkeel.store.untrusted import short
 from evenkeel.tools import checkpoint_cli
 
 BAD_INPUT = 2
@@ -51,15 +52,20 @@ def status(run: Run, as_json: AsJson = False) -> None:
     metrics, events = directory.metrics(), directory.events()
     if as_json:
         typer.echo(json.dumps(status_record(values, metrics, events, directory.url)))
-    else:
-        typer.echo(summary_text(values, metrics, events, directory.url))
+        return
+    try:
+        text = summary_text(values, metrics, events, directory.url)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        what = f"metrics or events are not what a run writes: {type(error).__name__}: {short(error)}"
+        raise StoreError(f"{directory.url}: {what}; --json gives the last as they are") from None
+    typer.echo(text)
 
 
 def status_record(
     run: dict[str, Any], metrics: list[dict[str, Any]], events: list[dict[str, Any]], url: str
 ) -> dict[str, Any]:
     """run.json with the last metrics line ("last", null before the first) and all incidents."""
-    incidents = [e for e in events if e["event"] == "incident"]
+    incidents = [e for e in events if e.get("event") == "incident"]
     return {**run, "last": metrics[-1] if metrics else None, "incidents": incidents, "directory": url}
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evenkeel.config_check import check
 from evenkeel.config_schema import SECTIONS, STDLIB, Config, FaultSection, valid_keys
 from evenkeel.config_values import ConfigError, convert, flatten, hide_in_url, hide_secrets, hide_value, nearest_key
+from evenkeel.config_yaml import check_bounds, check_leaves, first_line, parse
 
 __all__ = [
     "Config",
@@ -76,18 +76,7 @@ def stored_fingerprint(text: str) -> str:
 
 def read_layer(text: str, source: str) -> Layer:
     """Raises ConfigError with file and line where the text is not YAML or not a mapping."""
-    try:
-        values = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"{source}:{mark.line + 1}" if mark is not None else source
-        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', None) or 'unreadable'}", source=at) from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error), source=source) from None
-    # OmegaConf reads a text that is a bare word as a mapping of that word to nothing.
-    if not isinstance(values, DictConfig) or not isinstance(yaml.load(text, yaml.BaseLoader) or {}, dict):
-        raise ConfigError("expected a mapping of sections at the top", source=source)
-    return Layer(source, values)
+    return Layer(source, parse(text, source))
 
 
 def _text(path: str | Path) -> str:
@@ -103,7 +92,7 @@ def _create(values: dict[str, Any], source: str) -> DictConfig:
     try:
         return OmegaConf.create(values)
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error), source=source) from None
+        raise ConfigError(first_line(error), source=source) from None
 
 
 def _override(text: str) -> Layer:
@@ -111,13 +100,15 @@ def _override(text: str) -> Layer:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"{hide_in_url(text)!r} is not of the form key=value", source=COMMAND_LINE)
     try:
+        check_bounds(raw)
         values = OmegaConf.from_dotlist([text])
+        check_leaves(OmegaConf.to_container(values, resolve=False), "", COMMAND_LINE)
         # A text stays what was typed: run.name=20260101_12 is a number to YAML, run.name= is null.
         kind = _leaf_type(key)
         number = type(OmegaConf.select(values, key, throw_on_resolution_failure=False)) in (int, float, bool)
         if (kind in (str, str | None) and number) or (kind is str and not raw):
             OmegaConf.update(values, key, raw)
-    except (yaml.YAMLError, OmegaConfBaseException):
+    except Exception:  # as in config_yaml.parse
         raise ConfigError(f"the value {hide_value(key, raw)!r} cannot be read", key=key, source=COMMAND_LINE) from None
     return Layer(COMMAND_LINE, values)
 
@@ -142,9 +133,9 @@ def _merge(layers: Sequence[Layer]) -> Config:
         merged = cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(said)))
     try:
         resolved = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
-    except OmegaConfBaseException as error:
+    except Exception as error:  # resolvers raise anything
         key = str(getattr(error, "full_key", "") or "")
-        raise ConfigError(_first_line(error), key=key, source=sources.get(key, "")) from None
+        raise ConfigError(first_line(error), key=key, source=sources.get(key, "")) from None
     config = replace(_build(resolved, "configuration", partial=False), sources=sources)
     check(config)
     return config
@@ -164,10 +155,6 @@ def _build(values: Mapping[str, Any], source: str, partial: bool = True) -> Conf
             value = {**{k: v for k, v in value.items() if k in own}, "options": free}
         built[key] = convert(value, hints[key], key, source, partial, valid_keys())
     return Config(**built)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 # ---------------------------------------------------------------- going on with a run

@@ -12,12 +12,18 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 HIDDEN = "***"
 
 
+def shortened(text: str, most: int) -> str:
+    """With so many characters at most."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 class ConfigError(ValueError):
     """Bad configuration, in one line: source, key, what is wrong and what is expected."""
 
     def __init__(self, problem: str, key: str = "", source: str = "") -> None:
         self.problem, self.key, self.source = " ".join(problem.split()), key, source
-        super().__init__(": ".join(part for part in (source, key, self.problem) if part))
+        told = (source, shortened(key, 200), shortened(self.problem, 1000))
+        super().__init__(": ".join(part for part in told if part))
 
     def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, str, str]]:
         # The default would pass the composed line as the problem when the error crosses a process border.

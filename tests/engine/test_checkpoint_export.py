@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
@@ -90,6 +92,13 @@ class Trained:
         self.model, self.optimizer, self.step = names["model"], names["optimizer"], names["step"]
         for _ in range(steps):
             self.step()
+
+    @property
+    def model_and_optimizer(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        return self.model, self.optimizer
+
+    def weights(self) -> State:
+        return {name: value for name, value in self.state().items() if name.startswith("param/")}
 
     def state(self) -> State:
         """As a checkpoint has it."""
@@ -313,6 +322,60 @@ def test_a_dcp_state_that_does_not_fit_is_named(
     assert err == f"evenkeel: {tmp_path}/from: {problem}\n"
 
 
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (torch.tensor(float("nan")), "is nan"),
+        (torch.tensor(float("inf")), "is inf"),
+        (torch.tensor(-float("inf")), "is -inf"),
+        (torch.tensor(4.5), "is 4.5"),
+        (torch.tensor(-4.0), "is -4"),
+        (torch.tensor(-4), "is -4"),
+        (torch.tensor(1e30), "is 1e+30"),
+        (torch.ones(3), "is torch.float32 of shape [3]"),
+        (torch.ones(0), "is torch.float32 of shape [0]"),
+        (torch.tensor(True), "is torch.bool of shape []"),
+        (torch.tensor(4 + 0j), "is torch.complex64 of shape []"),
+    ],
+)
+def test_a_step_that_is_none_is_named_where_it_stands(
+    tmp_path: Path, evenkeel: Evenkeel, step: Tensor, said: str
+) -> None:
+    weights, optim = get_state_dict(*(trained := Trained(4)).model_and_optimizer)
+    optim["state"]["0.bias"]["step"] = step
+    dcp.save({"model": weights, "optim": optim}, checkpoint_id=tmp_path / "from")
+    line = f"checkpoint import {tmp_path}/new --from {tmp_path}/from --format dcp"
+    status, _, err = evenkeel(line)
+    what = "AdamW's step must be one whole number, 0 to 4611686018427387904; --weights-only begins anew without it"
+    assert (status, err) == (2, f"evenkeel: {tmp_path}/from: 'optim.state.0.bias.step' {said}: {what}\n")
+    assert not (tmp_path / "new").exists()
+    assert evenkeel(f"{line} --weights-only")[0] == 0
+    got = load(LocalFiles(tmp_path / "new"), 0)
+    assert same({n: got[n] for n in got if n.startswith("param/")}, trained.weights())
+
+
+@pytest.mark.parametrize("step", [torch.tensor(4), torch.tensor([4.0]), torch.tensor(4, dtype=torch.int32)])
+def test_a_step_of_another_dtype_or_shape_is_taken(tmp_path: Path, evenkeel: Evenkeel, step: Tensor) -> None:
+    trained = Trained(4)
+    weights, optim = get_state_dict(*trained.model_and_optimizer)
+    for moments in optim["state"].values():
+        moments["step"] = step
+    dcp.save({"model": weights, "optim": optim}, checkpoint_id=tmp_path / "from")
+    assert evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/from --format dcp")[0] == 0
+    assert same(load(LocalFiles(tmp_path / "new"), 4), trained.state())
+
+
+@pytest.mark.parametrize("notes", [b"\x80\x02Nr\xff\xff\xff\x7f.", b"Np2147483647\n."])
+def test_metadata_that_makes_pickle_take_gigabytes_is_refused(
+    tmp_path: Path, evenkeel: Evenkeel, notes: bytes
+) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / ".metadata").write_bytes(notes)
+    status, _, err = evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/from --format dcp")
+    what = f"UnpicklingError: notes a value as number 2147483647 in {len(notes)} bytes"
+    assert (status, err) == (2, f"evenkeel: {tmp_path}/from/.metadata: cannot be read: {what}\n")
+
+
 class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -376,6 +439,14 @@ def _huge(metadata: Metadata) -> None:
         (_huge, "'rng': sizes and offsets must be whole numbers, not negative"),
         (lambda m: m.state_dict_metadata.update(w=replace(m.state_dict_metadata["rng"], size=torch.Size([10**9]))),
          "tensors of 4000000024 bytes in files of "),
+        (lambda m: m.state_dict_metadata.update(w=replace(m.state_dict_metadata["rng"], size=(10**5000,))),
+         "'w': sizes and offsets must be whole numbers, not negative, to 4611686018427387904"),
+        (lambda m: m.state_dict_metadata.update(w=replace(m.state_dict_metadata["rng"], size=torch.Size([1] * 65))),
+         "'w': its size [1, 1, "),
+        (lambda m: m.state_dict_metadata.update(w=replace(m.state_dict_metadata["rng"], size=torch.Size([2**40] * 9))),
+         "'w': its size [1099511627776, "),
+        (lambda m: vars(m.state_dict_metadata["rng"].properties).update(dtype="F32"),
+         "damaged: TypeError: 'rng': its dtype is a str"),
         (lambda m: m.state_dict_metadata.update(w=replace(m.state_dict_metadata["rng"], size=None)),
          "damaged: TypeError: "),
         (lambda m: vars(m).update(storage_data=None), "damaged: AttributeError: "),
@@ -389,7 +460,46 @@ def test_metadata_that_lies_of_sizes_is_named(
     status, _, err = evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/from --format dcp")
     assert status == 2
     assert err.startswith(f"evenkeel: {tmp_path}/from/.metadata: {problem}")
-    assert len(err.splitlines()) == 1
+    assert len(err.splitlines()) == 1 and len(err) < 1000
+
+
+STRANGE = [
+    None, -1, 0, 1, 3, 2**62, 2**62 + 1, 10**5000, 1.5, True, "", "x" * 5000, "a\nb", "..", "/etc/passwd", [], [[]],
+    torch.Size([]), torch.Size([0]), torch.Size([2] * 70), torch.Size([2**40] * 3), [10**5000], [-1], [1.5], [None],
+    torch.float64, torch.complex128, torch.quint8, torch.bits8,
+]  # fmt: skip
+steps = st.floats(width=32) | st.integers(-(2**63), 2**63 - 1) | st.lists(st.floats(width=32), max_size=3)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_dcp_folder_says_is_imported_or_refused_in_one_short_line(
+    tmp_path_factory: pytest.TempPathFactory, evenkeel: Evenkeel, data: st.DataObject
+) -> None:
+    place = tmp_path_factory.mktemp("dcp")
+    step = data.draw(st.just(4.0) | steps)
+    moments = {"exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3), "step": torch.tensor(step)}
+    state = {"model": {"w": torch.ones(3)}, "optim": {"state": {"w": moments}}}
+    dcp.save(state, checkpoint_id=place / "from")
+
+    def change(metadata: Metadata) -> None:
+        stored = data.draw(st.sampled_from(sorted(metadata.state_dict_metadata)))
+        tensor = metadata.state_dict_metadata[stored]
+        info = data.draw(st.sampled_from([*metadata.storage_data.values()]))
+        (chunk,) = tensor.chunks
+        lied = data.draw(st.sampled_from([tensor, tensor.properties, chunk, info, metadata]))
+        names = sorted(vars(lied).keys() - {"memory_format"})  # torch pickles that itself, and only what it knows
+        vars(lied)[data.draw(st.sampled_from(names))] = data.draw(st.sampled_from(STRANGE))
+
+    if step == 4.0:
+        lie(place / "from", change)
+    status, _, err = evenkeel(f"checkpoint import {place}/new --from {place}/from --format dcp")
+    assert status in (0, 2)
+    assert not err if status == 0 else err.startswith(f"evenkeel: {place}/from")
+    assert len(err.splitlines()) <= 1 and len(err) < 1000
+    if status == 0 and step != 4.0:
+        assert torch.tensor(step).numel() == 1
+        assert Checkpoints(LocalFiles(place / "new")).steps() == [int(torch.tensor(step).item())]
 
 
 # ---------------------------------------------------------------- the run's model

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_hexdigest
 
+from evenkeel.config_values import ConfigError
 from evenkeel.core.boxes import full
 from evenkeel.core.ids import Version
 from evenkeel.store.checkpoint_reader import Checkpoint, Want
@@ -35,6 +36,7 @@ from evenkeel.store.manifest import (
     spec,
     to_json,
 )
+from evenkeel.tools import describe
 
 STATE = {name: value for name, value in make_state(0).items() if name.endswith(("bias", "scale", "conv"))}
 FOLDER = "checkpoints/step-00000001"
@@ -74,7 +76,7 @@ class Victim:
         self.path("manifest.json").write_bytes(manifest)
         self.files.seen.clear()
         with bounded(limit):
-            errors = [error for use in (open_it, list_it, read_it, verify_it) for error in use(self.files)]
+            errors = [error for use in (open_it, list_it, read_it, verify_it, show_it) for error in use(self.files)]
         for name in self.files.seen:
             assert name == f"{FOLDER}/{Path(name).name}", "read outside of its folder"
         for error in filter(None, errors):
@@ -130,6 +132,16 @@ def verify_it(files: LocalFiles) -> Iterator[str]:
         yield str(error)
 
 
+def show_it(files: LocalFiles) -> Iterator[str]:
+    try:
+        found = checkpoints(files).open(1)
+        assert found is not None
+        json.dumps(describe.record(found, ""))
+        describe.description(found, "")
+    except (StoreError, ConfigError) as error:
+        yield str(error)
+
+
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
     root = tmp_path_factory.mktemp("victim")
@@ -151,6 +163,8 @@ STRANGE: list[Any] = [
     "", "x", "F64", "F16", "BF16", "F8", "0" * 16, "../g1-outside.safetensors", "/etc/passwd", "manifest.json", "..",
     "g1-../../g1-outside.safetensors", "../../g1-outside.safetensors", "g1-w0000.safetensors\n", "g1-w0000.safetensors",
     "g2-w0000.safetensors", "param/", "param/x", "param/x\n", "param/\ud800", "\ud800", "\x00", "x" * 3000,
+    10**400, 10**4299, [10**4299] * 3, "run: !!int x", "run: [[[", "a: " + "[" * 5000, "x: !!binary eA==", "- 5", "5",
+    "x: ${", "x: &x [*x]", "x: " + "9" * 5000,
     [], {}, [[]], [0], [-1], [2**62], [2**40] * 3, [1] * 70, [[[[[[[[]]]]]]]], {"start": [], "stop": []},
     {"start": [0], "stop": [2**62]}, {"start": [5], "stop": [2]}, {"start": [0], "stop": [0, 0]}, {"format": 1},
 ]  # fmt: skip
@@ -222,6 +236,12 @@ RAW: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a huge number": (lambda m: m.replace(b'"epoch":1', b'"epoch":1' + b"0" * 5000), "not valid JSON: Exceeds"),
     "invalid UTF-8": (lambda m: m.replace(b"name: test", b"name: \xff\xff"), "not valid JSON: 'utf-8' codec"),
     "half a surrogate pair": (lambda m: m.replace(b"name: test", b"name: \\ud800"), "surrogates not allowed"),
+    "a list for a number": (
+        lambda m: m.replace(b'"epoch":1', b'"epoch":' + b"[" * 900 + b"]" * 900), "nested too deeply"
+    ),
+    "a long text for a number": (
+        lambda m: m.replace(b'"epoch":1', b'"epoch":"' + b"x" * 100_000 + b'"'), "epoch: int expected, not 'xxxx"
+    ),
     "deep nesting": (lambda m: m.replace(b'"epoch":1', b'"epoch":' + b"[" * 200_000), "nested too deeply"),
     "no object": (lambda m: b"[1", "not valid JSON"),
     "no format": (lambda m: m.replace(b'"format":1,', b""), "has no format version"),
@@ -237,7 +257,7 @@ def test_json_that_lies(victim: Victim, lie: str) -> None:
     text = unsealed(victim.manifest)
     assert change(text) != text
     errors = victim.told(sealed(change(text)))
-    assert len(errors) == 4
+    assert len(errors) == 5
     assert all(error.startswith(victim.files.where(f"{FOLDER}/manifest.json: ")) and says in error for error in errors)
 
 
@@ -300,6 +320,15 @@ TOLD: dict[str, tuple[Callable[[Any], None], str]] = {
         lambda v: v["content"]["layout"]["pipelines"][0]["stages"][0].update(start=1),
         "pipeline 0 stage 0 has layers 1 to 2",
     ),
+    "a seed below 0": (lambda v: v["content"].update(seed=-1), "seed -1 is not 0 to 18446744073709551615"),
+    "a huge depth": (
+        lambda v: v["content"]["layout"]["pipelines"][0]["stages"][0].update(stop=2**70),
+        "layout: depth 1180591620717411303424 is not 0 to",
+    ),
+    "huge shares": (
+        lambda v: v["content"]["layout"]["pipelines"][0].update(micro_stop=10**4000),
+        "layout: micro-batches 1000000",
+    ),
     "no position in the data": (lambda v: v["content"].update(samples=-1), "samples -1 is not 0 to"),
     "an epoch before the first": (lambda v: v.update(epoch=-1), "epoch -1 is not 0 to"),
     "a step before the first": (lambda v: v["version"].update(step=-1), "step -1 is not 0 to"),
@@ -314,7 +343,7 @@ def test_a_manifest_that_lies(victim: Victim, lie: str) -> None:
     values = deepcopy(victim.values)
     change(values)
     errors = victim.told(encoded(values))
-    assert len(errors) == 4
+    assert len(errors) == 5
     assert all(error.startswith(victim.files.where(f"{FOLDER}/manifest.json: ")) and says in error for error in errors)
 
 

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -583,6 +584,58 @@ def test_a_journal_that_cannot_be_read_is_named(tmp_path: Path, evenkeel: Run, d
         assert done.err.endswith(f"{unknown}\n")
 
 
+# ---------------------------------------------------------------- a configuration that lies
+
+
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{of}'] * 10)}]\n" for of, name in ("ab", "bc", "cd", "de")
+)
+
+
+CONFIGS = {
+    "no number": ("run: {name: !!int x}\n", "cannot be read: ValueError: invalid literal for int()"),
+    "no float": ("run: {name: !!float x}\n", "cannot be read: ValueError: could not convert string to float"),
+    "no time": ("run: {name: !!timestamp x}\n", "cannot be read: AttributeError: "),
+    "bytes": ("run: {name: !!binary eA==}\n", "run.name: is of type bytes; expected a text, a number or the like"),
+    "a path": ("run: {name: !!python/object/apply:pathlib.Path [x]}\n", "run.name: is of type PosixPath; expected"),
+    "deep": ("run: " + "[" * 100_000, "not valid YAML: nested deeper than 64 levels"),
+    "deep to the right": ("run: " + "- " * 100, "not valid YAML: "),
+    "deep in blocks": ("run: " + "- " * 200 + "x", "not valid YAML: "),
+    "a call": ("run: !!python/object/apply:os.system [true]\n", "not valid YAML: could not determine a constructor"),
+    "itself": ("run: &r {name: *r}\n", "not valid YAML: YAML recursive aliases are not supported"),
+    "a merge of nothing": ("run: {<<: 5}\n", "not valid YAML: expected a mapping or list of mappings"),
+    "aliases of aliases": (LAUGHS, "not valid YAML: more than 10000 values"),
+    "a number of 60s": ("run: " + ":".join(["59"] * 10_000), "not valid YAML: a number, or a value with a tag (!)"),
+    "half an interpolation": ("run: {name: '${a}${'}\n", "no viable alternative at input"),
+    "a list": ("- run\n", "expected a mapping of sections at the top"),
+    "a number": ("5", "expected a mapping of sections at the top"),
+    "huge": ("x" * 300_000, "not valid YAML: 300000 characters, at most 262144 are read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", CONFIGS)
+def test_a_manifest_whose_configuration_lies_is_named(tmp_path: Path, evenkeel: Run, lie: str) -> None:
+    config, problem = CONFIGS[lie]
+    found = save(LocalFiles(tmp_path), make_state(), 10)
+    content = replace(found.manifest.content, config=config)
+    told = manifest.to_json(replace(found.manifest, content=content))
+    (tmp_path / found.folder / "manifest.json").write_bytes(told)
+    for command in ("inspect {0}", "inspect {0} --json", "export {0} --to {0}/to --format safetensors"):
+        tracemalloc.start()
+        try:
+            done = evenkeel(f"checkpoint {command.format(tmp_path)}")
+            assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        finally:
+            tracemalloc.stop()
+        assert (done.status, done.out) == (2, "")
+        assert done.err.startswith(f"evenkeel: {found.url}: config")
+        assert problem in done.err
+        assert done.err.endswith("; take another step (--step)\n")
+        assert len(done.err.splitlines()) == 1 and len(done.err) < 1500
+    assert evenkeel(f"checkpoint verify {tmp_path}").status == 0
+    assert not (tmp_path / "to" / "model.safetensors").exists()
+
+
 # ---------------------------------------------------------------- import
 
 
@@ -734,15 +787,58 @@ def test_a_parameter_in_two_files_is_named(tmp_path: Path, evenkeel: Run) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"format": 1}', '{"format": 1, "step": -1, "generation": 0, "samples": 0, "seed": 0}']
-)
+    "text",
+    [
+        "{", "[]", '{"format": 1}', "[" * 100_000, '{"format": 1' + "0" * 5000,
+        '{"format": 1, "step": -1, "generation": 0, "samples": 0, "seed": 0}',
+        '{"format": 1, "step": 1%s, "generation": 0, "samples": 0, "seed": 0}' % ("0" * 4000),
+        '{"format": 1, "step": 1, "generation": 0, "samples": 0, "seed": 18446744073709551616}',
+    ],
+)  # fmt: skip
 def test_a_damaged_checkpoint_json_is_named(tmp_path: Path, evenkeel: Run, text: str) -> None:
     source = written(tmp_path / "from", {"w": ONE})
     (source / "checkpoint.json").write_text(text)
     done = evenkeel(f"checkpoint import {tmp_path}/new --from {source} --format safetensors")
     assert done.status == 2
     assert done.err.startswith(f"evenkeel: {source}/checkpoint.json: ")
-    assert len(done.err.splitlines()) == 1
+    assert len(done.err.splitlines()) == 1 and len(done.err) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "damaged: not valid JSON: Expecting property name"),
+        ("[" * 100_000, "damaged: nested too deeply"),
+        ("[1]", "expected a mapping of sections at the top"),
+    ],
+)
+def test_a_damaged_config_json_is_named(tmp_path: Path, evenkeel: Run, text: str, problem: str) -> None:
+    save(LocalFiles(tmp_path / "old"), make_state(), 10)
+    export(tmp_path / "old", tmp_path / "to", evenkeel)
+    (tmp_path / "to" / "config.json").write_text(text)
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/to --format safetensors")
+    assert done.status == 2
+    assert done.err.startswith(f"evenkeel: {tmp_path}/to/config.json: {problem}")
+    assert len(done.err.splitlines()) == 1 and len(done.err) < 1000
+
+
+def test_every_text_of_a_configuration_survives_export_and_import(tmp_path: Path, evenkeel: Run) -> None:
+    old = save(LocalFiles(tmp_path / "old"), make_state(), 10)
+    content = replace(old.manifest.content, config="run: {name: test}\ndata: {path: 'data \U0001f600 \u00e9'}\n")
+    sound = manifest.to_json(replace(old.manifest, content=content))
+    (tmp_path / "old" / old.folder / "manifest.json").write_bytes(sound)
+    export(tmp_path / "old", tmp_path / "to", evenkeel)
+    assert evenkeel(f"checkpoint import {tmp_path}/new --from {tmp_path}/to --format safetensors").status == 0
+    found = opened(LocalFiles(tmp_path / "new"), 10)
+    assert describe.config_of(found) == {"run": {"name": "test"}, "data": {"path": "data \U0001f600 \u00e9"}}
+
+
+def test_a_step_that_no_checkpoint_can_have_is_refused(tmp_path: Path, evenkeel: Run) -> None:
+    source = written(tmp_path / "from", {"w": ONE}, {"exp_avg/w": ONE, "exp_avg_sq/w": ONE})
+    done = evenkeel(f"checkpoint import {tmp_path}/new --from {source} --format safetensors --step {10**18}")
+    assert done.status == 2
+    assert done.err.startswith(f"evenkeel: {source}: is said to be the state after step {10**18}, at most ")
+    assert not (tmp_path / "new").exists()
 
 
 # ---------------------------------------------------------------- safetensors files that lie
@@ -764,9 +860,14 @@ def tensor(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict
         (b"1234567", "is not a safetensors file: a header of 7 bytes in a file of 7"),
         (lying({}, length=2**63), "is not a safetensors file"),
         (lying({}, length=50), "is not a safetensors file: a header of 50 bytes in a file of 10"),
-        (lying(b"{nonsense"), "its header is not JSON"),
-        (lying(b"\xff\xfe"), "its header is not JSON"),
-        (lying(b"[" * 100_000), "its header is not JSON: RecursionError"),
+        (lying(b"{nonsense"), "its header is not valid JSON: Expecting property name"),
+        (lying(b"\xff\xfe"), "its header is not valid JSON: Expecting value"),
+        (lying(b"[" * 100_000), "its header is nested too deeply"),
+        (lying(b"[" * 65 + b"]" * 65), "its header is nested too deeply"),
+        (lying(b'{"w":' + b"9" * 5000 + b"}"), "its header is not valid JSON: Exceeds the limit"),
+        (lying({"": tensor()}, b"x" * 8), "its name is not one of 1 to 1000 printable characters"),
+        (lying({"w" * 1001: tensor()}, b"x" * 8), "its name is not one of 1 to 1000 printable characters"),
+        (lying({"w\n": tensor()}, b"x" * 8), "its name is not one of 1 to 1000 printable characters"),
         (lying([]), "its header is not a JSON object"),
         (lying({"w": 5}), "tensor 'w': has no dtype, shape and data_offsets"),
         (lying({"w": {"dtype": "F32"}}), "tensor 'w': has no dtype, shape and data_offsets"),
@@ -774,11 +875,17 @@ def tensor(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict
         (lying({"w": tensor("I64")}, b"x" * 8), "dtype 'I64' is not that of a parameter (F64, F32, BF16, F16)"),
         (lying({"w": tensor(["F32"])}, b"x" * 8), "is not that of a parameter"),
         (lying({"w": tensor(shape=[-2])}, b"x" * 8), "must be whole numbers, not negative"),
-        (lying({"w": tensor(shape="ab")}, b"x" * 8), "must be whole numbers, not negative"),
+        (lying({"w": tensor(shape="ab")}, b"x" * 8), "shape must be a list of at most 64 sides"),
+        (lying({"w": tensor(shape=[1] * 65)}, b"x" * 4), "shape must be a list of at most 64 sides"),
+        (lying({"w": tensor(shape=[2**62] * 100_000)}, b"x" * 8), "shape must be a list of at most 64 sides"),
+        (lying({"w": tensor(shape=[2**62] * 64)}, b"x" * 8), "8 bytes are not those of F32 [4611686018427387904, "),
+        (lying({"w": tensor(shape=[2**62 + 1])}, b"x" * 8), "must be whole numbers, not negative, to 4611686018"),
+        (lying({"w": tensor(offsets=[10**4299, 10**4299 + 8])}, b"x" * 8), "must be whole numbers, not negative"),
         (lying({"w": tensor(shape=[True, 2])}, b"x" * 8), "must be whole numbers, not negative"),
         (lying({"w": tensor(shape=[2.0])}, b"x" * 8), "must be whole numbers, not negative"),
         (lying({"w": tensor(shape=[3])}, b"x" * 8), "8 bytes are not those of F32 [3]"),
-        (lying({"w": tensor(shape=[2**40, 2**40], offsets=[0, 2**82])}, b"x" * 8), "its tensors end at"),
+        (lying({"w": tensor(shape=[2**40, 2**40], offsets=[0, 2**82])}, b"x" * 8), "must be whole numbers, not"),
+        (lying({"w": tensor(shape=[2**59], offsets=[0, 2**61])}, b"x" * 8), "its tensors end at"),
         (lying({"w": tensor(offsets=[8, 16])}, b"x" * 16), "tensor 'w' begins at byte"),
         (lying({"w": tensor()}, b"x" * 9), "its tensors end at"),
         (lying({"w": tensor()}, b"x" * 7), "its tensors end at"),
@@ -792,6 +899,37 @@ def test_a_safetensors_file_that_lies_is_named(tmp_path: Path, evenkeel: Run, da
     assert done.err.startswith(f"evenkeel: {tmp_path}/model.safetensors: ")
     assert problem in done.err
     assert len(done.err.splitlines()) == 1
+    assert len(done.err) < 1000
+
+
+NUMBERS: list[Any] = [
+    0, 1, 2, 8, 16, -1, True, None, 2.0, "2", 2**62, 2**62 + 1, 10**400, 10**4299, -(10**4299), [], [2], {}, [[[]]],
+]  # fmt: skip
+numbers = st.sampled_from(NUMBERS)
+many = st.builds(lambda number, times: [number] * times, numbers, st.sampled_from([64, 65, 200]))
+lied_tensors = st.fixed_dictionaries({
+    "dtype": st.sampled_from(["F32", "F16", "F8", "", 7, None, [], "F" * 5000]),
+    "shape": st.lists(numbers, max_size=4) | many | numbers,
+    "data_offsets": st.lists(numbers, max_size=3) | st.sampled_from([[0, 8], [8, 16]]) | numbers,
+})  # fmt: skip
+names = st.sampled_from(["w", "v", "", "\n", "\ud800", "w" * 5000, "__metadata__"])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(header=st.dictionaries(names, lied_tensors | numbers, max_size=3) | numbers)
+def test_whatever_a_safetensors_header_says_it_is_refused_in_one_short_line(tmp_path: Path, header: Any) -> None:
+    (tmp_path / "model.safetensors").write_bytes(lying(header, bytes(16)))
+    files, problem, entries = LocalFiles(tmp_path), "", []
+    try:
+        entries = plain.read_header(files, "model.safetensors", files.sizes("")["model.safetensors"])
+    except StoreError as error:
+        problem = str(error)
+    if problem:
+        assert re.fullmatch(f"{tmp_path}/model.safetensors: .*", problem)
+        assert problem.isprintable() and len(problem) < 1000
+    else:
+        assert sum(e.stop - e.start for e in entries) == 16
+        assert all(e.dtype in ("F32", "F16") and len(e.shape) <= 64 for e in entries)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,10 +1,14 @@
 """Configuration: what merges how, and that everything wrong is one line that names source and key."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from evenkeel.config import (
     Config,
@@ -13,12 +17,14 @@ from evenkeel.config import (
     config_from_yaml,
     differences,
     load_config,
+    read_layer,
     stored_fingerprint,
     to_yaml,
     with_absolute_data,
     with_absolute_storage,
 )
 from evenkeel.config_values import HIDDEN, hide_in_url, hide_secrets, is_secret
+from evenkeel.config_yaml import MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -119,6 +125,14 @@ def test_an_override_without_key_and_value_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("train: {steps: !!int x}", ": cannot be read: ValueError: invalid literal for int() with base 10: 'x'"),
+        ("train: {steps: !!float x}", ": cannot be read: ValueError: could not convert string to float: 'x'"),
+        ("train: {steps: !!timestamp x}", ": cannot be read: AttributeError: "),
+        ("5", ": expected a mapping of sections at the top"),
+        ("null", ": expected a mapping of sections at the top"),
+        ("train:\n  steps: " + "9" * 301, ":2: not valid YAML: a number, or a value with a tag (!), of more than 300"),
+        ("model:\n  x: !!binary eA==\n", ": model.x: is of type bytes; expected a text, a number or the like"),
+        ("model: {? !!binary eA== : 1}\n", ": model.b'x': is of type bytes; expected a text, a number or the like"),
         ("train: {steps: 5", ":2: not valid YAML"),
         ("a: 1\n  b: 2\n", ":2: not valid YAML"),
         ("train", ": expected a mapping of sections at the top"),
@@ -129,6 +143,82 @@ def test_an_override_without_key_and_value_is_refused(text: str) -> None:
 def test_what_is_no_mapping_in_yaml_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     assert str(failure([path])).startswith(path + said)
+
+
+def nested(levels: int) -> str:
+    return "model:\n  x: " + "[" * (levels - 2) + "]" * (levels - 2) + "\n"
+
+
+def chained(levels: int) -> str:
+    """As deep, but not as a text: each alias stands for a list with the one before."""
+    return "model:\n  a0: &a0 []\n" + "".join(f"  a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, levels - 2))
+
+
+def listed(values: int) -> str:
+    return "model:\n  x: [" + ",".join("1" * (values - 5)) + "]\n"
+
+
+def doubled(values: int) -> str:
+    """As many, but by aliases."""
+    return f"model:\n  x: &x [{','.join('1' * 98)}]\n  y: [{','.join(['*x'] * ((values - 105) // 99))}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "said"),
+    [
+        (nested, MAX_DEPTH, ":2: not valid YAML: nested deeper than 64 levels"),
+        (chained, MAX_DEPTH, f":{MAX_DEPTH + 1}: not valid YAML: nested deeper than 64 levels by its aliases"),
+        (listed, MAX_VALUES, ":3: not valid YAML: more than 10000 values, with what each alias (*name) stands for"),
+        (lambda n: f"model: {{x: '{'x' * (n - 14)}'}}", MAX_CHARACTERS, ": not valid YAML: 262145 characters, at most"),
+        (lambda n: f"model: {{x: '{'x' * (n - 11)}${{run.name}}'}}", 4000, ":1: not valid YAML: a text with ${...}"),
+    ],
+    ids=["nested", "chained", "listed", "long", "interpolated"],
+)
+def test_bounds_of_a_file(tmp_path: Path, text: Any, most: int, said: str) -> None:
+    load_config([written(tmp_path, text(most))], ["run.name=r"])
+    path = written(tmp_path, text(most + 1))
+    assert str(failure([path])).startswith(path + said)
+
+
+def test_aliases_count_as_what_they_stand_for() -> None:
+    read_layer(doubled(MAX_VALUES), "a.yaml")
+    with pytest.raises(ConfigError, match="more than 10000 values"):
+        read_layer(doubled(2 * MAX_VALUES), "a.yaml")
+
+
+@pytest.mark.parametrize("raw", ["[" * 100_000, "!!int x", "!!binary eA==", "9" * 301, "${" * 1000])
+def test_an_override_that_no_yaml_can_be_is_one_short_line(raw: str) -> None:
+    error = failure([], f"model.x={raw}")
+    assert (error.source, error.key) == ("command line", "model.x")
+    assert str(error).startswith(f"command line: model.x: the value {raw[:20]!r}"[:40])
+    assert len(str(error)) < 1500
+
+
+WORDS = [
+    "a: ", "b: ", "run: ", "[", "]", "{", "}", ",", "- ", "? ", ": ", "\n", "  ", "&a ", "*a", "&b ", "*b", "<<: ", "x",
+    "9", "0x", "1:59", ".", "e9", "'", '"', "|\n ", "!!int x", "!!float x", "!!timestamp x", "!!int ", "!!float ",
+    "!!binary ", "!!set ", "!!omap ", "!!pairs ", "!!str ", "!!null ", "!!bool ", "!!python/object/apply:pathlib.Path ",
+    "!x ", "${", "${a}", "${oc.env:X}", "---\n", "...\n", "%YAML 9\n", "#", "\t", "\x00", "\x1b", "\ud800",
+    "\U0001f600", "~", "???",
+]  # fmt: skip
+texts = st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from([1, 1, 1, 1, 70, 100_000])), max_size=8).map(
+    lambda words: "".join(word * times for word, times in words)[: 2 * MAX_CHARACTERS]
+)
+
+
+@settings(max_examples=300)
+@given(texts | texts.map(lambda text: f"run: {{a: {text}}}"))
+def test_whatever_a_text_is_it_is_a_configuration_or_one_short_line(text: str) -> None:
+    try:
+        values = OmegaConf.to_container(read_layer(text, "a.yaml").values, resolve=False)
+        problem = ""
+    except ConfigError as error:
+        problem = str(error)
+    if problem:
+        assert problem.startswith("a.yaml:")
+        assert len(problem.splitlines()) == 1 and len(problem) < 1500
+    else:
+        assert isinstance(json.loads(json.dumps(values)), dict)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -90,6 +90,10 @@ def test_fixed_tuples_and_options() -> None:
         ({"start": [3], "stop": [1]}, Box, "Box: not a box"),
         ({"step": 1.5, "generation": 0}, Version, "Version.step: int expected, not 1.5"),
         ("x", float, "a float expected, not 'x'"),
+        (10**400, float, "a float expected, not 1000"),
+        ({"type": ["x" * 9000]}, m.Event, "type ['xxx"),
+        ({"x" * 9000: 1}, Version, "Version has no field 'xxx"),
+        ({"step": [[0] * 9000] * 9000, "generation": 0}, Version, "step: int expected, not [[0, 0, 0, 0, 0, 0, ...]"),
         (99, m.Started, "Started expected, not 99"),
     ],
 )
@@ -97,6 +101,7 @@ def test_what_does_not_fit_is_refused_by_name(data: Any, tp: Any, says: str) -> 
     with pytest.raises(CodecError) as caught:
         load(data, tp)
     assert says in str(caught.value)
+    assert len(str(caught.value)) < 1500
 
 
 def test_dump_refuses_too() -> None:

@@ -12,10 +12,13 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from math import isfinite
+from reprlib import Repr
 from typing import Any, NewType, Union, get_args, get_origin
 
 TAG = "type"
 _NONFINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80
 
 
 class CodecError(ValueError):
@@ -133,7 +136,8 @@ def _load(data: Any, tp: Any, at: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(data, dict):
             raise _wrong(at, "an object", data)
-        return {_load(k, str, f"{at} key"): _load(v, get_args(tp)[1], f"{at}[{k!r}]") for k, v in data.items()}
+        of = get_args(tp)[1]
+        return {_load(k, str, f"{at} key"): _load(v, of, f"{at}[{_shown(k)}]") for k, v in data.items()}
     if is_dataclass(tp):
         return _load_dataclass(data, tp, at)
     return _load_scalar(data, tp, at)
@@ -149,7 +153,7 @@ def _load_union(data: Any, tp: Any, at: str) -> Any:
             return _load(data, next(iter(named.values())), at)
         tag = data.get(TAG)
         if not isinstance(tag, str) or tag not in named:
-            raise CodecError(f"{at}: type {tag!r} is not one of {_choice(options)}")
+            raise CodecError(f"{at}: type {_shown(tag)} is not one of {_choice(options)}")
         body = {k: v for k, v in data.items() if k != TAG}
         return _load(body, named[tag], tag if at == _name(tp) else at)
     rest = [t for t in options if t is not type(None) and not is_dataclass(t)]
@@ -164,7 +168,7 @@ def _load_dataclass(data: Any, tp: Any, at: str) -> Any:
     hints = dict(_hints(tp))
     unknown = sorted(data.keys() - hints.keys())
     if unknown:
-        raise CodecError(f"{at}: {_name(tp)} has no field {unknown[0]!r}")
+        raise CodecError(f"{at}: {_name(tp)} has no field {_shown(unknown[0])}")
     missing = [n for n in hints if n not in data]
     if missing:
         raise CodecError(f"{at}: field {missing[0]!r} of {_name(tp)} is missing")
@@ -185,8 +189,11 @@ def _load_scalar(data: Any, tp: Any, at: str) -> Any:
     if tp is float:
         if isinstance(data, str) and data in _NONFINITE:
             return _NONFINITE[data]
-        if isinstance(data, float) or _is_int(data):
-            return float(data)
+        try:
+            if isinstance(data, float) or _is_int(data):
+                return float(data)
+        except OverflowError:  # an int of more than 308 digits
+            pass
         raise _wrong(at, "a float", data)
     if _fits(data, tp):
         return data
@@ -254,5 +261,10 @@ def _choice(options: tuple[Any, ...]) -> str:
 
 
 def _wrong(at: str, expected: str, value: Any) -> CodecError:
-    shown = repr(value)
-    return CodecError(f"{at}: {expected} expected, not {shown if len(shown) <= 80 else shown[:77] + '...'}")
+    return CodecError(f"{at}: {expected} expected, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """Short, and made without going through all of it."""
+    shown = _REPR.repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

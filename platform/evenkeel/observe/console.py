@@ -212,4 +212,4 @@ def summary_text(record: Line, metrics: Sequence[Line], events: Sequence[Line], 
 
 
 def _last(events: Sequence[Line], name: str) -> list[Line]:
-    return [e for e in events if e["event"] == name][-1:]
+    return [e for e in events if e.get("event") == name][-1:]

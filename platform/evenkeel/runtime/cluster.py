@@ -27,6 +27,7 @@ from evenkeel.runtime.compat import (
     started_cluster,
 )
 from evenkeel.store.lease import Holder
+from evenkeel.store.untrusted import parse_json
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's least. Nothing of the training goes through the object store."""
@@ -276,7 +277,7 @@ def _owner_is_dead(path: Path, me: Holder) -> bool:
     try:
         if path.lstat().st_uid != os.getuid():
             return False
-        owner: Holder = load(json.loads((path / OWNER).read_text()), Holder)
+        owner: Holder = load(parse_json((path / OWNER).read_text()), Holder)
     except (OSError, ValueError, CodecError):
         return False  # it is just being made, or nothing of ours
     return owner.is_dead(me)

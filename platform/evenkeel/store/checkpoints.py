@@ -24,6 +24,7 @@ from evenkeel.store.manifest import (
 
 FOLDER = "checkpoints"
 _STEP = re.compile(r"step-([0-9]{8,18})")
+MAX_STEP = 10**18 - 1
 
 
 class Checkpoints:

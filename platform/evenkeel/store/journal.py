@@ -7,6 +7,7 @@ from typing import Any
 
 from evenkeel.store.errors import JournalFenced, StoreError
 from evenkeel.store.files import Files
+from evenkeel.store.untrusted import parse_json, short
 
 FORMAT = 1
 FOLDER = "journal"
@@ -51,17 +52,20 @@ class Journal:
         name = _file(self._next)
         if not self._files.create(name, json.dumps(record).encode()):
             other = self._read(name)
-            raise JournalFenced(f"{self._files.where(name)}: written by another controller (epoch {other['epoch']})")
+            theirs = short(other.get("epoch"), 20)
+            raise JournalFenced(f"{self._files.where(name)}: written by another controller (epoch {theirs})")
         self._next += 1
 
     def _read(self, name: str) -> dict[str, Any]:
         data = self._files.read(name)
         where = self._files.where(name)
         try:
-            record = json.loads(data or b"")
-        except ValueError:
-            raise StoreError(f"{where}: not valid JSON") from None
-        return check_format(record, FORMAT, where)
+            record = check_format(parse_json(data or b""), FORMAT, where)
+        except ValueError as error:
+            raise StoreError(f"{where}: {error}") from None
+        if not isinstance(record.get("entries"), list):
+            raise StoreError(f"{where}: damaged: has no list of entries")
+        return record
 
 
 def check_format(record: Any, known: int, where: str) -> dict[str, Any]:
@@ -70,7 +74,8 @@ def check_format(record: Any, known: int, where: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(version, int):
         raise StoreError(f"{where}: has no format version")
     if version > known:
-        raise StoreError(f"{where}: has format {version}; this evenkeel reads up to {known}, use a newer one")
+        newer = short(version, 20)
+        raise StoreError(f"{where}: has format {newer}; this evenkeel reads up to {known}, use a newer one")
     return record
 
 

@@ -34,6 +34,7 @@ from evenkeel.core.codec import CodecError, dump, load
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.journal import check_format
+from evenkeel.store.untrusted import MAX_NUMBER, is_number, parse_json, short
 
 LEASE_S = 14.0
 """A lease that did not change for so long is nobody's.
@@ -78,6 +79,10 @@ class Holder:
     pid: int
     process_start: int
 
+    def __post_init__(self) -> None:
+        if not 0 < self.pid < 2**31:
+            raise ValueError(f"pid is {self.pid}, which is that of no process")
+
     @classmethod
     def this(cls, cluster: str) -> "Holder":
         """The calling process."""
@@ -117,11 +122,13 @@ class Lease:
     def __post_init__(self) -> None:
         if not 0 <= self.start < 1e11:
             raise ValueError(f"start is {self.start}, which is no time of this age")
+        if not is_number(self.tenure) or not is_number(self.epoch):
+            raise ValueError(f"tenure {self.tenure} or epoch {self.epoch} is not 0 to {MAX_NUMBER}")
 
     @property
     def who(self) -> str:
         start = datetime.fromtimestamp(self.start, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return f"process {self.holder.pid} on host {self.holder.host}, started {start}"
+        return f"process {self.holder.pid} on host {short(self.holder.host, 100)}, started {start}"
 
     def to_json(self) -> bytes:
         values = dump(self, Lease)
@@ -131,12 +138,12 @@ class Lease:
     def from_json(cls, data: bytes, where: str) -> "Lease":
         """Raises StoreError, naming the file, if it is none or of a newer format."""
         try:
-            values: dict[str, Any] = dict(check_format(json.loads(data), FORMAT, where))
+            values: dict[str, Any] = dict(check_format(parse_json(data), FORMAT, where))
             del values["format"]
             holder = {name: values.pop(name, None) for name in Holder.__slots__}
             lease: Lease = load({**values, "holder": holder}, Lease)
         except (CodecError, ValueError) as error:
-            raise StoreError(f"{where}: damaged ({error}); remove it if nobody runs this run") from None
+            raise StoreError(f"{where}: damaged ({short(error)}); remove it if nobody runs this run") from None
         return lease
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import explain
 from evenkeel.store.files import Files, LocalFiles
+from evenkeel.store.untrusted import parse_json
 
 SEGMENT_LINES = 1000
 FLUSH_LINES = 100
@@ -163,7 +164,7 @@ def _parse(lines: Iterable[bytes], where: str) -> list[Record]:
     records: list[Record] = []
     for line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         if not isinstance(record, dict):

@@ -23,6 +23,7 @@ from evenkeel.store.checkpoint_tiling import check_tiling
 from evenkeel.store.errors import StoreError
 from evenkeel.store.final import ITEM_BYTES, TensorSpec, header
 from evenkeel.store.journal import check_format
+from evenkeel.store.untrusted import MAX_NUMBER, MAX_SIDES, parse_json, short
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -31,7 +32,9 @@ CHUNK_BYTES = 8 << 20
 MAX_CHUNK_BYTES = 64 << 20
 MAX_MANIFEST_BYTES = 64 << 20
 """Some 300,000 slices. What is larger is neither written nor read, as JSON takes many times its size when parsed."""
-MAX_NUMBER = 2**62
+SEEDS = 2**64
+MAX_NAME = 1000
+"""Characters of a parameter's name."""
 CHECKSUM = "xxh3_64"
 
 _WORKER = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -39,7 +42,7 @@ _PART_NAME = re.compile(rf"g([0-9]{{1,19}})-{_WORKER.pattern}\.safetensors")
 _TAIL = b',"digest":"%s"}'
 """The end of the file: the checksum of all before it."""
 _DIGEST = re.compile(r"[0-9a-f]{16}")
-_TENSOR_NAME = re.compile(r"[a-z_]{1,40}/.{1,1000}")
+_TENSOR_NAME = re.compile(rf"[a-z_]{{1,40}}/.{{1,{MAX_NAME}}}")
 
 
 class CheckpointDamaged(StoreError):  # noqa: N818 - it says what the checkpoint is
@@ -225,11 +228,9 @@ def from_json(data: bytes, where: str) -> Manifest:
     if tail != _TAIL % xxh3_64_hexdigest(text).encode():
         raise CheckpointDamaged(f"{where}: is not what was written")
     try:
-        values = json.loads(data, object_pairs_hook=_object, parse_constant=_constant)
-    except RecursionError:
-        raise CheckpointDamaged(f"{where}: nested too deeply") from None
+        values = parse_json(data, object_pairs_hook=_object, parse_constant=_constant)
     except ValueError as error:
-        raise CheckpointDamaged(f"{where}: not valid JSON: {_short(error)}") from None
+        raise CheckpointDamaged(f"{where}: {error}") from None
     if not isinstance(values, dict) or type(values.get("format")) is not int:
         raise CheckpointDamaged(f"{where}: has no format version")
     check_format(values, FORMAT, where)
@@ -237,7 +238,7 @@ def from_json(data: bytes, where: str) -> Manifest:
     try:
         manifest: Manifest = load(values, Manifest)
     except (CodecError, ValueError) as error:
-        raise CheckpointDamaged(f"{where}: {_short(error)}") from None
+        raise CheckpointDamaged(f"{where}: {short(error)}") from None
     return manifest
 
 
@@ -254,11 +255,6 @@ def _constant(word: str) -> Any:
     raise ValueError(f"{word} is not a number")
 
 
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
 def _check_number(value: int, name: str) -> None:
     if not 0 <= value <= MAX_NUMBER:
         raise ValueError(f"{name} {value} is not 0 to {MAX_NUMBER}")
@@ -266,10 +262,14 @@ def _check_number(value: int, name: str) -> None:
 
 def _check_content(content: Content) -> None:
     _check_number(content.samples, "samples")
+    if not 0 <= content.seed < SEEDS:
+        raise ValueError(f"seed {content.seed} is not 0 to {SEEDS - 1}")
     content.config.encode()  # JSON can say half a surrogate pair, which nothing can print
     pipelines = content.layout.pipelines
     if not pipelines or not all(pipeline.stages for pipeline in pipelines):
         raise ValueError("layout: a pipeline or a stage is missing")
+    _check_number(pipelines[0].stages[-1].stop, "layout: depth")
+    _check_number(pipelines[-1].micro_stop, "layout: micro-batches")
     check_layout(content.layout, pipelines[0].stages[-1].stop, pipelines[-1].micro_stop)
     for worker in content.layout.members:
         if not _WORKER.fullmatch(worker):
@@ -300,7 +300,7 @@ def _check_tensor(tensor: TensorRecord) -> None:
         raise ValueError(f"tensor {name}: dtype {tensor.dtype[:20]!r} is not one of {', '.join(ITEM_BYTES)}")
     for side in tensor.shape:
         _check_number(side, f"tensor {name}: a side")
-    if len(tensor.shape) > 64 or prod(tensor.shape) > MAX_NUMBER:
+    if len(tensor.shape) > MAX_SIDES or prod(tensor.shape) > MAX_NUMBER:
         raise ValueError(f"tensor {name}: shape is too large")
     try:
         check_tiling([piece.box for piece in tensor.slices], tensor.shape)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from evenkeel.core.codec import load
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.world import World
 from evenkeel.store.errors import StoreError
@@ -17,6 +18,7 @@ from evenkeel.store.journal import Journal, check_format
 from evenkeel.store.lines import LineReader, LineWriter, Record, line_writer
 from evenkeel.store.patient import PatientFiles
 from evenkeel.store.retry import Patience, Trouble
+from evenkeel.store.untrusted import parse_json, short
 
 FORMAT = 1
 ROOM = Patience(total_s=30.0)
@@ -105,16 +107,20 @@ class RunDirectory:
             return None
         check_format(values, FORMAT, self.files.where("run.json"))
         try:
-            return RunRecord(**{f.name: values[f.name] for f in fields(RunRecord)})
+            record: RunRecord = load({f.name: values[f.name] for f in fields(RunRecord)}, RunRecord)
         except (KeyError, ValueError) as error:
-            raise StoreError(f"{self.files.where('run.json')}: damaged: {error}") from None
+            raise StoreError(f"{self.files.where('run.json')}: damaged: {short(error)}") from None
+        return record
 
     def write_config(self, text: str) -> None:
         self._small.replace("config.yaml", text.encode())
 
     def read_config(self) -> str | None:
         data = self.files.read("config.yaml")
-        return None if data is None else data.decode()
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError:
+            raise StoreError(f"{self.files.where('config.yaml')}: is not a text in UTF-8") from None
 
     def write_world(self, record: Mapping[str, Any]) -> None:
         """worlds/NNNNNN.json, from `world_record`; whole before the generation's first metrics line."""
@@ -122,7 +128,8 @@ class RunDirectory:
 
     def generations(self) -> list[int]:
         """Of the worlds that are written down."""
-        return sorted(int(n[:-5]) for n in self.files.names("worlds") if n.endswith(".json"))
+        names = self.files.names("worlds")
+        return sorted(int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdecimal())
 
     def read_worlds(self) -> list[Record]:
         """By generation."""
@@ -136,7 +143,7 @@ class RunDirectory:
         if data is None:
             return None
         try:
-            values = json.loads(data)
+            values = parse_json(data)
         except ValueError:
             values = None
         if not isinstance(values, dict):
@@ -175,6 +182,8 @@ class RunDirectory:
         """One line per committed step, by step: those that were not taken back by a restore to an earlier one."""
         lines: list[Record] = []
         for line in self.follow("metrics").poll():
+            if type(line.get("step")) is not int:
+                raise StoreError(f"{self.files.where('metrics')}: a line without a step: {short(line, 60)}")
             while lines and lines[-1]["step"] >= line["step"]:
                 lines.pop()
             lines.append(line)

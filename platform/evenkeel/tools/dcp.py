@@ -4,12 +4,14 @@ Keys are those of {"model": ..., "optim": ...} with what torch.distributed.check
 model.NAME, optim.state.NAME.exp_avg, .exp_avg_sq and .step (a float32 scalar, as torch.optim.AdamW has it).
 """
 
+import io
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from evenkeel.store.checkpoint_tiling import check_tiling
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import LocalFiles
 from evenkeel.store.manifest import TensorRecord
+from evenkeel.store.untrusted import MAX_NUMBER, MAX_SIDES, is_number, short
 from evenkeel.tools.exporting import check_empty, read_origin, write_origin
 from evenkeel.tools.importing import Foreign, Source
 from evenkeel.tools.text import Advance
@@ -127,11 +130,11 @@ def source(folder: LocalFiles, weights_only: bool) -> Source:
     bare = {key.removeprefix("app."): key for key in found}
     prefix = "model." if any(key.startswith("model.") for key in bare) else ""
     tensors: list[Foreign] = []
-    steps: set[float] = set()
+    steps: set[int] = set()
     for key, stored in bare.items():
         moment = _OPTIMIZER.fullmatch(key)
         if moment and moment[2] == "step" and not weights_only:
-            steps.add(float(reader.tensor(stored, found[stored])))
+            steps.add(_step(reader, stored, found[stored]))
         elif moment and moment[2] != "step" and not weights_only:
             tensors.append(_foreign(reader, f"{moment[2]}/{moment[1]}", stored, found[stored]))
         elif not moment and key.startswith(prefix):
@@ -141,23 +144,40 @@ def source(folder: LocalFiles, weights_only: bool) -> Source:
     return Source(folder.where(), tensors, step, origin, config)
 
 
-def _one_step(steps: set[float], where: str) -> int | None:
+def _step(reader: "_Reader", key: str, stored: TensorStorageMetadata) -> int:
+    where, dtype = f"{reader.where}: {short(key)!r}", stored.properties.dtype
+    said = f"{dtype} of shape {short(list(stored.size))}"
+    if prod(stored.size) == 1 and (dtype in NAMES or dtype in (torch.int32, torch.int64)):
+        _check_chunks(stored, where)
+        value = reader.tensor(key, stored).item()
+        if isfinite(value) and is_number(int(value)) and value == int(value):
+            return int(value)
+        said = f"{value:g}"
+    what = f"AdamW's step must be one whole number, 0 to {MAX_NUMBER}; --weights-only begins anew without it"
+    raise StoreError(f"{where} is {said}: {what}")
+
+
+def _one_step(steps: set[int], where: str) -> int | None:
     if len(steps) > 1:
-        steps_text = f"{min(steps):g} to {max(steps):g}"
+        steps_text = f"{min(steps)} to {max(steps)}"
         raise StoreError(f"{where}: the parameters' AdamW steps differ, {steps_text}; evenkeel has one")
-    return int(steps.pop()) if steps else None
+    return steps.pop() if steps else None
 
 
 def _foreign(reader: "_Reader", tensor: str, key: str, stored: TensorStorageMetadata) -> Foreign:
     dtype = NAMES.get(stored.properties.dtype)
-    where = f"{reader.where}: {key!r}"
+    where = f"{reader.where}: {short(key)!r}"
     if dtype is None:
         raise StoreError(f"{where} has dtype {stored.properties.dtype}, which is not that of a parameter")
+    _check_chunks(stored, where)
+    return Foreign(tensor, dtype, tuple(stored.size), where, lambda: _bytes(reader.tensor(key, stored)))
+
+
+def _check_chunks(stored: TensorStorageMetadata, where: str) -> None:
     try:
         check_tiling([Box(tuple(c.offsets), tuple(_stop(c))) for c in stored.chunks], tuple(stored.size))
     except ValueError as error:
-        raise StoreError(f"{where}: {error}") from None
-    return Foreign(tensor, dtype, tuple(stored.size), where, lambda: _bytes(reader.tensor(key, stored)))
+        raise StoreError(f"{where}: {short(error)}") from None
 
 
 def _stop(chunk: Any) -> Iterator[int]:
@@ -173,16 +193,21 @@ def _checked(folder: LocalFiles, metadata: Metadata) -> dict[str, TensorStorageM
     where, held = folder.where(METADATA), folder.sizes("")
     try:
         for stored in metadata.storage_data.values():
-            if stored.relative_path not in held:
-                raise StoreError(f"{where}: there are data in {stored.relative_path!r}, which is missing in the folder")
+            if (name := stored.relative_path) not in held:
+                raise StoreError(f"{where}: there are data in {short(name)!r}, which is missing in the folder")
         found = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         for key, tensor in found.items():
+            if not isinstance(tensor.properties.dtype, torch.dtype):
+                raise TypeError(f"{short(key)!r}: its dtype is a {type(tensor.properties.dtype).__name__}")
             boxes = [tensor.size, *(numbers for chunk in tensor.chunks for numbers in (chunk.offsets, chunk.sizes))]
-            if not isinstance(key, str) or not all(type(n) is int and n >= 0 for numbers in boxes for n in numbers):
-                raise StoreError(f"{where}: {key!r}: sizes and offsets must be whole numbers, not negative")
+            if not isinstance(key, str) or not all(is_number(n) for numbers in boxes for n in numbers):
+                what = f"sizes and offsets must be whole numbers, not negative, to {MAX_NUMBER}"
+                raise StoreError(f"{where}: {short(key)!r}: {what}")
+            if len(tensor.size) > MAX_SIDES or prod(tensor.size) > MAX_NUMBER:
+                raise StoreError(f"{where}: {short(key)!r}: its size {short(list(tensor.size))} is too large")
         said = sum(prod(tensor.size) * tensor.properties.dtype.itemsize for tensor in found.values())
-    except (AttributeError, TypeError) as error:
-        raise StoreError(f"{where}: damaged: {type(error).__name__}: {error}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StoreError(f"{where}: damaged: {type(error).__name__}: {short(error)}") from None
     if said > (there := sum(held.values())):
         raise StoreError(f"{where}: tensors of {said} bytes in files of {there}; a file is missing or cut")
     return found
@@ -202,7 +227,7 @@ class _Reader(FileSystemReader):
     def tensor(self, key: str, stored: TensorStorageMetadata) -> Tensor:
         """Raises StoreError where torch cannot read it."""
         tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
-        with _alone(f"{self.where}: {key!r}"):
+        with _alone(f"{self.where}: {short(key)!r}"):
             load({key: tensor}, storage_reader=self, planner=DefaultLoadPlanner(flatten_state_dict=False), no_dist=True)
         return tensor
 
@@ -235,15 +260,23 @@ class _Unpickler(pickle.Unpickler):
 
 def _read_metadata(path: Path) -> Metadata:
     try:
-        with path.open("rb") as file:
-            metadata = _Unpickler(file).load()
+        data = path.read_bytes()
+        _check_memo(data)
+        metadata = _Unpickler(io.BytesIO(data)).load()
     except FileNotFoundError:
         raise StoreError(f"{path}: missing, so this is no checkpoint of torch.distributed.checkpoint") from None
     except Exception as error:  # a damaged pickle raises anything
-        raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
+        raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {short(error)}") from None
     if not isinstance(metadata, Metadata):
         raise StoreError(f"{path}: holds a {type(metadata).__name__}, no metadata")
     return metadata
+
+
+def _check_memo(data: bytes) -> None:
+    """Raises UnpicklingError if a pickle numbers what it notes past its own length: pickle makes room up to there."""
+    for code, number, _ in pickletools.genops(data):
+        if "PUT" in code.name and isinstance(number, int) and number > len(data):
+            raise pickle.UnpicklingError(f"notes a value as number {number} in {len(data)} bytes")
 
 
 # ---------------------------------------------------------------- both
@@ -265,4 +298,4 @@ def _alone(where: str) -> Iterator[None]:
             cause = next(exception for exception, _ in error.failures.values())
             if isinstance(cause, StoreError) or not isinstance(cause, Exception):
                 raise cause from None
-            raise StoreError(f"{where}: {type(cause).__name__}: {cause}") from cause
+            raise StoreError(f"{where}: {type(cause).__name__}: {short(cause)}") from cause

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from evenkeel.config import FINGERPRINT, read_layer
-from evenkeel.config_values import flatten
+from evenkeel.config_values import ConfigError, flatten
 from evenkeel.core.layout import Layout, segments
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.final import ITEM_BYTES
@@ -126,7 +126,10 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         ConfigError: if it is no configuration.
     """
-    layer = read_layer(checkpoint.manifest.content.config, f"{checkpoint.url}: config")
+    try:
+        layer = read_layer(checkpoint.manifest.content.config, f"{checkpoint.url}: config")
+    except ConfigError as error:
+        raise ConfigError(f"{error.problem}; take another step (--step)", error.key, error.source) from None
     values: Any = OmegaConf.to_container(layer.values, resolve=False)
     return {str(key): value for key, value in values.items() if key != FINGERPRINT}
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from evenkeel.config import read_layer
 from evenkeel.core.batches import batches
 from evenkeel.core.boxes import Box, full
 from evenkeel.store.checkpoint_reader import Checkpoint, Want
@@ -12,7 +13,8 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.final import ITEM_BYTES
 from evenkeel.store.journal import check_format
-from evenkeel.store.manifest import TensorRecord
+from evenkeel.store.manifest import SEEDS, TensorRecord
+from evenkeel.store.untrusted import is_number, parse_json, short
 from evenkeel.tools.describe import config_of
 
 FORMAT = 1
@@ -56,17 +58,28 @@ def read_origin(files: Files) -> tuple[Origin, str] | None:
     if data is None:
         return None
     try:
-        values = json.loads(data)
+        values = parse_json(data)
         check_format(values, FORMAT, where)
         numbers = {field.name: values[field.name] for field in fields(Origin)}
-        config = (files.read(CONFIG) or b"{}").decode()
     except (KeyError, TypeError, ValueError) as error:
-        what = f"damaged: {type(error).__name__}: {error}"
+        what = f"damaged: {type(error).__name__}: {short(error)}"
         raise StoreError(f"{where}: {what}; remove it to import the bare tensors") from None
     for name, value in numbers.items():
-        if type(value) is not int or value < 0:
-            raise StoreError(f"{where}: {name} is {value!r}; expected a whole number")
-    return Origin(**numbers), config
+        if not (is_number(value) or (name == "seed" and type(value) is int and 0 <= value < SEEDS)):
+            raise StoreError(f"{where}: {name} is {short(value, 60)}; expected a whole number")
+    return Origin(**numbers), _read_config(files)
+
+
+def _read_config(files: Files) -> str:
+    """As YAML. Not as it stands there: where JSON has \\ud83d\\ude00, YAML knows no such pairs."""
+    where = files.where(CONFIG)
+    try:
+        values = parse_json(files.read(CONFIG) or b"{}")
+    except ValueError as error:
+        raise StoreError(f"{where}: damaged: {error}; remove it to import without") from None
+    text = json.dumps(values, ensure_ascii=False)
+    read_layer(text, where)
+    return text
 
 
 def blocks(checkpoint: Checkpoint, tensors: Iterable[TensorRecord]) -> Iterator[tuple[str, memoryview]]:

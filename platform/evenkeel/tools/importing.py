@@ -18,11 +18,12 @@ from evenkeel.core.layout import Layout, Pipeline, Stage
 from evenkeel.plan.state import KINDS
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Checkpoint
-from evenkeel.store.checkpoints import FOLDER, Checkpoints
+from evenkeel.store.checkpoints import FOLDER, MAX_STEP, Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.final import ITEM_BYTES
 from evenkeel.store.manifest import Content
 from evenkeel.store.run_directory import RunDirectory
+from evenkeel.store.untrusted import short
 from evenkeel.tools.exporting import Origin
 from evenkeel.tools.text import Advance
 
@@ -152,7 +153,7 @@ def check_tensors(source: Source, expected: Expected | None) -> dict[str, tuple[
     found: dict[str, Foreign] = {}
     for tensor in source.tensors:
         if tensor.tensor in found:
-            raise StoreError(f"{tensor.where}: {tensor.tensor!r} is in {found[tensor.tensor].where} too")
+            raise StoreError(f"{tensor.where}: {short(tensor.tensor)!r} is in {found[tensor.tensor].where} too")
         found[tensor.tensor] = tensor
     shapes = {name.removeprefix("param/"): t.shape for name, t in found.items() if name.startswith("param/")}
     if not shapes:
@@ -168,7 +169,8 @@ def check_tensors(source: Source, expected: Expected | None) -> dict[str, tuple[
         parameter = name.partition("/")[2]
         shape = (expected.shapes if expected else shapes).get(parameter, tensor.shape)
         if tensor.shape != shape:
-            problems.append(f"{name!r} has shape {list(tensor.shape)}, expected is {list(shape)}")
+            has, expects = short(list(tensor.shape)), short(list(shape))
+            problems.append(f"{short(name)!r} has shape {has}, expected is {expects}")
     wrong = [problem for problem in problems if problem]
     if wrong:
         advice = " (--weights-only leaves the moments out)" if len(found) > len(shapes) else ""
@@ -177,7 +179,7 @@ def check_tensors(source: Source, expected: Expected | None) -> dict[str, tuple[
 
 
 def _listed(what: str, names: Set[str]) -> str:
-    some = ", ".join(map(repr, sorted(names)[:NAMED]))
+    some = ", ".join(repr(short(name)) for name in sorted(names)[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{what}: {some}{more}" if names else ""
 
@@ -205,6 +207,9 @@ def choose_step(source: Source, said: int | None, zeroed: bool) -> int:
     if step is None:
         what = "does not say which step its moments are of"
         raise StoreError(f"{source.where}: {what}; say --step N, or --weights-only to begin anew at step 0")
+    if step > MAX_STEP:
+        what = f"is said to be the state after step {short(step, 40)}, at most {MAX_STEP} can be written"
+        raise StoreError(f"{source.where}: {what}; --weights-only begins anew at step 0")
     return step
 
 

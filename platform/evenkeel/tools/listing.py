@@ -15,6 +15,8 @@ from evenkeel.tools.text import size_text, time_text
 State = Literal["complete", "distrusted", "damaged", "half-written", "unreadable"]
 HEAD = ("step", "generation", "time", "size", "files", "state")
 RIGHT = ("step", "generation", "size", "files")
+LATEST = 1e11
+"""Unix seconds; no time of this age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,14 @@ def listing(directory: RunDirectory, checkpoints: Checkpoints, distrust: Distrus
 
 def commit_times(directory: RunDirectory) -> dict[int, float]:
     """When the checkpoint of which step was committed, by the run's events; of a step that was redone the last time."""
-    events = (event for event in directory.events() if event["event"] == "checkpoint_committed")
-    return {event["checkpoint"]: float(event["time"]) for event in events}
+    times: dict[int, float] = {}
+    for event in directory.events():
+        step, time = event.get("checkpoint"), event.get("time")
+        if event.get("event") != "checkpoint_committed" or not isinstance(step, int):
+            continue
+        if isinstance(time, int | float) and 0 <= time < LATEST:
+            times[step] = float(time)
+    return times
 
 
 def row(listed: Listed) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 Written and read as streams of bytes, on any store; torch is not needed, and bfloat16 is no special case.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,8 @@ from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.final import ITEM_BYTES, FinalWriter, TensorSpec
-from evenkeel.store.manifest import TensorRecord
+from evenkeel.store.manifest import MAX_NAME, TensorRecord
+from evenkeel.store.untrusted import MAX_NUMBER, MAX_SIDES, is_number, parse_json, short
 from evenkeel.tools.exporting import blocks, check_empty, read_origin, write_origin
 from evenkeel.tools.importing import Foreign, Source
 from evenkeel.tools.text import Advance
@@ -130,9 +130,9 @@ def read_header(files: Files, name: str, size: int) -> list[Entry]:
     if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
         raise StoreError(f"{where}: is not a safetensors file: a header of {length} bytes in a file of {size}")
     try:
-        values = json.loads(bytes(_bytes(files, name, 8, length)))
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where}: its header is not JSON: {type(error).__name__}") from None
+        values = parse_json(bytes(_bytes(files, name, 8, length)))
+    except ValueError as error:
+        raise StoreError(f"{where}: its header is {error}") from None
     if not isinstance(values, dict):
         raise StoreError(f"{where}: its header is not a JSON object")
     values.pop("__metadata__", None)
@@ -150,17 +150,21 @@ def read_header(files: Files, name: str, size: int) -> list[Entry]:
 def _entry(name: str, value: Any, data: int, where: str) -> Entry:
     """Args: data: where the tensors' bytes begin in the file."""
     tensor = f"{where}: tensor {name[:200]!r}"
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise StoreError(f"{tensor}: its name is not one of 1 to {MAX_NAME} printable characters")
     try:
-        dtype, shape, (start, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        dtype, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise StoreError(f"{tensor}: has no dtype, shape and data_offsets") from None
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise StoreError(f"{tensor}: dtype {str(dtype)[:20]!r} is not that of a parameter ({', '.join(ITEM_BYTES)})")
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
-        raise StoreError(f"{tensor}: shape and data_offsets must be whole numbers, not negative")
+    if not isinstance(shape, list) or len(shape) > MAX_SIDES:
+        raise StoreError(f"{tensor}: shape must be a list of at most {MAX_SIDES} sides")
+    if not all(map(is_number, (*shape, start, stop))):
+        raise StoreError(f"{tensor}: shape and data_offsets must be whole numbers, not negative, to {MAX_NUMBER}")
     if stop - start != prod(shape) * ITEM_BYTES[dtype]:
-        raise StoreError(f"{tensor}: {stop - start} bytes are not those of {dtype} {list(shape)}")
-    return Entry(name, dtype, shape, data + start, data + stop)
+        raise StoreError(f"{tensor}: {stop - start} bytes are not those of {dtype} {short(shape)}")
+    return Entry(name, dtype, tuple(shape), data + start, data + stop)
 
 
 def _bytes(files: Files, name: str, start: int, size: int) -> memoryview:
