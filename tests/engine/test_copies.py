@@ -1,5 +1,7 @@
 """Fewer owners of the optimizer state than pipelines: the same training, less memory (redundancy.copies)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +10,10 @@ import torch
 from tiny import Tiny, difference, layout_of
 
 from evenkeel.control.policy import Policy
+from evenkeel.core.ids import NodeId
+from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.world import World
+from evenkeel.engine import local
 from evenkeel.engine.faults import FaultPlan
 from evenkeel.engine.local import LocalRun, Outcome, run_static
 from evenkeel.engine.model import model_shape
@@ -35,6 +41,32 @@ def trained(folder: Path, name: str, copies: int | None, precision: str) -> tupl
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_any_number_of_copies_trains_the_same(name: str, tmp_path: Path) -> None:
+    job, expected = trained(tmp_path / "all", name, None, "fp64")
+    assert difference(expected, job.reference()[1]) < 1e-10
+    for copies in (1, 2):
+        assert difference(trained(tmp_path / f"{copies}", name, copies, "fp64")[1], expected) < 1e-12
+
+
+ACROSS = {
+    # name: (as in LAYOUTS, and the nodes of the workers by rank)
+    "3x1x2": ((2, [[0, 4]] * 3, 2, [2, 1, 1], False), "acbdae"),
+    "unequal, tied, TP 2": ((3, [[0, 5], [0, 2, 5], [0, 5]], 2, [2, 1, 1], True), "acbdbdae"),
+}
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_tp_groups_over_nodes_train_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of TP rank 0 share nodes, those of rank 1 do not: both take over rank 0's sums, so both own the same."""
+    config, nodes = ACROSS[name]
+    monkeypatch.setitem(LAYOUTS, name, config)
+    plain = local.static_world
+
+    def spread(infos: Sequence[WorkerInfo], layout: Layout, last_step: int) -> World:
+        world = plain(infos, layout, last_step)
+        on = zip(world.layout.members, map(NodeId, nodes), strict=True)
+        return replace(world, nodes=tuple(on))
+
+    monkeypatch.setattr(local, "static_world", spread)
     job, expected = trained(tmp_path / "all", name, None, "fp64")
     assert difference(expected, job.reference()[1]) < 1e-10
     for copies in (1, 2):

@@ -79,6 +79,36 @@ def test_every_element_has_its_owners(
     assert not reshard({w: slices(model, layout.shard(w)) for w in layout.members}, held, node_of).missing
 
 
+@settings(max_examples=150)
+@given(data=st.data(), model=models(), node_of=nodes(), copies=st.integers(1, 4), bucket=st.integers(1, 40))
+def test_tp_ranks_of_a_place_own_the_same_ranges(
+    data: st.DataObject, model: ModelShape, node_of: dict[WorkerId, NodeId], copies: int, bucket: int
+) -> None:
+    """On any nodes. Of what none of them cuts they take over one rank's gradients: sums only where it owns."""
+    layout = data.draw(layouts(model.depth))
+    placed = place_copies(layout, model, copies, node_of, ALIGNMENT, data.draw(st.sampled_from([None, bucket])))
+    held = shards(placed, layout, model, ALIGNMENT)
+    for stage in (stage for pipeline in layout.pipelines for stage in pipeline.stages):
+        assert len({held[w].owned for w in stage.members}) == 1
+        replicated = [
+            {piece for piece in slices(model, held[w], ALIGNMENT) if is_replicated(model, piece.tensor)}
+            for w in stage.members
+        ]
+        assert all(pieces == replicated[0] for pieces in replicated)
+    owning = [{(p.start, p.stop, *places_of(layout, p.owners)) for p in o.parts} for o in placed.groups]
+    for first in range(0, len(owning), layout.tensor):
+        assert all(parts == owning[first] for parts in owning[first : first + layout.tensor])
+
+
+def is_replicated(model: ModelShape, tensor: str) -> bool:
+    return model.param(tensor.partition("/")[2]).split is None
+
+
+def places_of(layout: Layout, owners: Sequence[WorkerId]) -> list[tuple[int, int]]:
+    """Their pipelines and stages, in order: who is first owner counts, too."""
+    return [(layout.places[w].pipeline, layout.places[w].stage) for w in owners]
+
+
 def data_parallel(count: int) -> Layout:
     return Layout(tuple(Pipeline((Stage(0, 1, (worker(i),)),), i, i + 1) for i in range(count)))
 

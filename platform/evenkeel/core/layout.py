@@ -151,7 +151,8 @@ def segments(layout: Layout) -> tuple[tuple[int, int], ...]:
 def sync_groups(layout: Layout, model: ModelShape) -> tuple[SyncGroup, ...]:
     """All groups that sum gradients, in the one order in which everybody issues them (design, rule 3).
 
-    Untied parameters go by segment and TP rank; each tied parameter is a group of its own, of all its holders.
+    Untied parameters go by segment and TP rank; each tied parameter is a group of its own, of all its holders. The TP
+    ranks of each follow one another, and the members that have the same index in them are the TP ranks of one place.
     """
     tied = set(model.tied())
     groups: list[SyncGroup] = []

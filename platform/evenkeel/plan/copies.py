@@ -1,5 +1,8 @@
 """Who keeps and updates which part of the optimizer state: r workers of each sync group.
 
+All TP ranks of one place own the same ranges. They take over one rank's summed gradients of what none of them cuts
+(`engine/sums.py`), and there are sums only where it owns: so owners are places, chosen once for all their TP ranks.
+
 The flat range of a sync group is cut into parts, equal to within one alignment unit. That is what a reduce-scatter
 wants, and cuts that keep to the alignment keep the optimizer's vector units off tails, so that all owners get the same
 bits. The other choice, cutting tensors along their rows, would need no `flat_boxes`, but parts would differ by a row
@@ -99,6 +102,7 @@ def place_copies(
 
     Every member owns equally much, to within one alignment unit per part. That goes before different nodes: where one
     has more than 1/r of a group's members, parts have two owners on it; no arrangement with equal loads avoids more.
+    So does that all TP ranks of a place own the same: of TP groups that reach over nodes, rank 0's nodes count.
 
     Args:
         copies: r; the size of a group or more is plain data parallelism, 1 is ZeRO-1.
@@ -113,10 +117,13 @@ def place_copies(
     if copies < 1:
         raise ValueError(f"redundancy.copies is {copies}; it must be at least 1")
     groups: list[Ownership] = []
-    for group in sync_groups(layout, model):
+    synced = sync_groups(layout, model)
+    for i, group in enumerate(synced):
         places = group_places(model, group, layout.tensor, alignment)
         units = _units(places, bucket)
-        owners = _owners(group.members, copies, node_of)
+        first = synced[i - group.part]  # the same group of TP rank 0
+        owning = _owners([node_of[worker] for worker in first.members], copies)
+        owners = [tuple(group.members[index] for index in part) for part in owning]
         parts = tuple(part for unit in units for part in _cut(unit, owners, alignment))
         groups.append(Ownership(group, places, units, parts))
     return Copies(tuple(groups), copies, node_of)
@@ -169,27 +176,28 @@ def _units(places: Sequence[Place], bucket: int | None) -> tuple[tuple[int, int]
     return tuple(pairwise([0, *reversed(bounds)]))
 
 
-def _owners(
-    members: Sequence[WorkerId], copies: int, node_of: Mapping[WorkerId, NodeId]
-) -> tuple[tuple[WorkerId, ...], ...]:
+def _owners(nodes: Sequence[NodeId], copies: int) -> Sequence[Sequence[int]]:
     """The owners of each of as many parts as there are members; each member owns r parts and is first in one.
 
     McNaughton's wrap-around rule (1959): members in order of their nodes take r parts each, one after the other and
     round again. A node with c members takes c * r parts in a row, so none twice before it has had all n of them.
+
+    Args:
+        nodes: of the members; these are known by their indices.
     """
-    count, r = len(members), min(copies, len(members))
-    by_node: dict[NodeId, list[WorkerId]] = {}
-    for worker in members:
-        by_node.setdefault(node_of[worker], []).append(worker)
-    ordered = [worker for here in by_node.values() for worker in here]
-    parts: list[list[WorkerId]] = [[] for _ in members]
+    count, r = len(nodes), min(copies, len(nodes))
+    by_node: dict[NodeId, list[int]] = {}
+    for index, node in enumerate(nodes):
+        by_node.setdefault(node, []).append(index)
+    ordered = [index for here in by_node.values() for index in here]
+    parts: list[list[int]] = [[] for _ in nodes]
     each = count // gcd(count, r)  # members before m * r comes round to the same part; it is then the next one's turn
-    for m, worker in enumerate(ordered):
+    for m, index in enumerate(ordered):
         first = m // each
         for turn in range(r):
             owners = parts[(m * r + turn) % count]
-            owners.insert(0 if turn == first else len(owners), worker)
-    return tuple(tuple(owners) for owners in parts)
+            owners.insert(0 if turn == first else len(owners), index)
+    return parts
 
 
 def _cut(unit: tuple[int, int], owners: Sequence[tuple[WorkerId, ...]], alignment: int) -> Iterator[Part]:
