@@ -126,7 +126,10 @@ class Corruption:
 
     def opened(self, world: World) -> None:
         self.in_doubt = False
-        if not world.saved or world.sources:
+        if not world.saved:
+            return
+        require(world.base not in self.distrusted, f"generation {world.generation} reads {world.base}: distrusted")
+        if world.sources:
             return
         if world.base in self.unproven:
             for worker in (self.checks.fleet.workers[w] for w in world.layout.members):
