@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from test_saver import Saved, Shell
+from test_saver import policy as two_by_two
+from tiny import wait_for_file
 
+from evenkeel.control import messages as m
 from evenkeel.control.policy import Policy
 from evenkeel.engine.faults import FaultPlan
-from evenkeel.engine.local import Outcome
+from evenkeel.engine.local import LocalRun, Outcome
 from evenkeel.engine.model import model_shape
 from evenkeel.plan.layout import Wish
 
@@ -83,6 +86,47 @@ def test_twice_in_a_row_ends_the_run_and_names_the_workers(tmp_path: Path) -> No
     members = outcome.worlds[0].layout.members
     assert "again after the run went back, copies of step 6 differ" in outcome.error
     assert all(worker in outcome.error for worker in members)
+
+
+class AfterTheCheckpoint(Saved):
+    """Who is to die waits until the checkpoint of step 6 is complete."""
+
+    def fault_once(self, index: int) -> bool:
+        if index > 0:
+            wait_for_file(self.folder / "complete-6")
+        return super().fault_once(index)
+
+
+def run_two_stages(folder: Path, *faults: FaultPlan) -> tuple[Outcome, Saved]:
+    """Two copies of two stages: ranks 0 and 2 hold the first, 1 and 3 the second."""
+    folder.mkdir()
+    job = AfterTheCheckpoint(folder, precision="fp32", steps=STEPS, faults=faults)
+
+    def watch(_: LocalRun, event: m.Event) -> None:
+        if isinstance(event, m.CheckpointCommitted):
+            (folder / f"complete-{event.version.step}").touch()
+
+    return Shell(job, two_by_two(job, 3, spares=2, compare_every=5), watch=watch).run(), job
+
+
+def test_a_wrong_copy_that_was_saved_is_found_by_who_kept_the_other(tmp_path: Path) -> None:
+    """All who hold the second stage die in the step after the checkpoint of 6, so that the next world is read from it.
+    Who holds the first keeps that. As the copies differ then, that checkpoint is what may be wrong."""
+    _, undisturbed = run_two_stages(tmp_path / "undisturbed")
+    outcome, job = run_two_stages(
+        tmp_path / "flipped",
+        FaultPlan(0, 6, "commit", "rank:0", "flip"),
+        FaultPlan(1, 7, "forward", "rank:1", "kill"),
+        FaultPlan(2, 7, "forward", "rank:3", "kill"),
+    )
+    assert (outcome.status, outcome.error) == ("finished", "")
+    first = outcome.worlds[0].layout.members
+    assert [(world.base.step, world.saved) for world in outcome.worlds] == [(0, False), (6, True), (3, True)]
+    [line] = outcome.named("divergence")
+    assert (line.step, line.fields["workers"]) == (6, [first[0], first[2]])
+    assert [e.fields["checkpoint"] for e in outcome.named("checkpoint_distrusted")] == [6]
+    assert [e.fields["base"] for e in outcome.named("restored")] == [3]
+    assert same(job, undisturbed)
 
 
 def test_a_single_copy_is_compared_with_nothing(tmp_path: Path) -> None:

@@ -321,7 +321,9 @@ def show_world(world: World) -> str:
         stages = [f"{'+'.join(s.members)}[{s.start}:{s.stop}]" for s in pipeline.stages]
         pipelines.append(f"{' '.join(stages)} x{pipeline.share}")
     sources = ",".join(dict.fromkeys(s.worker_id for s in world.sources))
-    held = f" held by {sources}" if sources else " read from its checkpoint" if world.saved else ""
+    held = f" held by {sources}" if sources else ""
+    if world.saved:
+        held = f" read from its checkpoint{f', but for what is{held}' if held else ''}"
     kept = f", mirrors of {show_version(world.mirrored)} are kept" if world.mirrored is not None else ""
     return f"{' | '.join(pipelines)} from {show_version(world.base)}{held}{kept}"
 

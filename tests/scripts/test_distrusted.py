@@ -18,6 +18,7 @@ DISTRUSTED = {
     "86_copies_differ_without_checkpoints": "1@1",
     "87_untrusted_when_its_writer_died": "4@1 5@2",
     "88_asked_for_what_differed": "2@1",
+    "91_kept_copies_differ_after_reading": "4@1 4@3 5@4",
 }
 
 

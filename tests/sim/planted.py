@@ -482,7 +482,12 @@ BUGS = (
     bug(
         "checkpoint-whose-writer-died-before-copies-were-compared-taken",
         0,
-        ("control/divergence.py", "        s.distrusted |= s.unproven\n", ""),
+        ("control/divergence.py", "        s.distrusted |= s.unproven\n", "        pass\n"),
+    ),
+    bug(
+        "checkpoint-that-some-have-not-read-taken",
+        0,
+        ("control/divergence.py", "if world.saved and not world.sources:", "if world.saved:"),
     ),
     bug(
         "last-checkpoint-whose-copies-agreed-removed",

@@ -6,8 +6,10 @@ others' owners are killed and replaced, and the run goes on from the same versio
 knows which copy is right: all are dropped, and the run goes back to its newest checkpoint that can be trusted.
 
 That is one of a version whose copies agreed. The vote after a saved step compares them, so they did if the generation
-that saved it has committed another step. With the version with which a generation ended (somebody may have died that
-held, and wrote, another copy) this is not known, unless everybody has read its state from there since.
+that saved it has committed another step. Of the version with which a generation ended this is not known: somebody may
+have died that held, and wrote, another copy. When everybody has read its state from there, with nothing kept in memory,
+the run is made of that checkpoint as it is, and what differs later is not what was written. But where some have kept
+their part (World.sources), that may be what differs from what was read; and if not, nobody may have read what is wrong.
 """
 
 from collections import Counter
@@ -120,7 +122,8 @@ def distrusted(entries: Iterable[Entry]) -> dict[Version, str]:
     world: World | None = None
     for entry in entries:
         match entry:
-            case WorldOpened(world):
+            case WorldOpened():
+                world = entry.world
                 _read(s, world)
             case StepSettled(decision):
                 assert world is not None
@@ -136,14 +139,13 @@ def _distrust(s: State | _Replayed, world: World, decision: Decision) -> None:
     divergence = decision.divergence
     if divergence is None:
         return
-    if not (world.saved and world.base == decision.base):
-        # Else all copies were read from that checkpoint, so that it is not what differs.
+    if decision.base in s.unproven:
+        # Else an earlier vote has compared it, or all copies were read from its checkpoint: that is not what differs.
         s.distrusted.add(decision.base)
     if divergence.doubtful:
         s.distrusted |= s.unproven
-        s.unproven.clear()  # no longer in question
 
 
 def _read(s: State | _Replayed, world: World) -> None:
-    if world.saved:
+    if world.saved and not world.sources:
         s.unproven.discard(world.base)

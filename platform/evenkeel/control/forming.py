@@ -21,7 +21,7 @@ def try_form(s: State, now: float) -> None:
     """Forms a world of those who are here, waits for more, or ends the run if its state is lost."""
     if s.resume is not None:
         base, s.resume = s.resume, None
-        if base in s.distrusted and base != INITIAL:
+        if base in s.distrusted:
             s.end("failed", f"copies of step {base.step} differed, so that its checkpoint may hold a wrong one")
             return
         if base != INITIAL:
@@ -73,7 +73,7 @@ def try_form(s: State, now: float) -> None:
             _wait_for(s, "workers: the layout for those that are here has no place for the only holders of some state")
             return
         from_store = s.committed in s.saved and (bool(lost) or s.committed == INITIAL)
-        _form(s, now, planned, () if lost else usable, from_store)
+        _form(s, now, planned, _sources(s) if from_store else usable, from_store)
 
 
 def _stopped(s: State) -> bool:

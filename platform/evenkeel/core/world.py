@@ -27,10 +27,11 @@ class World:
         base: the version that everybody starts from; its step + 1 is the first step of this generation.
             At INITIAL nothing is moved: everybody initialises its shard, unless `saved`.
         members: by rank; rank 0 hosts the rendezvous store and is the leader, who reports.
-        sources: holders of `base`, from whom missing slices come. Every member derives the same transfers from them.
-        nodes: of members and sources.
+        sources: holders of `base`, from whom missing slices come. Every member derives the same transfers from them. If
+            `saved` they only keep what they hold, and need not be members.
+        nodes: of members.
         last_step: train.steps; after committing it the world writes the final model and ends.
-        saved: everybody reads its part of `base` from the checkpoint of that version; nobody is a source.
+        saved: whoever does not hold its part of `base` reads it from the checkpoint of that version.
         copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
         compare_every: every so many steps the vote compares the copies; see plan/comparison.py for when else.

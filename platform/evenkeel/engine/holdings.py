@@ -67,7 +67,9 @@ class Holdings:
     ) -> Memory:
         """The shard that the layout gives this worker, at the world's base.
 
-        Beside what is held at the base, which stays as it is; if that same shard is among it, that one is it.
+        Beside what is held at the base, which stays as it is; if that same shard is the current one, that one is it.
+        Also where the others read from a checkpoint: if that has a wrong copy, this may be the last that is right, and
+        the first vote compares them.
 
         Args:
             seat: whose member knows what the shards in memory are.
@@ -78,8 +80,8 @@ class Holdings:
         with seat.changed:
             seat.member.begin_reshard(shard, world.base)
             true = {h.shard for h in seat.member.trained if h.version == world.base}
+            same = seat.member.held == Held(shard, world.base)
         sources = [*(state for state in self._states() if state.shard in true), *mirrored]
-        same = shard in true
         usable = self._current is not None and self._current.state.shard == shard
         memory = self.current if usable else self._build(shard)
         if world.saved:

@@ -107,7 +107,7 @@ class Corruption:
         if self.in_doubt:
             self.distrusted |= self.unproven
             self.checks.mirrors.begun = self.checks.mirrors.whole = None
-        if not (world.saved and world.base == base):
+        if base in self.unproven:
             self.distrusted.add(base)
         require(bool(self.since), f"copies differ though no bit has flipped: {divergence.differences}")
         named, counted = set[int](), set[int]()
@@ -126,9 +126,17 @@ class Corruption:
 
     def opened(self, world: World) -> None:
         self.in_doubt = False
-        if world.saved:
-            self.read.add(world.base)
-            self.unproven.discard(world.base)
+        if not world.saved:
+            return
+        require(world.base not in self.distrusted, f"generation {world.generation} reads {world.base}: distrusted")
+        if world.sources:
+            return
+        if world.base in self.unproven:
+            for worker in (self.checks.fleet.workers[w] for w in world.layout.members):
+                held = [h for h in worker.member.trained if h.version == world.base and worker.alive]
+                require(not held, f"generation {world.generation}: {worker.info.worker_id} has {held}, read by all")
+        self.read.add(world.base)
+        self.unproven.discard(world.base)
 
     def restored(self, base: Version) -> None:
         """Where copies differ the run goes back to a version of which they did not, or that all were read from."""

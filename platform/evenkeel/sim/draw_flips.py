@@ -11,6 +11,9 @@ def with_flips(scenario: Scenario, rng: Random) -> Scenario:
     """In some runs bits flip in the memory of workers, most of which have others that hold the same."""
     if rng.random() < 0.6 or scenario.policy.mirror_every or scenario.storage is not None or scenario.late_reports:
         return scenario
+    # A source of its own, so that it leaves the seeds found earlier as they were.
+    if Random(f"{scenario.seed} stage").random() < 0.1:
+        return _stage_dies_uncompared(scenario, rng)
     if rng.random() < 0.5:
         return rng.choice((_odd_copy_saved, _odd_copy_survives, _writer_dies_uncompared))(scenario, rng)
     policy = replace(scenario.policy, compare_every=rng.choice((1, 2, 3, 10)))
@@ -53,6 +56,17 @@ def _writer_dies_uncompared(scenario: Scenario, rng: Random) -> Scenario:
     death = Fault("crash", moment="reduce", countdown=before + 6 + rng.randint(1, 2), at_once=True)
     another = Fault("flip", moment="commit", countdown=before + 6 + rng.randint(1, 2), at_once=True)
     return _copies(scenario, 2, flip, death, another)
+
+
+def _stage_dies_uncompared(scenario: Scenario, rng: Random) -> Scenario:
+    """Of two copies of two stages: a wrong one is written, to the first checkpoint or the second, and all who hold one
+    stage die before a vote compares it. So a world is read from there; who holds the other stage keeps that."""
+    before = 12 * (scenario.seed % 2)
+    flip = Fault("flip", moment="commit", countdown=before + 8 + rng.randint(1, 4), at_once=True)
+    death = Fault("stage", moment="reduce", countdown=before + 12 + rng.randint(1, 4), at_once=True)
+    scenario = _copies(scenario, 2, flip, death)
+    wish = Wish(2, 2, 1, 4, 4)
+    return replace(scenario, policy=replace(scenario.policy, wish=wish))
 
 
 def _copies(scenario: Scenario, copies: int, *faults: Fault) -> Scenario:

@@ -350,9 +350,9 @@ class Fleet:
         match fault.kind:
             case "crash":
                 self.kill(worker.info.worker_id, "crash")
-            case "node":
-                for other in [w for w in self.workers.values() if w.alive and w.info.node_id == worker.info.node_id]:
-                    self.kill(other.info.worker_id, "node lost")
+            case "node" | "stage":
+                for other in [w for w in self.workers.values() if w.alive and w.shares(fault.kind, worker)]:
+                    self.kill(other.info.worker_id, f"{fault.kind} lost")
             case "all":
                 self._everybody_dies()
             case "hang":

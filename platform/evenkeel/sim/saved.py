@@ -136,7 +136,6 @@ class SavedChecks:
     def opened(self, world: World) -> None:
         if world.saved:
             require(world.base in self.known, f"generation {world.generation} begins from {world.base}: not saved")
-            require(not world.sources, f"generation {world.generation} is read from the store and from peers")
             self.checks.fleet.seen["world from a checkpoint"] += 1
 
     # ------------------------------------------------------------ after every event, and at the end

@@ -21,8 +21,8 @@ class Fault:
     """What goes wrong, and when.
 
     Attributes:
-        kind: of WORKER_FAULTS, or "flip" (a bit of its state changes), "node" (all its workers crash), "all" (everybody
-            dies), "controller", or "stop" (a request to stop the run).
+        kind: of WORKER_FAULTS, or "flip" (a bit of its state changes), "node" (all its workers crash), "stage" (all who
+            train the same shard crash), "all" (everybody dies), "controller", or "stop" (a request to stop the run).
         at: virtual seconds, or None to strike at a moment.
         moment: what the victim is doing when it strikes, of the lists above; for the controller the mode that it enters
             (or "Ended"), "shown": it has made a step visible, or what it has just heard or said of a checkpoint.

@@ -22,6 +22,7 @@ from evenkeel.sim.store import Writer
 if TYPE_CHECKING:
     from evenkeel.sim.fleet import Fleet
 
+
 class SimWorker:
     """One process. `task` changes when its training thread drops what it was doing: what was under way is void."""
 
@@ -84,6 +85,13 @@ class SimWorker:
         self.collective += 1
         key = (self.member.generation, self.step, name)
         self.fleet.meetings.arrive(self, key, members, then, values)
+
+    def shares(self, what: str, other: "SimWorker") -> bool:
+        """Whether both are on one "node", or train the same "stage"."""
+        if what == "node":
+            return self.info.node_id == other.info.node_id
+        mine, theirs = self.member.held, other.member.held
+        return mine is not None and theirs is not None and mine.shard == theirs.shard
 
     def die(self) -> None:
         self.alive = False
@@ -190,7 +198,10 @@ class SimWorker:
     def _receive(self, world: World) -> None:
         shard = shards_in(world, self.memory.model)[self.info.worker_id]
         self.member.begin_reshard(shard, world.base)
-        if world.base.step == 0:
+        kept = self.member.held == m.Held(shard, world.base)
+        if kept and (world.base == INITIAL or world.saved):
+            pass  # nothing is fetched for it, as in the engine (Holdings.reshard): maybe it is not what others read
+        elif world.base == INITIAL:
             self.memory.initialise(shard)
         elif world.saved:
             assert self.fleet.store is not None
