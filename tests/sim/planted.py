@@ -534,4 +534,9 @@ BUGS = (
         0,
         (HOLDERS, "for version in newest_first(tuple(mirrored)):", "for version in sorted(mirrored):"),
     ),
+    bug(
+        "back-to-mirrors-while-a-newer-manifest-is-written",
+        0,
+        (SAVING, "[version, *s.saved, *(s.manifests - s.distrusted)]", "[version, *s.saved]"),
+    ),
 )

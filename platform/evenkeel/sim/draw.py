@@ -28,6 +28,7 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_one_death(scenario, Random(f"{seed} one death"))
     scenario = _with_copies(scenario, Random(f"{seed} copies"))
     scenario = _with_mirrors(scenario, Random(f"{seed} mirrors"))
+    scenario = _with_one_kept(scenario, Random(f"{seed} one kept"))
     return with_flips(scenario, Random(f"{seed} memory"))
 
 
@@ -233,6 +234,18 @@ def _with_mirrors(scenario: Scenario, rng: Random) -> Scenario:
     if storage is None:
         policy = replace(policy, checkpoint_every=None)
     return replace(scenario, policy=policy, faults=faults, storage=storage, nodes=max(2, scenario.nodes))
+
+
+def _with_one_kept(scenario: Scenario, rng: Random) -> Scenario:
+    """In some runs with mirrors one checkpoint stays, and the manifest of the next may take as long as several steps.
+
+    None is damaged: that is what who keeps one has no other for.
+    """
+    if not scenario.policy.mirror_every or scenario.late_reports or rng.random() < 0.6:
+        return scenario
+    policy = replace(scenario.policy, checkpoint_every=rng.choice((1, 2, 3)))
+    storage = Storage(0.01, rng.choice((0.01, 0.3, 1.0)), slow=rng.choice((0.0, 0.0, 0.2)), keep=1)
+    return replace(scenario, policy=policy, storage=storage)
 
 
 def _more(rng: Random) -> tuple[Fault, ...]:

@@ -87,6 +87,15 @@ class SavedChecks:
         require(contents.keys() == wanted, f"{name} lacks {wanted - contents.keys()}")
         require(set(contents.values()) == {1}, f"{name} has a slice twice")
 
+    def prunes(self, removed: list[Version]) -> None:
+        """Retention has taken these away: not the last that the run could go back to."""
+        assert self.checks.fleet.store is not None
+        self.removed.update(removed)
+        counted = {v for v in removed if not self.is_gone(v)}
+        left = {v for v in self.checks.fleet.store.listed() if not self.is_gone(v)}
+        require(bool(left) or not counted, f"{counted} was removed, and no checkpoint is left that counts")
+        self.checks.fleet.seen["one checkpoint kept"] += self.checks.fleet.store.storage.keep == 1
+
     # ------------------------------------------------------------ what the controller writes down
 
     def restored(self, entry: m.Restored) -> None:
