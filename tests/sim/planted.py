@@ -539,4 +539,14 @@ BUGS = (
         0,
         (HOLDERS, "for version in newest_first(tuple(mirrored)):", "for version in sorted(mirrored):"),
     ),
+    bug(
+        "back-to-mirrors-while-a-newer-manifest-is-written",
+        0,
+        (SAVING, "[version, *s.saved, *(s.manifests - s.distrusted)]", "[version, *s.saved]"),
+    ),
+    bug(
+        "places-for-any-holders",
+        0,
+        (FORMING, "few.get(info.worker_id, len(few))", "info.worker_id not in {x.worker_id for x in sources}"),
+    ),
 )

@@ -61,6 +61,8 @@ MUST_HAPPEN = {
     "asked back": 30,
     "mirror begun": 200,
     "back to mirrors": 50,
+    "one checkpoint kept": 100,
+    "back as nobody came": 1,
     "world from a checkpoint": 150,
     "everybody dies": 100,
     "everybody dies but the controller": 100,

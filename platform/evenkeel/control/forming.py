@@ -11,7 +11,7 @@ from evenkeel.core.ids import INITIAL, NodeId
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
-from evenkeel.plan.coverage import lost_slices
+from evenkeel.plan.coverage import few_that_have_all, lost_slices
 from evenkeel.plan.layout import Infeasible, Planned, plan_layout
 from evenkeel.plan.memory import Uses, copies_that_fit
 from evenkeel.plan.mirrors import are_needed
@@ -64,13 +64,11 @@ def try_form(s: State, now: float) -> None:
         if usable != sources:
             lost = _lost_slices(s, usable)
         if lost and s.committed not in (INITIAL, *s.saved):
-            # Left alone on nodes of which each has lost another TP rank, with no room for more workers: nobody who is
-            # waited for would ever come.
-            planned = _plan_across_nodes(s, sources) or planned
+            planned = _plan_for_holders(s, sources) or planned
             usable = _with_a_place(planned, sources)
             lost = _lost_slices(s, usable)
         if lost and s.committed not in (INITIAL, *s.saved):
-            _wait_for(s, "workers: the layout for those that are here has no place for the only holders of some state")
+            _wait_for_places(s, now)
             return
         from_store = s.committed in s.saved and (bool(lost) or s.committed == INITIAL)
         _form(s, now, planned, _sources(s) if from_store else usable, from_store)
@@ -97,6 +95,25 @@ def _wait_for(s: State, what: str) -> None:
         s.log("waiting", reason=what)
 
 
+def _wait_for_places(s: State, now: float) -> None:
+    """There are enough workers for a layout, but not for one in which those have places who hold all of the state.
+
+    More may come. As long as it would take to train again what going back costs they are waited for, then the run goes
+    back: so it takes at most twice what was right. Without checkpoints there is nothing to go back to.
+    """
+    assert isinstance(s.mode, Gathering)
+    what = "the layout for those that are here has no place for the only holders of some state"
+    if s.mode.places_until is None and s.policy.checkpoint_every is not None:
+        back = s.committed.step - (s.saved[0].step if s.saved else 0)
+        s.mode = replace(s.mode, places_until=now + max(s.policy.gather_s, back * s.liveness.step_s))
+    if s.mode.places_until is None or now < s.mode.places_until or saving.newer_is_coming(s):
+        _wait_for(s, f"workers: {what}")
+        return
+    saving.restore(s, f"{what}, and nobody came")
+    if not isinstance(s.mode, Ended):
+        try_form(s, now)
+
+
 def gathers_until(s: State) -> float | None:
     """Where everybody is new, at the start of a run or of its next life: how long the first wait for the others."""
     assert isinstance(s.mode, Gathering)
@@ -108,13 +125,26 @@ def _plan(s: State, candidates: Sequence[WorkerInfo]) -> Planned | Infeasible:
     return plan_layout(candidates, s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
 
 
-def _plan_across_nodes(s: State, sources: Sequence[Source]) -> Planned | None:
-    """A layout with TP groups over several nodes, however slow, and places for holders of the state first."""
-    holders = {source.worker_id for source in sources}
-    first = sorted(_candidates(s), key=lambda info: info.worker_id not in holders)
-    together = [replace(info, node_id=NodeId("any")) for info in first]
-    planned = _plan(s, together)
-    return planned if isinstance(planned, Planned) else None
+def _plan_for_holders(s: State, sources: Sequence[Source]) -> Planned | None:
+    """A layout with places for some who have all of the state between them.
+
+    With TP groups over several nodes, however slow, if there is none within nodes: where each node has lost another TP
+    rank, and there is no room for more workers, nobody who is waited for would ever come.
+    """
+    few = {worker: i for i, worker in enumerate(few_that_have_all(s.policy.model, sources))}
+    first = sorted(_candidates(s), key=lambda info: few.get(info.worker_id, len(few)))
+    for workers in (first, [replace(info, node_id=NodeId("any")) for info in first]):
+        everybody = _plan(s, workers)
+        if isinstance(everybody, Infeasible):
+            continue
+        # TP groups of before stay together, whatever the order: so nobody else is offered a place.
+        places = len(everybody.layout.members)
+        planned = _plan(s, workers[:places])
+        if isinstance(planned, Planned) and not _lost_slices(s, _with_a_place(planned, sources)):
+            more = len(workers) - places
+            why = f"; {more} more have no place, as these hold all of the state" if more else ""
+            return replace(planned, reason=f"{planned.reason}{why}")
+    return None
 
 
 def _with_a_place(planned: Planned, sources: Iterable[Source]) -> tuple[Source, ...]:

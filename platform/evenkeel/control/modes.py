@@ -9,10 +9,14 @@ from evenkeel.core.world import World
 
 @dataclass(frozen=True, slots=True)
 class Gathering:
-    """No generation runs. `since` the last new worker came; `waiting_for` says what is missing, "" if nothing known."""
+    """No generation runs. `since` the last new worker came; `waiting_for` says what is missing, "" if nothing known.
+
+    `places_until`: so long others are waited for, as without them no layout has places for those who hold the state.
+    """
 
     since: float
     waiting_for: str = ""
+    places_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

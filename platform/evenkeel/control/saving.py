@@ -144,6 +144,7 @@ def _complete(s: State) -> None:
         version = newest_first(whole)[0]
         upload = s.uploads[version]
         upload.committing = True
+        s.manifests.add(version)
         parts = tuple(part for _, part in sorted(upload.parts.items()))
         agreed = (v for v in newest_first([version, *s.saved]) if divergence.agreed(s, v))
         s.say(m.CommitCheckpoint(version, s.epoch, upload.layout, parts, tuple(s.saved), next(agreed, None)))
@@ -169,6 +170,7 @@ def end_if_failing(s: State) -> None:
 
 def committed(s: State, now: float, event: m.CheckpointCommitted) -> None:
     """The manifest is there. Also of an attempt that was given up here: what is complete can be gone back to."""
+    s.manifests.discard(event.version)
     if event.version not in (*s.saved, *s.distrusted) and in_line(s, event.version):
         s.saved = newest_first([event.version, *s.saved])
     s.saved = [v for v in s.saved if v.step not in event.removed]
@@ -187,6 +189,7 @@ def committed(s: State, now: float, event: m.CheckpointCommitted) -> None:
 
 def refused(s: State, version: Version, error: str) -> None:
     """The manifest could not be written."""
+    s.manifests.discard(version)
     if version in s.uploads:
         s.uploads[version].error = error
         _give_up(s, version, s.uploads[version])
@@ -302,13 +305,18 @@ def forgotten(s: State) -> None:
 
 
 def is_newest(s: State, version: Version) -> bool:
-    """Whether no checkpoint is newer than this version. One that is still being written may never be complete."""
-    return newest_first([version, *s.saved])[0] == version
+    """Whether no checkpoint is newer than this version.
+
+    One whose parts are still being written may never be complete. One whose manifest is being written counts until its
+    word is here: it may be visible, and older ones removed for it. To go back past it would leave nothing that counts.
+    """
+    return newest_first([version, *s.saved, *(s.manifests - s.distrusted)])[0] == version
 
 
 def newer_is_coming(s: State) -> bool:
     """Whether a checkpoint is being written that is newer than all there are."""
-    return any(version not in s.saved and newest_first([version, *s.saved])[0] == version for version in s.uploads)
+    coming = {*s.uploads, *(s.manifests - s.distrusted)}
+    return any(version not in s.saved and newest_first([version, *s.saved])[0] == version for version in coming)
 
 
 def is_saved(s: State) -> bool:

@@ -39,6 +39,7 @@ class State:
         saved: versions with a complete checkpoint that can still be gone back to, newest first.
         damaged: what is wrong with checkpoints that cannot be gone back to.
         uploads: checkpoints that are being written.
+        manifests: versions whose manifest is being written, also of attempts that were given up meanwhile.
         saved_at_step: the last step of which a checkpoint was begun, or from which the run went on.
         save_cost_s: for how long the last checkpoint held up the training; 0 if that is not known.
         save_failures: in a row; save_error says why the last one failed.
@@ -76,6 +77,7 @@ class State:
     saved: list[Version] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     uploads: dict[Version, "Upload"] = field(default_factory=dict)
+    manifests: set[Version] = field(default_factory=set)
     saved_at_step: int = 0
     save_cost_s: float = 0.0
     save_failures: int = 0

@@ -36,10 +36,8 @@ def next_tick(s: State, now: float) -> float | None:
     match s.mode:
         case Forming() | Running() | Aborting() | Settling():
             times.append(s.liveness.next_check())
-        case Gathering():
-            until = forming.gathers_until(s)
-            if until is not None and now < until:
-                times.append(until)
+        case Gathering(places_until=places):
+            times += [at for at in (forming.gathers_until(s), places) if at is not None and now < at]
         case Ended():
             pass
         case _:

@@ -28,6 +28,8 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_one_death(scenario, Random(f"{seed} one death"))
     scenario = _with_copies(scenario, Random(f"{seed} copies"))
     scenario = _with_mirrors(scenario, Random(f"{seed} mirrors"))
+    scenario = _with_one_kept(scenario, Random(f"{seed} one kept"))
+    scenario = _with_few_left(scenario, Random(f"{seed} few left"))
     return with_flips(scenario, Random(f"{seed} memory"))
 
 
@@ -233,6 +235,40 @@ def _with_mirrors(scenario: Scenario, rng: Random) -> Scenario:
     if storage is None:
         policy = replace(policy, checkpoint_every=None)
     return replace(scenario, policy=policy, faults=faults, storage=storage, nodes=max(2, scenario.nodes))
+
+
+def _with_one_kept(scenario: Scenario, rng: Random) -> Scenario:
+    """In some runs with mirrors one checkpoint stays, and the manifest of the next may take as long as several steps.
+
+    None is damaged: that is what who keeps one has no other for.
+    """
+    if not scenario.policy.mirror_every or scenario.late_reports or rng.random() < 0.6:
+        return scenario
+    policy = replace(scenario.policy, checkpoint_every=rng.choice((1, 2, 3)))
+    storage = Storage(0.01, rng.choice((0.01, 0.3, 1.0)), slow=rng.choice((0.0, 0.0, 0.2)), keep=1)
+    return replace(scenario, policy=policy, storage=storage)
+
+
+def _with_few_left(scenario: Scenario, rng: Random) -> Scenario:
+    """In some runs with mirrors one pipeline of TP groups loses some workers, and others come late.
+
+    There are places for some of those who are left only, which should be such that hold all of the state.
+    """
+    if not scenario.policy.mirror_every or scenario.late_reports or rng.random() < 0.75:
+        return scenario
+    stages = rng.choice((2, 3, 3))
+    size = 2 * stages
+    policy = replace(scenario.policy, wish=Wish(1, stages, 2, 2, size), spares=0, last_step=9, gather_s=0.2)
+    policy = replace(policy, mirror_every=rng.choice((1, 2)), model=_model(stages + 1, tied=False))
+    first = rng.randint(4 * size, 6 * size)
+    times = [first + i * rng.choice((1, 2, 2)) for i in range(rng.choice((1, 2, 3, 3)))]
+    faults = tuple(Fault("crash", moment="commit", countdown=at, at_once=True) for at in times)
+    if rng.random() < 0.6:
+        policy = replace(policy, checkpoint_every=rng.choice((2, 3)))
+        scenario = replace(scenario, storage=Storage(0.01, 0.01))
+    nodes, per_node = (1, size) if rng.random() < 0.7 else (size, 2)
+    scenario = replace(scenario, nodes=nodes, workers_per_node=per_node, start_s=10.0, start_fails=0.0)
+    return replace(scenario, policy=policy, faults=faults)
 
 
 def _more(rng: Random) -> tuple[Fault, ...]:

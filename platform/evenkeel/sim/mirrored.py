@@ -46,6 +46,8 @@ class MirrorChecks:
             kept = world.mirrored
             name = f"generation {world.generation} keeps the mirrors of {kept}"
             require(kept is not None and _age(kept) >= _age(promised), f"{name}, but {promised} is whole")
+        if self.whole is not None and world.mirrored is not None and _age(world.mirrored) > _age(self.whole[0]):
+            self.whole = None  # its members drop it: what is kept is newer, and may be with others than begun with
 
     def voted(self, vote: Vote) -> None:
         """What a vote says that begins a mirror: the one before it is whole everywhere."""
@@ -69,8 +71,8 @@ class MirrorChecks:
 
     def nothing_promised(self) -> None:
         """The run is given up."""
-        promised = self._promised()
-        require(promised is None, f"given up although the mirrors of {promised} are alive")
+        for mirrored in (self._promised(), self._told()):
+            require(mirrored is None, f"given up although the mirrors of {mirrored} are alive")
 
     def _promised(self) -> Version | None:
         """The newest version that was whole everywhere, unless both who had some piece of it are gone."""

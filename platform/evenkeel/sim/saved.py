@@ -1,11 +1,13 @@
 """What must hold of checkpoints, and of a run that goes back to one (design, sections 4, 7 and 9)."""
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
 from evenkeel.core.ids import INITIAL, Version
 from evenkeel.core.world import World
 from evenkeel.plan.copies import shards_in
+from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.state import Slice, slices
 from evenkeel.sim.memory import clean
 from evenkeel.sim.store import part_name
@@ -87,6 +89,15 @@ class SavedChecks:
         require(contents.keys() == wanted, f"{name} lacks {wanted - contents.keys()}")
         require(set(contents.values()) == {1}, f"{name} has a slice twice")
 
+    def prunes(self, removed: list[Version]) -> None:
+        """Retention has taken these away: not the last that the run could go back to."""
+        assert self.checks.fleet.store is not None
+        self.removed.update(removed)
+        counted = {v for v in removed if not self.is_gone(v)}
+        left = {v for v in self.checks.fleet.store.listed() if not self.is_gone(v)}
+        require(bool(left) or not counted, f"{counted} was removed, and no checkpoint is left that counts")
+        self.checks.fleet.seen["one checkpoint kept"] += self.checks.fleet.store.storage.keep == 1
+
     # ------------------------------------------------------------ what the controller writes down
 
     def restored(self, entry: m.Restored) -> None:
@@ -101,7 +112,7 @@ class SavedChecks:
             checks.fleet.seen["asked back"] += 1
             self.asked = None
         else:
-            self._must(name, base, "back to the mirrors" in entry.reason)
+            self._must(name, base, entry.reason)
         step = base.step
         before = checks.shown[step - 1] if step else INITIAL
         require(before == base, f"{name}, of this step {before} was visible")
@@ -109,18 +120,21 @@ class SavedChecks:
         del checks.shown[step:]
         checks.base = base
 
-    def _must(self, name: str, base: Version, mirrored: bool) -> None:
+    def _must(self, name: str, base: Version, reason: str) -> None:
         """Nobody asked for it: so all newer states are lost."""
         checks = self.checks
         step = max(checks.base.step, len(checks.shown))
+        mirrored, alone = "back to the mirrors" in reason, "nobody came" in reason
         lost = checks.is_lost(step) or checks.corruption.in_doubt
-        require(lost, f"{name} although all of step {step} is alive")
+        require(lost or alone, f"{name} although all of step {step} is alive")
         usable = {v for v in self.known - checks.corruption.distrusted if not self.is_gone(v)}
         newer = {v for v in usable if v.step > base.step}
         require(not newer, f"{name} although the store has {newer}")
         newer = {v for v in self.removed - checks.corruption.distrusted if not self.is_gone(v) and v.step > base.step}
         require(not newer, f"{name} because {newer} was removed")
-        if not checks.corruption.in_doubt:
+        if alone:
+            self._no_layout(name)
+        elif not checks.corruption.in_doubt:
             checks.mirrors.restored(name, base, mirrored)
         if mirrored:
             return
@@ -132,6 +146,22 @@ class SavedChecks:
         require(base in usable, f"{name}, of which it knows no checkpoint")
         require(base in checks.fleet.store.listed(), f"{name}, which is not in the store")
         checks.corruption.restored(base)
+
+    def _no_layout(self, name: str) -> None:
+        """However places are given out, those who have one do not hold all of the state, as they told."""
+        checks = self.checks
+        fleet, wish = checks.fleet, checks.fleet.scenario.policy.wish
+        assert fleet.controller is not None and wish.tensor is not None
+        alive = fleet.controller.roster.alive
+        here = min(len(alive), wish.max_workers)
+        wished = wish.data * wish.pipeline if wish.data and wish.pipeline else here
+        groups = min(here // wish.tensor, wished)
+        told = fleet.controller._state.holdings.items()
+        held = {w: [h.shard for h in holdings if h.version == checks.base] for w, holdings in told if w in alive}
+        for some in combinations(sorted(held), min(len(held), groups * wish.tensor)):
+            lost = lost_slices(fleet.scenario.policy.model, [shard for w in some for shard in held[w]])
+            require(bool(lost), f"{name} although {some} hold all of {checks.base}")
+        fleet.seen["back as nobody came"] += 1
 
     def opened(self, world: World) -> None:
         if world.saved:

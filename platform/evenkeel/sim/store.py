@@ -131,9 +131,9 @@ class Store:
         kept = [v for v in newest_first if v == newest or (v in line and v.step <= newest.step)]
         kept = [v for n, v in enumerate(kept) if n < self.storage.keep or v == command.agreed]
         removed = [v for v in newest_first if v not in kept]
-        self.fleet.checks.saved.removed.update(removed)
         for version in removed:
             del self.manifests[version.step]
+        self.fleet.checks.saved.prunes(removed)
         return tuple(version.step for version in removed)
 
 
