@@ -131,6 +131,8 @@ class SavedChecks:
         newer = {v for v in usable if v.step > base.step}
         require(not newer, f"{name} although the store has {newer}")
         newer = {v for v in self.removed - checks.corruption.distrusted if not self.is_gone(v) and v.step > base.step}
+        # Unless for one that is newer still, of which nobody knew that it cannot be read.
+        newer = {v for v in newer if all(u.step <= v.step for u in self.unreadable)}
         require(not newer, f"{name} because {newer} was removed")
         if alone:
             self._no_layout(name)
