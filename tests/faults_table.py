@@ -32,6 +32,7 @@ TITLES = {
     "saves, other layouts": "Checkpoints and loads: everything dies, and goes on in another layout, in fp64",
     "mirrors": "Mirrors, every second step: one pipeline of two stages, each the only holder of its half",
     "mirrors, one copy": "Mirrors, every second step: two pipelines of one stage, half of the optimizer's state each",
+    "mirrors, four stages": "Mirrors, every second step: one pipeline of four stages; 2 keeps the mirror of 1",
     "ray": "Through `jobs/train.py` on Ray, two pipelines of two stages, two spares",
 }
 GO_BACK = ("saves", "mirrors")

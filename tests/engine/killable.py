@@ -38,8 +38,9 @@ from evenkeel.store.files import LocalFiles, Sink
 from evenkeel.store.run_directory import RunDirectory
 
 HALF, MANIFEST, VISIBLE = "half", "manifest", "visible"
-WHOLE, GATE, HOLD, RANKS = 5_000, 10_000, 20_000, 100
-"""Faults with such an index are none: who reaches them waits for its last mirror, at a gate, or at a stop."""
+WHOLE, GATE, WAIT, HOLD, RANKS = 5_000, 10_000, 15_000, 20_000, 100
+"""Faults with such an index are none: who reaches them waits for its last mirror, at a gate, until a stop is over, or
+at a stop."""
 POLL_S = 0.002
 HIGH = 1_000_000
 
@@ -131,6 +132,10 @@ class Stops:
             for step in range(stop.step - self.mirror_every, stop.step + 1):
                 for rank in range(self.mirrors):
                     yield FaultPlan(WHOLE, step, "forward", f"rank:{rank}", "exception")
+            if stop.phase in MIRROR_PHASES:
+                # While a mirror's threads are held the training goes on. It gets to no checkpoint: nobody would go back
+                # to mirrors if there were a newer one.
+                yield FaultPlan(WAIT + number, stop.step + self.mirror_every, "forward", "rank:0", "exception")
             phase = "write" if stop.phase == HALF else stop.phase
             step = 1 if stop.phase == LOAD else stop.step
             for rank in () if stop.holds_controller else stop.ranks:
@@ -155,8 +160,11 @@ class Held:
         if index < GATE:
             wait_for_mirrors()
             return False
-        if index < HOLD:
+        if index < WAIT:
             self.stops.wait_at_gate(index - GATE)
+            return False
+        if index < HOLD:
+            wait_for_file(self.stops.over(index - WAIT))
             return False
         stop, rank = divmod(index - HOLD, RANKS)
         if self.stops.is_next(stop):
@@ -300,7 +308,7 @@ class Struck:
 
     Attributes:
         before: the newest complete checkpoint when the run came near the stop.
-        at: the one that was being written; of no meaning, and high, in a load and in a mirror.
+        at: the one that was being written; the mirror, if it was one; of no meaning, and high, in a load.
         newest: the newest complete checkpoint in the end.
         damage: what was wrong with the complete ones.
         died: the workers.
@@ -508,7 +516,7 @@ class KillableRun:
         while any(alive(self._fleet.pid(worker)) for worker in victims):
             time.sleep(POLL_S)
         newest, texts = self._newest(), self._damage()  # a controller that lives goes on removing old ones
-        at = HIGH if stop.phase in (LOAD, *MIRROR_PHASES) else held.get("controller", stop.step)
+        at = HIGH if stop.phase == LOAD else held.get("controller", stop.step)
         near = self._near[number]
         self.struck.append(Struck(stop, near, at, newest, texts, frozenset(victims), self._restored))
         following = self._stops.stops[number + 1 : number + 2]

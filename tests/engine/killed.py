@@ -24,8 +24,7 @@ from evenkeel.runtime.run import write_beginning
 from evenkeel.store.run_directory import RunDirectory
 
 EVERY = 4
-FIRST, SPACING = 8, 2 * EVERY
-"""Steps of the first stop, and between two: each has a complete checkpoint before it, and one to be written."""
+"""Steps between two checkpoints where nothing is mirrored."""
 TOLERANCE = 1e-10
 SAME = ("step", "loss", "grad_norm", "lr", "tokens", "samples")
 
@@ -36,7 +35,9 @@ class Setting:
 
     Attributes:
         holders: each of them the ranks that are the only holders of some slices.
-        mirror_every: 0: nothing is mirrored. If it is, every worker is the only holder of something.
+        mirror_every: 0: nothing is mirrored. If it is, every worker is the only holder of something, and each keeps the
+            mirror of the one before it, the first that of the last.
+        some: ranks, several but not all, that die together.
         then: layouts that later lives of the controller are asked for.
     """
 
@@ -46,6 +47,7 @@ class Setting:
     precision: str = "fp32"
     copies: int | None = None
     mirror_every: int = 0
+    some: tuple[tuple[int, ...], ...] = ()
     then: tuple[dict[str, int], ...] = ()
 
     @property
@@ -59,8 +61,21 @@ class Setting:
         return min(size(parallel) for parallel in (self.parallel, *self.then))
 
     @property
+    def every(self) -> int:
+        """Steps between two checkpoints: there are two mirrors between them, if any; see Cell.stops."""
+        return 3 * self.mirror_every or EVERY
+
+    @property
     def steps(self) -> int:
-        return FIRST + SPACING * self.cells + 2
+        return self.step_of(self.cells) + 2
+
+    def step_of(self, cell: int) -> int:
+        """Of the checkpoint that it is about: there is a complete one before it, and one that follows on it."""
+        return 2 * self.every * (cell + 1)
+
+    def outlived(self, dead: set[int]) -> bool:
+        """Whether each of them kept its snapshots, and others' of it, where somebody is alive."""
+        return self.mirror_every > 0 and not any((rank + 1) % self.size in dead for rank in dead)
 
     def specs(self, folder: Path) -> list[Prepared]:
         return [self._prepared(folder, parallel) for parallel in (self.parallel, *self.then)]
@@ -78,7 +93,7 @@ class Setting:
             "scaling": {"workers": [size(parallel)] * 2},
             "parallel": parallel,
             "redundancy": {"copies": self.copies, "mirror_every": self.mirror_every},
-            "checkpoint": {"every_steps": EVERY},
+            "checkpoint": {"every_steps": self.every},
         }
         return prepare(load_config([], values=values))
 
@@ -96,16 +111,20 @@ class Cell:
     ranks: tuple[int, ...] | None
     controller: bool = False
 
-    def stops(self, step: int, fewest: int) -> tuple[Stop, ...]:
-        """A load needs a stop before it, which everybody dies of. Mirrors are killed between two checkpoints."""
-        step += EVERY // 2 if self.phase in MIRROR_PHASES else 0
-        ranks = tuple(range(fewest)) if self.ranks is None else self.ranks
+    def stops(self, number: int, setting: Setting) -> tuple[Stop, ...]:
+        """A load needs a stop before it, which everybody dies of.
+
+        A mirror is struck two after a checkpoint: the one between them is whole, and newer than all checkpoints.
+        """
+        step = setting.step_of(number) + (2 * setting.mirror_every if self.phase in MIRROR_PHASES else 0)
+        everyone = tuple(range(setting.fewest))
+        ranks = everyone if self.ranks is None else self.ranks
         alone = self.controller and self.ranks == ()
         stop = Stop(
             self.phase, step, (0,) if alone else ranks, ranks_die=not alone, everyone=self.ranks is None,
             controller=self.controller,
         )  # fmt: skip
-        return (Stop("save", step, tuple(range(fewest)), everyone=True), stop) if self.phase == LOAD else (stop,)
+        return (Stop("save", step, everyone, everyone=True), stop) if self.phase == LOAD else (stop,)
 
 
 def cells_of(setting: Setting, phase: str) -> list[Cell]:
@@ -115,6 +134,7 @@ def cells_of(setting: Setting, phase: str) -> list[Cell]:
         cells.append(Cell(phase, "both holders", setting.holders[-1]))
     return [
         *cells,
+        *(Cell(phase, f"ranks {' and '.join(map(str, ranks))}", ranks) for ranks in setting.some),
         Cell(phase, "all", None),
         Cell(phase, "the controller", (), controller=True),
         Cell(phase, "rank 0 and the controller", (0,), controller=True),
@@ -145,8 +165,7 @@ def play(folder: Path, setting: Setting, cells: Sequence[Cell]) -> tuple[Truth, 
     (folder / "stops").mkdir()
     specs = setting.specs(folder)
     write_beginning(specs[0], {}, None)
-    numbered = enumerate(cells)
-    stops = tuple(stop for i, cell in numbered for stop in cell.stops(FIRST + SPACING * i, setting.fewest))
+    stops = tuple(stop for i, cell in enumerate(cells) for stop in cell.stops(i, setting))
     with nothing_left():
         mirrors = setting.size if setting.mirror_every else 0
         held = Stops(folder / "stops", stops, mirrors, setting.mirror_every)
@@ -173,37 +192,44 @@ def results(folder: Path, setting: Setting, cells: Sequence[Cell], truth: Truth)
     outcome, struck, run = play(folder, setting, cells)
     problem = difference_of(outcome, truth, setting.precision)
     returns = returns_of(run)
-    bases = [base for base, _ in returns]
     lost = {event["worker_id"] for event in run.events() if event["event"] == "worker_lost"}
     if not problem and not lost <= {worker for one in struck for worker in one.died}:
         problem = f"lost {sorted(lost)}"
-    counts = [*(one.restored for one in struck[1:]), len(bases)]
+    counts = [*(one.restored for one in struck[1:]), len(returns)]
     problems = [
-        problem or problem_of(one, setting, bases[one.restored : count])
+        problem or problem_of(one, setting, returns[one.restored : count])
         for one, count in zip(struck, counts, strict=True)
     ]
     found: list[Result] = []
     for cell in cells:
         number = 2 if cell.phase == LOAD else 1
         here, struck, (*earlier, own) = struck[:number], struck[number:], problems[:number]
-        redone = sum(steps for _, steps in returns[here[0].restored : counts[number - 1]])
+        redone = sum(back.redone for back in returns[here[0].restored : counts[number - 1]])
         problems, counts = problems[number:], counts[number:]
         problem = next(filter(None, earlier), own)
         found.append(Result("kill", cell.phase, cell.target, problem, here[-1].heal_s, redone))
     return found
 
 
-def returns_of(run: RunDirectory) -> list[tuple[int, int]]:
-    """Of each time that the run went back: to which step, and how many visible steps were run again for it."""
+@dataclass(frozen=True)
+class Return:
+    """One time that the run went back: to which step, and how many visible steps were run again for it."""
+
+    base: int
+    redone: int
+    to_mirrors: bool
+
+
+def returns_of(run: RunDirectory) -> list[Return]:
     lines = run.follow("metrics").poll()
     restored = [event for event in run.events() if event["event"] == "restored"]
-    found: list[tuple[int, int]] = []
+    found: list[Return] = []
     visible = 0
     for line in sorted([*lines, *restored], key=lambda line: line["time"]):
         if "base" in line:
-            found.append((line["base"], visible - line["base"]))
+            found.append(Return(line["base"], visible - line["base"], "back to the mirrors" in line["reason"]))
         visible = line["base"] if "base" in line else line["step"]
-    assert sum(steps for _, steps in found) == len(lines) - len(run.metrics()), "nothing else runs a step again"
+    assert sum(back.redone for back in found) == len(lines) - len(run.metrics()), "nothing else runs a step again"
     return found
 
 
@@ -220,7 +246,7 @@ def difference_of(outcome: Truth, truth: Truth, precision: str) -> str:
     return "" if difference(outcome.model, truth.model) <= TOLERANCE else "another model than without faults"
 
 
-def problem_of(struck: Struck, setting: Setting, bases: Sequence[int]) -> str:
+def problem_of(struck: Struck, setting: Setting, returns: Sequence[Return]) -> str:
     """What is wrong with what was there when they were dead, or with what the run went back to.
 
     It says that it goes back if that takes back a step; so not in a load, nor to the step that was committed last.
@@ -230,17 +256,31 @@ def problem_of(struck: Struck, setting: Setting, bases: Sequence[int]) -> str:
         return "; ".join(struck.damage)
     if not (newest == struck.at if stop.phase == VISIBLE else struck.before <= newest < struck.at):
         return f"the newest checkpoint is of step {newest}; {struck.before} was there, {struck.at} was being written"
+    bases = [back.base for back in returns]
     dead = set(stop.ranks) if stop.ranks_die else set()
     lost = stop.everyone or stop.phase == LOAD or any(set(holders) <= dead for holders in setting.holders)
     if not lost:
-        return f"went back to {list(bases)}, though nothing was lost" if bases else ""
-    # Training goes on while others are held: to newer mirrors, and to the next checkpoint, of which a controller that
-    # lives makes visible what is whole of it, as it does with the one that it was held in.
-    lives = stop.holds_controller and not stop.controller
-    mirrored = setting.mirror_every > 0 and stop.phase != LOAD
-    base = struck.at if lives else newest
-    if mirrored and not stop.everyone:
-        base = max(newest, stop.step - setting.mirror_every)  # whole before the step of the stop
-    if lives or mirrored:
-        return "" if min(bases, default=base) >= base else f"went back to {list(bases)}, not to {base} or later"
-    return "" if set(bases) <= {base} else f"went back to {list(bases)}; {base} is the newest"
+        return f"went back to {bases}, though nothing was lost" if bases else ""
+    if setting.outlived(dead) and not stop.everyone and stop.phase != LOAD:
+        return problem_with_mirrors(stop, setting, newest, returns)
+    # A controller that lives makes visible what is whole of the next checkpoint, as it does with the one that it was
+    # held in.
+    if stop.holds_controller and not stop.controller:
+        least = struck.at
+        return "" if min(bases, default=least) >= least else f"went back to {bases}, not to {least} or later"
+    return "" if set(bases) <= {newest} else f"went back to {bases}; {newest} is the newest"
+
+
+def problem_with_mirrors(stop: Stop, setting: Setting, newest: int, returns: Sequence[Return]) -> str:
+    """What is wrong with what it went back to, though somebody alive had a whole mirror of each part.
+
+    That was at most `mirror_every` older than the stop. Others may have trained on meanwhile, and mirrored more. Where
+    a checkpoint was struck there may be a newer one than that mirror: a new life of the controller asks for one.
+    """
+    oldest = max(newest, stop.step - setting.mirror_every)
+    if newest == oldest and stop.phase in MIRROR_PHASES:
+        return f"the checkpoint of step {newest} is as new as the mirrors, so that these show nothing"
+    if not returns and stop.phase in ("save", "mirror", "exchange"):
+        return "did not go back, though nobody alive had the newest state, nor a mirror of it"
+    wrong = [back.base for back in returns if back.base < oldest or (back.base > newest and not back.to_mirrors)]
+    return f"went back to {wrong}, not to mirrors of step {oldest} or later" if wrong else ""

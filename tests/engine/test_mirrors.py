@@ -1,5 +1,6 @@
 """Mirrors: what only one worker keeps is in another's memory too (redundancy.mirror_every)."""
 
+import gc
 import socket
 import threading
 from collections.abc import Iterable
@@ -13,20 +14,29 @@ from tiny import WHOLE, Tiny, mirrors_here
 from evenkeel.control.policy import Policy
 from evenkeel.engine.faults import FaultPlan, once_in
 from evenkeel.engine.local import LocalRun, Outcome
+from evenkeel.engine.mirror import Snapshot
 from evenkeel.engine.model import model_shape
 from evenkeel.engine.wire import KEEPALIVE_S
 from evenkeel.plan.layout import Wish
 
 STEPS, EVERY = 12, 2
-STUCK, CUT = 10, 11
+STUCK, CUT, COUNT = 10, 11, 12
 """Faults with such an index are none, but see Odd."""
+NEVER = 10**9
 
 
 @dataclass(frozen=True)
 class Odd(Tiny):
-    """Whoever comes to STUCK for the first time stays there; at CUT its connection for mirrors breaks, and no other."""
+    """Whoever comes to STUCK for the first time stays there; at CUT its connection for mirrors breaks, and no other.
+
+    At COUNT it is noted how many snapshots there are in the process.
+    """
 
     def fault_once(self, index: int) -> bool:
+        if index == COUNT:
+            with (self.folder / "snapshots").open("a") as file:
+                print(sum(type(thing) is Snapshot for thing in gc.get_objects()), file=file)
+            return False
         if index not in (STUCK, CUT):
             return super().fault_once(index)
         if once_in(self.folder)(index):
@@ -42,14 +52,15 @@ class Odd(Tiny):
 
 def trained(
     folder: Path, faults: tuple[FaultPlan, ...] = (), *, every: int = EVERY, wish: Wish | None = None,
-    copies: int | None = None, spares: int = 1, precision: str = "fp32", tied: bool = True,
+    copies: int | None = None, spares: int = 1, precision: str = "fp32", tied: bool = True, no_others: bool = False,
 ) -> tuple[Outcome, Tiny]:  # fmt: skip
-    """One pipeline of two stages, unless `wish` says otherwise."""
+    """One pipeline of two stages, unless `wish` says otherwise. `no_others`: nobody comes in place of the dead."""
     folder.mkdir()
     job = Odd(folder, precision=precision, steps=STEPS, tied=tied, faults=faults)
     wish = wish or Wish(data=1, pipeline=2, tensor=1, min_workers=2, max_workers=2)
     policy = Policy(model_shape(job.model()), wish, 4, STEPS, spares, copies=copies, mirror_every=every)
-    return LocalRun(job, policy).run(), job
+    not_before = {wish.max_workers + spares: NEVER} if no_others else None
+    return LocalRun(job, policy, not_before=not_before).run(), job
 
 
 def kill(phase: str, rank: int, step: int, index: int = 0) -> FaultPlan:
@@ -164,6 +175,27 @@ def test_tensor_parallel(tmp_path: Path) -> None:
     found = trained(tmp_path / "run", (*whole_before(), kill("commit", 1, 6)), wish=wish, tied=False)
     check_same(found, expected)
     assert bases(found[0]) == [6 - EVERY]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_world_without_mirrors_frees_those_that_there_were(failed: bool, tmp_path: Path) -> None:
+    """One of two dies, whose half of the state the other has in mirrors: until its first vote alone (rule 13)."""
+    wish = Wish(data=2, pipeline=1, tensor=1, min_workers=1, max_workers=2)
+    counted = tuple(FaultPlan(COUNT, step, "before_vote", "rank:0", "exception") for step in range(1, STEPS + 1))
+    whole = whole_before()
+    if failed:  # whoever is to receive what is never sent cannot wait for it
+        fails = FaultPlan(1, 4, "exchange", "rank:0", "exception")
+        noticed = FaultPlan(WHOLE, 5, "forward", "rank:0", "exception")
+        whole = (*whole_before((*range(1, 5), *range(6, STEPS + 1))), fails, noticed)
+    faults = (*counted, *whole, kill("backward", 1, 6))
+    outcome, job = trained(tmp_path / "run", faults, wish=wish, copies=1, spares=0, no_others=True)
+    assert (outcome.status, outcome.error) == ("finished", "")
+    assert [world.mirror_every for world in outcome.worlds] == [EVERY] * (1 + failed) + [None]
+    assert bases(outcome) == [4]
+    one = 2  # of a version: its own snapshot and the other's
+    then = one if failed else 2 * one  # each has its own of step 4: the next world needs none of step 2
+    counts = [int(line) for line in (job.folder / "snapshots").read_text().split()]
+    assert counts == [0, 0, one, one, then, then, *[0] * (STEPS - 5)], "by step; step 5 is run again, alone"
 
 
 def test_whoever_has_a_live_copy_needs_none(tmp_path: Path) -> None:

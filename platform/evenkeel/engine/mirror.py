@@ -128,6 +128,16 @@ class Mirrors:
             self._label(version, mine[0].shard)
         self._go(_Round(version, groups, mine, tuple((held[shard], worker) for worker, shard in self._kept.items())))
 
+    def free(self) -> None:
+        """Frees what the member has no mirror of any more; in a world that mirrors, the next one is written there.
+
+        After the first vote of a world: until then others may need it (rule 13).
+        """
+        with self._seat.changed:
+            alive = {x.version for x in self._seat.member.mirrors}
+        self._held = {v: held for v, held in self._held.items() if v in alive}
+        self._failed = None  # of an earlier generation; its traceback would keep what it was about
+
     def of(self, version: Version) -> list[Snapshot]:
         """Those of a version that are whole."""
         with self._seat.changed:
@@ -173,15 +183,23 @@ class Mirrors:
         self._rounds.put(task)
 
     def _run(self) -> None:
-        while (task := self._rounds.get()) is not None:
-            try:
-                self._carry_out(task)
-            except GroupAborted:
-                pass  # the generation is over
-            except Exception as error:  # the border of the thread: the training thread raises it, see `check`
-                self._failed = task.groups, _failure(task.version, error)
-            finally:
-                self._idle.set()
+        while self._carry_out_next():
+            pass
+
+    def _carry_out_next(self) -> bool:
+        """False at the end. Keeps nothing of a round while it waits for the next, so that snapshots can be freed."""
+        task = self._rounds.get()
+        if task is None:
+            return False
+        try:
+            self._carry_out(task)
+        except GroupAborted:
+            pass  # the generation is over
+        except Exception as error:  # the border of the thread: the training thread raises it, see `check`
+            self._failed = task.groups, _failure(task.version, error)
+        finally:
+            self._idle.set()
+        return True
 
     def _carry_out(self, task: _Round) -> None:
         if self._links is None or self._links.groups is not task.groups:

@@ -242,6 +242,8 @@ class Worker:
             self._commit(vote)
             if step == world.base.step + 1:
                 self._tell_memory(training, usage)
+                if world.mirror_every is None:
+                    self._mirrors.free()  # of earlier generations
             if vote.mirrors:
                 version = Version(vote.step, vote.generation)
                 self._mirrors.copy(version, training.memory.state, training.groups)
