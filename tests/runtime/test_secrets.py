@@ -71,8 +71,8 @@ def killed_in_trouble(
     run.after_step(9)
     folder = ray_folder(run)
     kill_everything(run)
-    logs = [path for path in folder.rglob("*.log") if path.stat().st_size]
-    assert any(path.name.startswith("evenkeel-controller") for path in logs), logs
+    logs = {path.name: path.read_bytes() for path in folder.rglob("evenkeel-*.log")}
+    assert any(b"planned fault" in data for data in logs.values()), logs.keys()
     assert told_in(folder) == []
     shutil.rmtree(folder)
     return wanted
