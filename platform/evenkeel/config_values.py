@@ -118,7 +118,7 @@ def _convert_scalar(value: Any, kind: type, key: str, source: str) -> Any:
 
 def _wrong_type(value: Any, expected: str, key: str, source: str) -> ConfigError:
     said = "null" if value is None else repr(hide_value(key, value))
-    return ConfigError(f"expected {expected}, got {said if len(said) <= 60 else said[:57] + '...'}", key, source)
+    return ConfigError(f"expected {expected}, got {shortened(said, 60)}", key, source)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from checkpoint_state import CHUNK, CONTENT, checkpoints, load, make_state, same, save, sealed, unsealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lies import places
 from xxhash import xxh3_64_hexdigest
 
 from evenkeel.config_values import ConfigError
@@ -168,14 +169,6 @@ STRANGE: list[Any] = [
     [], {}, [[]], [0], [-1], [2**62], [2**40] * 3, [1] * 70, [[[[[[[[]]]]]]]], {"start": [], "stop": []},
     {"start": [0], "stop": [2**62]}, {"start": [5], "stop": [2]}, {"start": [0], "stop": [0, 0]}, {"format": 1},
 ]  # fmt: skip
-
-
-def places(values: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container with each of its keys or indices."""
-    for key in list(values) if isinstance(values, dict) else range(len(values)):
-        yield values, key
-        if isinstance(values[key], dict | list):
-            yield from places(values[key])
 
 
 def tell(values: Any, data: st.DataObject) -> None:

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from checkpoint_state import make_state, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lies import places
 
 from evenkeel.cli import main
 from evenkeel.store.errors import StoreError
@@ -119,14 +120,6 @@ STRANGE: list[Any] = [
     "x" * 5000, "a\nb", "\x1b[31m", "\ud800", [], {}, [1] * 5000, [[]], {"x" * 5000: 1}, {"type": "x" * 5000},
     {"type": [[[]]]}, {"step": {}}, {"a\nb": "c"},
 ]  # fmt: skip
-
-
-def places(values: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container with each of its keys or indices."""
-    for key in list(values) if isinstance(values, dict) else range(len(values)):
-        yield values, key
-        if isinstance(values[key], dict | list):
-            yield from places(values[key])
 
 
 @settings(max_examples=400)

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from evenkeel.config_values import shortened
+
 MAX_DEPTH = 64
 """Levels of JSON. What is written here has some 12; more would end in whatever goes through them, one call a level."""
 MAX_NUMBER = 2**62
@@ -39,8 +41,7 @@ def _levels_exceed(values: Any) -> bool:
 
 def short(said: object, most: int = 300) -> str:
     """In one line of so many characters at most, those that cannot be printed escaped."""
-    text = " ".join(str(said).split())
-    text = text if len(text) <= most else f"{text[: most - 3]}..."
+    text = shortened(" ".join(str(said).split()), most)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
