@@ -34,7 +34,7 @@ from evenkeel.core.codec import CodecError, dump, load
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.journal import check_format
-from evenkeel.store.untrusted import MAX_NUMBER, is_number, parse_json, short
+from evenkeel.store.untrusted import LATEST, MAX_NUMBER, is_number, parse_json, short
 
 LEASE_S = 14.0
 """A lease that did not change for so long is nobody's.
@@ -120,7 +120,7 @@ class Lease:
     nonce: str
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < 1e11:
+        if not 0 <= self.start < LATEST:
             raise ValueError(f"start is {self.start}, which is no time of this age")
         if not is_number(self.tenure) or not is_number(self.epoch):
             raise ValueError(f"tenure {self.tenure} or epoch {self.epoch} is not 0 to {MAX_NUMBER}")

@@ -8,6 +8,8 @@ from evenkeel.config_values import shortened
 MAX_DEPTH = 64
 """Levels of JSON. What is written here has some 12; more would end in whatever goes through them, one call a level."""
 MAX_NUMBER = 2**62
+LATEST = 1e11
+"""Unix seconds; no time of this age."""
 MAX_SIDES = 64
 """Dimensions of a tensor, as NumPy has them."""
 

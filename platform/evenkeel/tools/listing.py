@@ -9,14 +9,13 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.manifest import CheckpointDamaged, part_generation
 from evenkeel.store.run_directory import RunDirectory
+from evenkeel.store.untrusted import LATEST
 from evenkeel.tools.distrust import Distrust
 from evenkeel.tools.text import size_text, time_text
 
 State = Literal["complete", "distrusted", "damaged", "half-written", "unreadable"]
 HEAD = ("step", "generation", "time", "size", "files", "state")
 RIGHT = ("step", "generation", "size", "files")
-LATEST = 1e11
-"""Unix seconds; no time of this age."""
 
 
 @dataclass(frozen=True, slots=True)
