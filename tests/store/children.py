@@ -1,6 +1,7 @@
 """What processes of their own do in the tests of the store; apart from these, so that they start quickly."""
 
 import os
+import random
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ ROUNDS = 20
 
 PART = 5 << 20  # the least that S3 takes as a part of an upload that is not the last
 PIECE = 1 << 20
-DATA = bytes(range(256)) * ((2 * PART + PIECE) // 256)  # two whole parts and a rest
+DATA = random.Random(0).randbytes(2 * PART + PIECE)  # two whole parts and a rest
 
 
 # ------------------------------------------------------------ uploads

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -42,7 +43,8 @@ import sys
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 # One request at a time: moto looks whether a file is there and then writes it, with no lock.
-make_server("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app)).serve_forever()
+application = DomainDispatcherApplication(create_backend_app)
+make_server("127.0.0.1", int(sys.argv[1]), application, ssl_context=sys.argv[2] or None).serve_forever()
 """
 
 
@@ -51,10 +53,11 @@ class S3:
     """Where a server is. `environment` is what a user would set to reach it."""
 
     port: int
+    scheme: str = "http"
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,14 +73,14 @@ class S3:
         """boto3's: what the tests look with from outside, by another road than evenkeel's."""
         config = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
         keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
-        return boto3.client("s3", endpoint_url=self.endpoint, config=config, **keys)
+        return boto3.client("s3", endpoint_url=self.endpoint, config=config, verify=False, **keys)
 
     def make_bucket(self) -> None:
         self.client.create_bucket(Bucket=BUCKET)
 
     def answers(self) -> bool:
         try:
-            urllib.request.urlopen(self.endpoint, timeout=5).close()
+            urllib.request.urlopen(self.endpoint, timeout=5, context=ssl._create_unverified_context()).close()
         except urllib.error.HTTPError:
             return True
         except OSError:
@@ -114,12 +117,17 @@ def _start(out: IO[bytes], command: tuple[str, ...], environment: dict[str, str]
 
 
 class Moto:
-    """S3 as moto plays it, in memory: it accepts any secret, and forgets everything when it ends."""
+    """S3 as moto plays it, in memory: it accepts any secret, and forgets everything when it ends.
 
-    def __init__(self, folder: Path) -> None:
-        self.s3 = S3(free_ports(1)[0])
+    Args:
+        tls: with a certificate that nobody has signed.
+    """
+
+    def __init__(self, folder: Path, tls: bool = False) -> None:
+        self.s3 = S3(free_ports(1)[0], "https" if tls else "http")
         # Its own client must not be led to a server that the environment names.
-        self._process = Process(folder / "moto.log", sys.executable, "-c", _MOTO, str(self.s3.port))
+        words = ("-c", _MOTO, str(self.s3.port), "adhoc" if tls else "")
+        self._process = Process(folder / "moto.log", sys.executable, *words)
         self._process.wait_until(self.s3.answers)
         self.s3.make_bucket()
 

@@ -63,6 +63,8 @@ class Settings:
 class FinalTensors:
     """The trained model, one whole tensor at a time so that nobody holds all of it. To be iterated once, to the end.
 
+    A tensor may be kept: nobody writes to it again.
+
     Attributes:
         shapes: of every parameter, in the order in which `tensors` gives them.
         dtype: of all.

@@ -38,7 +38,11 @@ class Sink(Protocol):
     """A file being written."""
 
     def write(self, data: bytes | memoryview) -> None:
-        """Raises StoreError where the store fails."""
+        """Appends it; what is given must stay as it is until the file is whole, for it may be sent later, from there.
+
+        Raises:
+            StoreError: the store fails.
+        """
 
 
 class Files(Protocol):

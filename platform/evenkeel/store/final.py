@@ -38,7 +38,7 @@ class FinalWriter:
         file.write(header(specs))
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Appends to the tensor `name`: contiguous, little-endian.
+        """Appends to the tensor `name`: contiguous, little-endian; must not change until the file is whole (see Sink).
 
         Raises:
             ValueError: if another tensor comes next, or this one gets more bytes than it has.

@@ -85,7 +85,7 @@ def _read_config(files: Files) -> str:
 def blocks(checkpoint: Checkpoint, tensors: Iterable[TensorRecord]) -> Iterator[tuple[str, memoryview]]:
     """Whole tensors in this order, row-major and verified: each by its name and some of its rows at a time.
 
-    A block is to be used before the next is asked for.
+    A block is memory of its own, which nobody writes to again.
 
     Raises:
         CheckpointDamaged, StoreError: as Checkpoint.read.
