@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.config import conf
 from ray_runs import ROOT, merged
 from torch.nn import BatchNorm1d
 
@@ -140,22 +141,80 @@ def load(config):
     assert said == "Python: data.name: 'broken_data:load' raised OSError: disk gone"
 
 
+CLOSED = '''
+"""Data that says all that it was given where it fails."""
+
+import torch
+
+from evenkeel.data.dataset import Data
+
+
+class Closed:
+    def __init__(self, config):
+        self._config = config
+        self._fail("load")
+
+    def _fail(self, where):
+        if self._config["fails"] == where:
+            raise PermissionError(f"not with {self._config['storage_options']}")
+
+    def __len__(self):
+        self._fail("len")
+        return 100
+
+    def fingerprint(self):
+        self._fail("fingerprint")
+        return ""
+
+    def get(self, indices):
+        self._fail("get")
+        samples = torch.zeros((len(indices), 16), dtype=torch.int64)
+        return samples, samples
+
+
+def load(config):
+    return Data(Closed(config))
+'''
+HIDDEN = "PermissionError: not with {'secret': '***', 'endpoint_url': 'http://***@there'}"
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A section `data` that holds secrets."""
+    (tmp_path / "closed_data.py").write_text(CLOSED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "closed_data", raising=False)
+    options = {"secret": "hush/hush", "endpoint_url": "http://me:hush/hush@there"}
+    return {"name": "closed_data:load", "storage_options": options}
+
+
+def maker(tmp_path: Path, data: dict[str, Any]) -> JobMaker:
+    return JobMaker(load_config([], values=merged({"run": {"name": "r"}, "data": data})), str(tmp_path), "")
+
+
+@pytest.mark.parametrize("fails", ["load", "fingerprint", "get", "len"])
 def test_what_the_users_code_raises_is_told_without_secrets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], closed: dict[str, Any], fails: str
 ) -> None:
     """In the process that the user started, and in a worker's, which writes a traceback to its log."""
-    code = "def load(config):\n    raise PermissionError(f'not with {config[\"storage_options\"]}')\n"
-    (tmp_path / "closed_data.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    options = {"secret": "hush/hush", "endpoint_url": "http://me:hush/hush@there"}
-    changes = {"data": {"name": "closed_data:load", "storage_options": options}}
-    said = refusal(tmp_path, capsys, changes)
-    hidden = "PermissionError: not with {'secret': '***', 'endpoint_url': 'http://***@there'}"
-    assert said == f"Python: data.name: 'closed_data:load' raised RuntimeError: {hidden}"
-    config = load_config([], values=merged({"run": {"name": "r"}, **changes}))
+    said = refusal(tmp_path, capsys, {"data": {**closed, "fails": fails}})
+    assert said == f"Python: data.name: 'closed_data:load' raised RuntimeError: {HIDDEN}"
+    if fails == "len":
+        return  # no worker asks before it trains
     with pytest.raises(RuntimeError, match=r"^PermissionError: not with") as caught:
-        JobMaker(config, str(tmp_path), "")(WorkerId("w0001"))
+        maker(tmp_path, {**closed, "fails": fails})(WorkerId("w0001"))
     assert "hush" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_worker_knows_what_to_hide_of_later_errors(
+    tmp_path: Path, closed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of every URL in the configuration, and of what fsspec's clients are configured with, too."""
+    monkeypatch.setitem(conf, "s3", {"secret": "whisper"})
+    url = "https://there/x?sig=mur%2Fmurs&part=3"
+    job = maker(tmp_path, {**closed, "fails": "", "elsewhere": [url]})(WorkerId("w0001"))
+    assert job.clean(f"PermissionError: not with {closed['storage_options']}") == HIDDEN
+    assert job.clean("at /x?sig=mur%2Fmurs&part=3: mur/murs, whisper, said") == "at /x?sig=***&part=3: ***, ***, said"
 
 
 def prepared(tmp_path: Path, **changes: Any) -> Prepared:

@@ -105,7 +105,7 @@ from evenkeel.engine.worker import _die
 try:
     raise ValueError("no")
 except ValueError:
-    _die()
+    _die(str)
 """
 
 

@@ -14,10 +14,53 @@ from stores import BUCKET, KEY, S3, Moto, Proxy, slow_data
 from test_resume import LOCAL_RAYS, kill_everything, owner
 
 SECRET, TOKEN = "hush-9f3c57e1a2/K7/hush-4410be7f93", "hush-5b1d08c4e7"
-TELLING = ("hush-9f3c57e1a2", "hush-4410be7f93", TOKEN)
+SIGNATURE = "hush-c07e6d92b5"
+TELLING = ("hush-9f3c57e1a2", "hush-4410be7f93", TOKEN, SIGNATURE)
 """What is found of them: S3's client, like others, cuts a text at each slash."""
 
 CONFIG: dict[str, Any] = {"train": {"steps": 16}, "checkpoint": {"every_steps": 4}}
+CLOSING = '''
+"""Slow data that fails once, in some step, and says all that it was given, as the clients of stores do."""
+
+import dataclasses
+from pathlib import Path
+
+import slow
+
+
+class Closing:
+    def __init__(self, data, config):
+        self._data, self._config, self._left = data, config, 16
+
+    def __len__(self):
+        return len(self._data)
+
+    def fingerprint(self):
+        return self._data.fingerprint()
+
+    def get(self, indices):
+        self._left -= 1
+        if self._left < 0 and first():
+            try:
+                raise KeyError(self._config["url"])
+            except KeyError as error:
+                raise PermissionError(f"403 with {self._config['storage_options']}, {self._config['url']}") from error
+        return self._data.get(indices)
+
+
+def first():
+    try:
+        Path(__file__).with_name("has failed").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def load(config):
+    data = slow.load({k: v for k, v in config.items() if k != "url"})
+    return dataclasses.replace(data, train=Closing(data.train, config))
+'''
+TOLD = b"PermissionError: 403 with {'key': '***', 'secret': '***'}, https://there/x?sig=***"
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +97,14 @@ def killed_in_trouble(
 ) -> dict[str, Any]:
     """A run that is given secrets as fsspec's own storage options, and for the data; and what it was configured with.
 
-    Its store fails so many requests, a worker raises, and all its processes are killed.
+    Its store fails so many requests, its data raises in a worker, and all its processes are killed.
     """
     site.storage = f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
     site.options = with_secrets(monkeypatch, moto.port)
     with_secrets(monkeypatch, link.port)
-    keys = {"storage_options": {"key": "reader", "secret": TOKEN}}
-    fault = {"step": 8, "phase": "forward", "target": "rank:1", "kind": "exception"}
-    wanted = {**CONFIG, "data": {**slow_data(site, 0.1), **keys}, "faults": [fault]}
+    (site.folder / "closing.py").write_text(CLOSING)
+    keys = {"storage_options": {"key": "reader", "secret": TOKEN}, "url": f"https://there/x?sig={SIGNATURE}"}
+    wanted = {**CONFIG, "data": {**slow_data(site, 0.1), **keys, "name": "closing:load"}}
 
     run = site.start(wanted)
     run.after_step(6)
@@ -72,7 +115,7 @@ def killed_in_trouble(
     folder = ray_folder(run)
     kill_everything(run)
     logs = {path.name: path.read_bytes() for path in folder.rglob("evenkeel-*.log")}
-    assert any(b"planned fault" in data for data in logs.values()), logs.keys()
+    assert any(TOLD in data for data in logs.values()), logs.keys()
     assert told_in(folder) == []
     shutil.rmtree(folder)
     return wanted
@@ -104,7 +147,8 @@ def check_stored(bodies: dict[str, bytes]) -> None:
     """That what could hold one is there: the configuration, events of the trouble, a traceback, checkpoints."""
     assert b"***" in bodies["config.yaml"] and json.loads(bodies["run.json"])["name"] == "run"
     logs = {name: data for name, data in bodies.items() if name.startswith("logs/")}
-    assert any(b"Traceback" in data and b"planned fault" in data for data in logs.values()), logs.keys()
+    assert any(b"Traceback" in data and TOLD in data for data in logs.values()), logs.keys()
+    assert any(TOLD in data for name, data in bodies.items() if name.startswith("events"))
     assert any(name.endswith("/manifest.json") for name in bodies)
     assert any(name.startswith("lease") for name in bodies)
 

@@ -292,6 +292,16 @@ def test_what_clients_say_of_credentials_in_a_url_is_hidden() -> None:
     assert hide("at host/hu%2Fsh with hu/sh", ["hu/sh"]) == "at host/*** with ***"
 
 
+def test_secrets_are_hidden_where_they_are_quoted_or_noted() -> None:
+    options = {"key": "hu\\sh\nhush"}
+    secrets = secrets_in(options)
+    assert hide(f"not with {options}", secrets) == "not with {'key': '***'}"
+    error = OSError("no")
+    assert not reveals(error, secrets)
+    error.add_note(f"with {options['key']}")
+    assert reveals(error, secrets)
+
+
 def test_the_way_out_is_readable_whatever_the_secrets_are() -> None:
     assert explain(Answer(404, "NoSuchBucket"), ["path"]) == "no such bucket; create it, or correct run.storage_path"
     assert explain(ValueError("a hush\n b"), ["hush\n"]) == "a *** b"

@@ -14,6 +14,7 @@ from evenkeel.core.model import ModelShape
 from evenkeel.engine.faults import FaultPlan
 from evenkeel.engine.model import Hidden, Model, boundaries_of, model_shape
 from evenkeel.engine.state import PRECISIONS
+from evenkeel.engine.told import Clean
 
 
 class Dataset(Protocol):
@@ -112,6 +113,7 @@ class Job:
         load: fills the pieces from the checkpoint of a version, and calls its last argument as often as it gets on.
             Raises CheckpointError.
         fault_once: True for the first caller ever, over all workers and lives of the run, with this index of a fault.
+        clean: takes the secrets out of what is told of an error. What the user's code prints itself is not cleaned.
     """
 
     model: Model
@@ -122,6 +124,7 @@ class Job:
     save: Callable[[Version, WorkerId, Sequence[Piece], Callable[[str], None], Callable[[], None]], str] | None = None
     load: Callable[[Version, Sequence[Piece], Callable[[], None]], None] | None = None
     fault_once: Callable[[int], bool] = _never
+    clean: Clean = str
 
     def prepare(self) -> None:
         """Works out what every layout needs, so that a ready worker loses no time over it when it is given a place.

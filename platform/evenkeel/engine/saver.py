@@ -3,7 +3,6 @@
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from evenkeel.engine.faults import Faults
 from evenkeel.engine.job import Job, Piece
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.state import ShardState
+from evenkeel.engine.told import first_line, print_traceback
 from evenkeel.plan.copies import Copies
 from evenkeel.plan.state import KINDS
 from evenkeel.plan.writers import Span, written_by
@@ -131,7 +131,7 @@ class Saver:
             try:
                 task()
             except Exception:  # the border of the thread: whoever waits for its result finds that there is none
-                traceback.print_exc()
+                print_traceback(self._job.clean)
 
     def _write(self, version: Version, pieces: Sequence[Piece], stall_s: float) -> None:
         assert self._job.save is not None
@@ -142,8 +142,8 @@ class Saver:
             written = self._job.save(version, self._id, pieces, self._troubled, self._moved)
             self._faults.fire("written", version.step)
         except Exception as error:  # the border to the store and to threads: a checkpoint that fails is an event
-            text = str(error).splitlines()[0] if str(error) else ""
-            event: m.Event = m.PartFailed(self._id, version, text or type(error).__name__)
+            text = first_line(str(error), self._job.clean) or type(error).__name__
+            event: m.Event = m.PartFailed(self._id, version, text)
         else:
             event = m.PartWritten(self._id, version, written, stall_s)
         over.set()
@@ -163,7 +163,7 @@ class Saver:
     def _troubled(self, error: str) -> None:
         """It is tried again, though not for ever."""
         self._moved()
-        self._send(m.StorageTrouble(self._id, error))
+        self._send(m.StorageTrouble(self._id, self._job.clean(error)))
 
 
 def load(job: Job, version: Version, state: ShardState, progress: Progress) -> None:

@@ -5,7 +5,6 @@ import queue
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -29,6 +28,7 @@ from evenkeel.engine.rendezvous import StoreServer
 from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.step import DivergedError, commit, train_step
+from evenkeel.engine.told import Clean, first_line, print_traceback
 from evenkeel.engine.training import Training, group_specs
 from evenkeel.plan.memory import state_bytes
 
@@ -186,7 +186,8 @@ class Worker:
         except (AbortedError, GroupAborted):
             self._break_groups()
         except CheckpointError as error:
-            self._send(m.CheckpointUnreadable(self._id, world.generation, world.base, str(error)))
+            text = self._job.clean(str(error))
+            self._send(m.CheckpointUnreadable(self._id, world.generation, world.base, text))
             self._break_groups()
         except BaseException as error:  # the border of the thread, also for sys.exit(): the controller decides
             # Told before the groups break, for that makes others fail and the controller abort, and before parking, so
@@ -274,7 +275,7 @@ class Worker:
                 self._faults.fire("save", vote.step)
                 self._saver.copy(Version(vote.step, vote.generation))
         except BaseException:
-            _die()
+            _die(self._job.clean)
 
     def _regroup(self, world: World) -> GroupSet:
         """New groups; those of the last generation are dropped. An abort that comes meanwhile breaks these too."""
@@ -306,23 +307,22 @@ class Worker:
         try:
             torch.cuda.synchronize(self._device)
         except RuntimeError:
-            _die()
+            _die(self._job.clean)
 
     def _describe(self, error: BaseException) -> m.Fault:
         broken = isinstance(error, GroupBroken | DivergedError)
         if not broken:
-            traceback.print_exc()
+            print_traceback(self._job.clean)
         at = self._progress
         open_step = at.step + (at.phase in ("regroup", "reshard", "finish"))
         layer = "" if at.layer < 0 else self._job.shape.layers[at.layer].name
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        text = first_line(f"{type(error).__name__}: {error}", self._job.clean)
         return m.Fault(open_step, at.phase, at.micro, layer, text, broken)
 
 
-def _die() -> NoReturn:
+def _die(clean: Clean) -> NoReturn:
     """After an error that leaves torn state behind. It dies also where the error cannot be printed: on a full disk."""
     try:
-        traceback.print_exc()
-        sys.stderr.flush()
+        print_traceback(clean)
     finally:
         os._exit(COMMIT_FAILED)

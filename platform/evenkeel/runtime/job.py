@@ -4,10 +4,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Any
 
 import torch
+from fsspec.config import conf
 from torch import Tensor
 
 from evenkeel.config import Config, ConfigError
@@ -56,24 +58,23 @@ class JobMaker:
         with without_secrets(self.config):
             model = make_model(self.config, self.model)
             data = make_data(self.config, model)
-            fingerprint = data.train.fingerprint()
-        if fingerprint != self.fingerprint:
-            path = hide_in_url(self.config.data.path)
-            what = f"{path} has changed since the run began; put it back, or begin another run"
-            raise self.config.error("data.path", what)
-        job = Job(
-            model=model,
-            train=data.train,
-            eval=data.eval,
-            settings=make_settings(self.config),
-            write_final=self._write_final,
-            save=self._save,
-            load=self._load,
-            fault_once=self._fault_once,
-        )
-        # Computed once and kept: a spare is ready when it has nothing left to prepare.
-        _ = job.shape, job.boundaries
-        return job
+            if data.train.fingerprint() != self.fingerprint:
+                path = hide_in_url(self.config.data.path)
+                what = f"{path} has changed since the run began; put it back, or begin another run"
+                raise self.config.error("data.path", what)
+            job = Job(
+                model=model,
+                train=data.train,
+                eval=data.eval,
+                settings=make_settings(self.config),
+                write_final=self._write_final,
+                save=self._save,
+                load=self._load,
+                fault_once=self._fault_once,
+                clean=partial(hide, secrets=secrets_of(self.config)),
+            )
+            job.prepare()  # computed once and kept: a spare is ready when it has nothing left to prepare
+            return job
 
     def _patient(self) -> RunDirectory:
         return RunDirectory.at(self.folder).patient(lambda trouble: log.warning("%s", trouble.error), Event().wait)
@@ -137,13 +138,18 @@ def make_settings(config: Config) -> Settings:
     )
 
 
+def secrets_of(config: Config) -> frozenset[str]:
+    """What nothing may tell that is told of an error: of the configuration, and of what clients of stores are given."""
+    return secrets_in([secret_values(config.as_mapping()), conf])
+
+
 @contextmanager
 def without_secrets(config: Config) -> Iterator[None]:
     """Errors of the user's code that show a secret of the configuration are raised anew, without it and their cause."""
     try:
         yield
-    except Exception as error:  # the border to the user's own code, which may raise anything
-        secrets = secrets_in(secret_values(config.as_mapping()))
+    except BaseException as error:  # the border to the user's own code, which may raise anything, sys.exit() too
+        secrets = secrets_of(config)
         if not reveals(error, secrets):
             raise
         if isinstance(error, ConfigError):

@@ -72,7 +72,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         data = make_data(found, made)
         fingerprint = data.train.fingerprint()
         inputs, _ = check_samples(data.train.get(range(1)))
-    check_data(config, data, made)
+        check_data(config, data, made)
     with _model_blamed(config, model):
         boundaries_of(made, inputs, PRECISIONS[config.train.precision])
     directory = RunDirectory.of(config.run.storage_path, config.run.name)

@@ -133,7 +133,7 @@ def hide(text: str, secrets: Collection[str]) -> str:
 
 def reveals(error: BaseException, secrets: Collection[str]) -> bool:
     """Whether a traceback of the error would show one of them."""
-    shown = [f"{each} {each!r}" for each in _shown(error)]
+    shown = [f"{each} {each!r} {getattr(each, '__notes__', '')}" for each in _shown(error)]
     return any(secret in text for text in shown for secret in _spellings(secrets))
 
 
@@ -157,13 +157,17 @@ def without_credentials(url: str) -> str:
 
 
 def _spellings(secrets: Collection[str]) -> set[str]:
-    """With those that stand in URLs for the same, and that these stand for."""
-    others = {spell(secret) for secret in secrets for spell in (unquote, quote, _quote_all)}
+    """With those that stand in URLs or in quotes for the same, and that these stand for."""
+    others = {spell(secret) for secret in secrets for spell in (unquote, quote, _quote_all, _in_quotes)}
     return {*secrets, *(text for text in others if len(text) >= _SHORTEST)}
 
 
 def _quote_all(text: str) -> str:
     return quote(text, safe="")
+
+
+def _in_quotes(text: str) -> str:
+    return repr(text)[1:-1]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
