@@ -224,6 +224,6 @@ def test_what_is_given_to_a_run_that_is_running_and_does_not_count(tmp_path: Pat
     (line,) = what_it_keeps(check_same(more), more.config)
     kept = "train.steps=100, not 200; scaling.spares=0, not 1"
     assert line == f"the running run keeps {kept}; submit again after it has ended to use what is given now"
-    for changes, says in (({"steps": 50}, "train.steps: is 50"), ({"steps": 100, "micro_batch": 1}, "micro_batch: is 1")):
+    for changes, says in (({"steps": 50}, "steps: is 50"), ({"steps": 100, "micro_batch": 1}, "micro_batch: is 1")):
         with pytest.raises(ConfigError, match=f"{says}, but the run in .* has "):
             check_same(given(train=changes))

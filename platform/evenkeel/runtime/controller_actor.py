@@ -17,7 +17,7 @@ from evenkeel.control.controller import Controller
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.runtime import saving
-from evenkeel.runtime.compat import log_folder
+from evenkeel.runtime.compat import gcs_process, log_folder
 from evenkeel.runtime.faults import ControllerFaults
 from evenkeel.runtime.fleet import Fleet
 from evenkeel.runtime.logs import ProcessLog
@@ -26,7 +26,7 @@ from evenkeel.runtime.shell import Shell, ToWorker
 from evenkeel.runtime.spec import RunSpec
 from evenkeel.runtime.tasks import Tasks
 from evenkeel.store.errors import JournalFenced, StoreError
-from evenkeel.store.lease import RENEW_S, Holder, LeaseHeld, LeaseLost, Tenure, succeed
+from evenkeel.store.lease import ELSEWHERE, RENEW_S, Holder, LeaseHeld, LeaseLost, Tenure, succeed
 from evenkeel.store.retry import Trouble
 from evenkeel.store.run_directory import RunDirectory
 
@@ -99,7 +99,7 @@ class ControllerActor:
         try:
             spec = self._spec
             self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
-            holder, wait = Holder.this(spec.cluster), threading.Event().wait
+            holder, wait = Holder.this(spec.cluster, gcs_process() or ELSEWHERE), threading.Event().wait
             self._tenure = await asyncio.to_thread(succeed, self._run.files, holder, wait)
             # Not before: what the one before appends until it has lost the lease would fence this one out.
             past = self._record.begin(spec.policy)
