@@ -10,6 +10,7 @@ from typing import Any, Literal
 from evenkeel.core.codec import load
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.world import World
+from evenkeel.store import lineage
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import full, transient
 from evenkeel.store.files import Files, LocalFiles, open_files
@@ -179,15 +180,12 @@ class RunDirectory:
         return LineReader(self.files, stream)
 
     def metrics(self) -> list[Record]:
-        """One line per committed step, by step: those that were not taken back by a restore to an earlier one."""
-        lines: list[Record] = []
-        for line in self.follow("metrics").poll():
+        """One line per committed step, by step: those that led to where the run is, wherever it went back to."""
+        lines = self.follow("metrics").poll()
+        for line in lines:
             if type(line.get("step")) is not int:
                 raise StoreError(f"{self.files.where('metrics')}: a line without a step: {short(line, 60)}")
-            while lines and lines[-1]["step"] >= line["step"]:
-                lines.pop()
-            lines.append(line)
-        return lines
+        return lineage.current(lines, lambda generation: lineage.base_in(self._read_json(_world(generation))))
 
     def events(self) -> list[Record]:
         return self.follow("events").poll()
@@ -244,6 +242,7 @@ def world_record(world: World, spares: Sequence[WorkerInfo], time: float) -> Rec
         "reason": world.reason,
         "time": time,
         "base_step": world.base.step,
+        "base_generation": world.base.generation,
         "layout": layout_record(world.layout),
         "members": members,
         "spares": [{"worker_id": s.worker_id, "node_id": s.node_id, "pid": s.pid} for s in spares],
