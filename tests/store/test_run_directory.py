@@ -223,9 +223,15 @@ def test_the_data_begins_aligned_and_specs_are_checked() -> None:
         header([TensorSpec("x", "I3", ())])
 
 
-def test_lines_wait_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "No space left on device; free some"), (errno.ESTALE, "Stale file handle")],
+)
+def test_lines_wait_on_a_full_disk_and_for_a_server_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
     def full(fd: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "")
+        raise OSError(number, os.strerror(number))
 
     def wait(seconds: float) -> bool:
         monkeypatch.setattr(os, "write", whole)
@@ -238,4 +244,4 @@ def test_lines_wait_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run.append_event({"a": 1})
     assert run.events() == [{"a": 1}]
     (trouble,) = told
-    assert str(trouble.error).startswith(f"{tmp_path}/events.jsonl: No space left on device; free some")
+    assert str(trouble.error).startswith(f"{tmp_path}/events.jsonl: {said}")

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_NOTES = "evenkeel"
+
 
 def silence_ray() -> None:
     """Keeps raylet's messages (such as "A worker died") off the user's terminal; the run tells of it itself.
@@ -137,6 +139,41 @@ def log_folder() -> Path:
 
     assert _global_node is not None
     return Path(_global_node.get_logs_dir_path())
+
+
+def leave_note(actor_id: str, what: str, text: str) -> None:
+    """Leaves a text about an actor in its cluster, where it is found although the actor is held up and hears no call.
+
+    Ray 2.60: a key and a value in the GCS. A GCS that fails meanwhile ends all processes anyway.
+    """
+    from ray.exceptions import RayError
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    with suppress(RayError):
+        _internal_kv_put(f"{what}/{actor_id}", text, overwrite=True, namespace=_NOTES)
+
+
+def read_note(actor_id: str, what: str) -> str:
+    """The last text that was left; "" if there is none."""
+    from ray.exceptions import RayError
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    with suppress(RayError):
+        return (_internal_kv_get(f"{what}/{actor_id}", namespace=_NOTES) or b"").decode()
+    return ""
+
+
+def drop_note(actor_id: str, what: str) -> None:
+    from ray.exceptions import RayError
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    with suppress(RayError):
+        _internal_kv_del(f"{what}/{actor_id}", namespace=_NOTES)
+
+
+def actor_id(handle: Any) -> str:
+    """As the actor's own runtime context has it. Ray 2.60: nothing public tells it of a handle."""
+    return str(handle._actor_id.hex())
 
 
 def gcs_process() -> int | None:

@@ -285,6 +285,8 @@ def settle_status(directory: RunDirectory, end: End, cluster: str) -> End:
 
 def _shower(console: Console) -> Callable[[Sequence[tuple[str, dict[str, Any]]]], None]:
     def show(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        for text in (x["text"] for kind, x in lines if kind == "note"):
+            console.say(text)
         console.show([x for kind, x in lines if kind == "metrics"], [x for kind, x in lines if kind == "event"])
 
     return show

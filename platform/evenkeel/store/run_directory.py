@@ -12,13 +12,12 @@ from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.world import World
 from evenkeel.store import lineage
 from evenkeel.store.errors import StoreError
-from evenkeel.store.failures import full, transient
 from evenkeel.store.files import Files, LocalFiles, open_files
 from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
 from evenkeel.store.journal import Journal, check_format
 from evenkeel.store.lines import LineReader, LineWriter, Record, line_writer
-from evenkeel.store.patient import PatientFiles
-from evenkeel.store.retry import Patience, Trouble
+from evenkeel.store.patient import PATIENCE, PatientFiles
+from evenkeel.store.retry import Patience, Trouble, Unhurried
 from evenkeel.store.untrusted import parse_json, short
 
 FORMAT = 1
@@ -72,14 +71,19 @@ class RunDirectory:
     def at(cls, url: str, options: dict[str, Any] | None = None) -> "RunDirectory":
         return cls(open_files(url, options))
 
-    def patient(self, report: Callable[[Trouble], None], wait: Callable[[float], bool]) -> "RunDirectory":
-        """The same directory, with calls that are repeated while an object store is out of reach; see PatientFiles.
+    def patient(
+        self,
+        report: Callable[[Trouble], None],
+        wait: Callable[[float], bool],
+        patience: Patience | Unhurried = PATIENCE,
+    ) -> "RunDirectory":
+        """The same directory, with calls that are repeated while a store is out of reach; see PatientFiles.
 
-        On a local path while the disk is full, but for checkpoints and the model: of these there is a next one.
+        On a local path also while the disk is full, but for checkpoints and the model: of these there is a next one.
         """
         if isinstance(self.files, LocalFiles):
-            return RunDirectory(self.files, PatientFiles(self.files, report, wait, ROOM, _passes_or_full))
-        return RunDirectory(PatientFiles(self.files, report, wait))
+            return RunDirectory(self.files, PatientFiles(self.files, report, wait, patience, ROOM))
+        return RunDirectory(PatientFiles(self.files, report, wait, patience))
 
     @property
     def url(self) -> str:
@@ -214,10 +218,6 @@ class RunDirectory:
 
 def _once(call: Callable[[], None]) -> None:
     call()
-
-
-def _passes_or_full(error: StoreError) -> bool:
-    return transient(error) or full(error)
 
 
 def _world(generation: int) -> str:
