@@ -69,7 +69,7 @@ def test_who_attaches_needs_no_room_and_is_told_what_does_not_count(site: Site) 
     other = site.start({"train": {"steps": 100_000}}, "train.steps=200000", "scaling.workers=[1,40]")
     assert other.process.stdout is not None
     lines = iter(other.process.stdout.readline, "")
-    (told,) = [line for line, _ in zip(lines, range(2), strict=False) if "keeps" in line]
+    told = next(line for line in lines if "keeps" in line)
     assert told.startswith("the running run keeps train.steps=100000, not 200000; scaling.workers")
     assert any("step " in line and "/100000" in line for line in lines)
     other.process.terminate()
