@@ -23,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "FaultSection",
+    "changes",
     "config_from_yaml",
     "differences",
     "load_config",
@@ -174,14 +175,24 @@ def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     Secrets are compared as they are written down, that is not at all. run.storage_path is where the run was found,
     so it cannot be wrong, only spelt otherwise (moved, mounted elsewhere, with other credentials).
     """
+    longer = new.train.steps >= old.train.steps
+    return [found for found in _differing(old, new) if not _may_differ(found[0], longer)]
+
+
+def changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """What differs and may, in the form of `differences`: a run that goes on takes the new values."""
+    longer = new.train.steps >= old.train.steps
+    return [found for found in _differing(old, new) if _may_differ(found[0], longer)]
+
+
+def _may_differ(key: str, longer: bool) -> bool:
+    return any(f"{key}.".startswith(name) for name in _MAY_DIFFER) or (key == "train.steps" and longer)
+
+
+def _differing(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     a, b = (flatten(hide_secrets(c.as_mapping())) for c in (old, new))
-    found: list[tuple[str, Any, Any]] = []
-    for key in dict.fromkeys((*a, *b)):
-        free = any(f"{key}.".startswith(name) for name in _MAY_DIFFER) or key == "run.storage_path"
-        longer = key == "train.steps" and new.train.steps >= old.train.steps
-        if not free and not longer and a.get(key) != b.get(key):
-            found.append((key, a.get(key), b.get(key)))
-    return found
+    keys = [key for key in dict.fromkeys((*a, *b)) if key != "run.storage_path"]
+    return [(key, a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)]
 
 
 def with_absolute_storage(config: Config) -> Config:

@@ -33,8 +33,9 @@ def run(config: Config, *, dry_run: bool = False, resume: str = "auto", out: Tex
     """
     try:
         require_linux()
+        from evenkeel.runtime.look import check_shared, look_only
         from evenkeel.runtime.prepare import describe
-        from evenkeel.runtime.run import check_shared, look_only, run_prepared
+        from evenkeel.runtime.run import run_prepared
 
         prepared = _prepare(config)
         if dry_run:

@@ -17,7 +17,9 @@ from evenkeel.config import ConfigError, load_config
 from evenkeel.core.ids import WorkerId
 from evenkeel.engine.model import LayerSpec, Model
 from evenkeel.runtime.job import JobMaker
+from evenkeel.runtime.look import check_same, what_it_keeps
 from evenkeel.runtime.prepare import Prepared, environment, prepare
+from evenkeel.runtime.run import write_beginning
 from evenkeel.trainer import run
 
 TEXT = bytes(range(32, 127)) * 20
@@ -265,3 +267,22 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert (dry.returncode, dry.stderr) == (0, "")
     assert "2 pipelines of 2 stages" in dry.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("text")
+def test_what_is_given_to_a_run_that_is_running_and_does_not_count(tmp_path: Path) -> None:
+    def given(**changes: Any) -> Prepared:
+        values = merged({"data": {"path": str(tmp_path / "text.txt")}, **changes})
+        values["run"] = {"name": "r", "storage_path": str(tmp_path / "runs")}
+        return prepare(load_config([], values=values))
+
+    first = given(train={"steps": 100})
+    write_beginning(first, {}, None)
+    assert what_it_keeps(check_same(first), first.config) == []
+    more = given(train={"steps": 200}, scaling={"workers": [2, 2], "spares": 1})
+    (line,) = what_it_keeps(check_same(more), more.config)
+    kept = "train.steps=100, not 200; scaling.spares=0, not 1"
+    assert line == f"the running run keeps {kept}; submit again after it has ended to use what is given now"
+    for changes, says in (({"steps": 50}, "steps: is 50"), ({"steps": 100, "micro_batch": 1}, "micro_batch: is 1")):
+        with pytest.raises(ConfigError, match=f"{says}, but the run in .* has "):
+            check_same(given(train=changes))

@@ -63,6 +63,22 @@ def test_of_several_who_begin_it_at_once_one_does_and_those_who_want_the_same_at
         assert len(done.worlds()) == 1
 
 
+def test_who_attaches_needs_no_room_and_is_told_what_does_not_count(site: Site) -> None:
+    first = site.start({"train": {"steps": 100_000}})
+    first.after_step(2)
+    other = site.start({"train": {"steps": 100_000}}, "train.steps=200000", "scaling.workers=[1,40]")
+    assert other.process.stdout is not None
+    lines = iter(other.process.stdout.readline, "")
+    told = next(line for line in lines if "keeps" in line)
+    assert told.startswith("the running run keeps train.steps=100000, not 200000; scaling.workers")
+    assert any("step " in line and "/100000" in line for line in lines)
+    other.process.terminate()
+    for started in (other, first):
+        done = started.finish()
+        assert (done.status, done.err) == (143, "evenkeel: stopped on request (SIGTERM)\n")
+    assert len(done.worlds()) == 1
+
+
 @pytest.mark.soak
 def test_of_two_rays_that_begin_it_at_once_one_is_refused(alone: Site) -> None:
     both = {rate: alone.start({"train": {"steps": 100_000}}, f"train.learning_rate={rate}") for rate in (0.01, 0.5)}

@@ -18,6 +18,7 @@ from evenkeel.runtime.cluster import (
     given_address,
     ray_for,
     remove_leftovers,
+    shortage,
 )
 from evenkeel.store.lease import Holder
 
@@ -90,6 +91,22 @@ def test_workers_that_would_have_to_be_spread_over_nodes_do_not_fit() -> None:
         check_need(need, {"CPU": 6.0}, nodes, "the cluster")
     expected = "need 1.5 CPU each on one node, but the nodes of the cluster have room for 3"
     assert str(caught.value) == f"4 workers (spares included) {expected}"
+
+
+def test_a_run_that_has_begun_goes_on_with_what_is_left() -> None:
+    """And is told so; one that begins is refused, and so is one for which not even the fewest workers are left."""
+    need, two = Need(5, {"CPU": 1.0}, fewest=2), [{"CPU": 1.0}, {"CPU": 1.0}]
+    short = "5 workers (spares included) need 5 CPU, but the cluster has at most 2 CPU"
+    assert shortage(need, True, {"CPU": 2.0}, two, "the cluster") == short
+    with pytest.raises(NotEnoughError) as caught:
+        shortage(need, False, {"CPU": 2.0}, two, "the cluster")
+    assert str(caught.value) == short
+    with pytest.raises(NotEnoughError) as caught:
+        shortage(need, True, {"CPU": 1.0}, two[:1], "the cluster")
+    assert str(caught.value) == "2 workers (the fewest that train) need 2 CPU, but the cluster has at most 1 CPU"
+    with pytest.raises(NotEnoughError, match=r"2 workers \(the fewest that train\) .* have room for 0"):
+        shortage(Need(5, {"CPU": 1.5}, fewest=2), True, {"CPU": 4.0}, [{"CPU": 1.0}] * 4, "the cluster")
+    assert shortage(need, False, {"CPU": 5.0}, None, "the cluster") == ""
 
 
 def owned(folder: Path, owner: Holder | None) -> Path:

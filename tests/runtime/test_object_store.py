@@ -76,6 +76,7 @@ def kill_at_the_next(name: bytes, link: Proxy, ceph: Ceph) -> threading.Event:
     [
         pytest.param(28, 3, 0.1, (b"/manifest.json",), marks=pytest.mark.soak),
         pytest.param(56, 30, 0.4, (b"/manifest.json", b".safetensors"), marks=pytest.mark.soak),
+        pytest.param(300, 150, 0.4, (), marks=pytest.mark.soak),  # for longer than anybody else has patience
     ],
 )
 def test_a_server_that_is_cut_off_and_killed(
@@ -112,6 +113,28 @@ def test_a_server_that_is_cut_off_and_killed(
     assert {event["worker_id"] for event in told} >= {"controller"}
     places = (f"http://127.0.0.1:{link.port}", f"s3://{BUCKET}/")
     assert all(any(place in event["error"] for place in places) for event in told), told
+    if cut_s >= 30:  # told at once, and not only when the store is back
+        assert "the store has failed for" in done.out
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_stop_while_the_server_is_away(remote: Site, link: Proxy) -> None:
+    """It is heard, though what the run should do first cannot be done; and the run goes on when the server is back."""
+    wanted = slow(remote, 40, 0.1)
+    run = remote.start(wanted)
+    run.after_step(6)
+    link.cut()
+    time.sleep(10)
+    run.process.terminate()
+    stopped = run.finish()
+    assert stopped.status == 143
+    assert "stopped on request (SIGTERM, without saving, as the store is out of reach: " in stopped.err
+    assert marked(run.mark) == []
+    link.mend()
+    done = remote.run(wanted)
+    assert (done.status, done.err) == (0, "")
+    assert [line["step"] for line in done.directory.metrics()] == list(range(1, 41))
 
 
 @pytest.mark.timeout(600)

@@ -111,6 +111,23 @@ def test_what_has_finished_is_summed_up_and_nothing_changes_what_it_was(site: Si
     assert contents(site) == before
 
 
+def test_it_goes_on_in_a_cluster_that_has_got_smaller(site: Site, truth: Finished) -> None:
+    """There is no room for the third worker; a run that begins like this is refused, as is one without the fewest."""
+    site.copy(truth)
+    scaling = {"workers": [1, 3], "resources_per_worker": {"CPU": 3.0}}
+    more = site.run({**SAVING, "train": {"steps": 18}, "scaling": scaling})
+    assert (more.status, more.err) == (0, "")
+    short = "3 workers (spares included) need 9 CPU, but the cluster has at most 6 CPU"
+    assert f"it goes on with fewer: {short}" in more.out.splitlines()
+    assert more.steps == list(range(1, 19))
+    assert len(more.worlds()[-1]["members"]) == 2
+    anew = site.run({**SAVING, "scaling": scaling}, name="anew")
+    assert anew.status == 2 and f"scaling.workers: {short}" in anew.err
+    assert not anew.directory.exists()
+    fewest = site.run({**SAVING, "train": {"steps": 20}, "scaling": {**scaling, "workers": [3, 3]}})
+    assert fewest.status == 2 and "3 workers (the fewest that train) need 9 CPU" in fewest.err
+
+
 def saved(done: Finished) -> dict[int, float]:
     """Steps of its checkpoints, and when each was first complete. Whoever is still writing one puts off the next."""
     committed = done.events("checkpoint_committed")

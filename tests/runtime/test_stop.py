@@ -63,6 +63,8 @@ def test_a_local_ray_that_is_killed(alone: Site) -> None:
     """The run dies with it, and its end is told and written down at once."""
     started = alone.start(FOREVER)
     started.after_step(3)
+    lease = read_lease(started.directory.files)
+    assert lease is not None and psutil.Process(lease.holder.ray_pid).name() == "gcs_server"
     (raylet,) = [p for p in psutil.Process(started.process.pid).children() if p.name() == "raylet"]
     raylet.kill()
     done = started.finish()

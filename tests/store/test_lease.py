@@ -24,6 +24,7 @@ from evenkeel.store import lease as lease_module
 from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles, open_files
 from evenkeel.store.lease import (
+    ELSEWHERE,
     FOLDER,
     LEASE_S,
     RENEW_S,
@@ -96,6 +97,49 @@ def test_only_what_can_be_seen_is_dead() -> None:
         assert not replace(alive, **unlike).is_dead(HERE)
 
 
+def test_one_that_its_ray_would_start_again_is_not_dead() -> None:
+    """But within that Ray, which is asked itself."""
+    ray, child = (subprocess.Popen(["sleep", "1000"]) for _ in range(2))
+    try:
+        who = replace(HERE, cluster="cluster-a", pid=child.pid, process_start=_process_start(child.pid))
+        restarted = replace(who, ray_pid=ray.pid, ray_start=_process_start(ray.pid))
+        elsewhere = replace(who, ray_pid=ELSEWHERE)
+        assert not who.is_dead(HERE)
+        child.kill()
+        child.wait()
+        assert who.is_dead(HERE)
+        assert not restarted.is_dead(HERE) and not elsewhere.is_dead(HERE)
+        assert restarted.is_dead(restarted) and elsewhere.is_dead(elsewhere)
+    finally:
+        for process in (ray, child):
+            process.kill()
+            process.wait()
+    assert restarted.is_dead(HERE) and not elsewhere.is_dead(HERE)
+
+
+def test_a_controller_that_is_being_restarted_is_waited_for(files: Files) -> None:
+    """And when everything is dead, its Ray too, its run is taken at once."""
+    with subprocess.Popen(["sleep", "1000"]) as ray:
+        gone = Holder.this("cluster-a", ray.pid)
+        held = acquire(files, replace(gone, process_start=gone.process_start + 1), at_once)
+        assert held is not None
+        with pytest.raises(LeaseHeld, match="may be alive; stop that one first, by Ctrl-C or SIGTERM to its command"):
+            acquire(files, HERE, lambda seconds: True)
+        held.renew()  # as its next life does
+        ray.kill()
+    tenure = acquire(files, HERE, at_once)
+    assert tenure is not None and tenure.reason == f"{held.lease.who}, is dead"
+
+
+def test_a_lease_of_the_format_before_is_read(files: Files) -> None:
+    lease = lease_of(OTHER)
+    values = json.loads(lease.to_json())
+    values["format"] = 1
+    del values["ray_pid"], values["ray_start"]
+    files.create(f"{FOLDER}/000001.json", json.dumps(values).encode())
+    assert read_lease(files) == lease
+
+
 def _process_start(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
@@ -109,7 +153,7 @@ def test_the_file_says_who_runs_it(files: Files) -> None:
     tenure.renew(epoch=7)
     tenure.renew()
     said = json.loads(files.read(SHOWN) or b"")
-    assert (said["format"], said["cluster"], said["pid"], said["epoch"]) == (1, "cluster-b", os.getpid(), 7)
+    assert (said["format"], said["cluster"], said["pid"], said["epoch"]) == (2, "cluster-b", os.getpid(), 7)
     assert {"host", "boot_id", "start", "renewed"} <= said.keys()
     assert read_lease(files) == tenure.lease
 
@@ -182,9 +226,10 @@ def test_one_who_asks_again_after_the_store_failed_has_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 2}, "has format 2; this evenkeel reads up to 1"),
+        ({"format": 3}, "has format 3; this evenkeel reads up to 2"),
         ({"pid": "7"}, "int expected, not '7'"),
         ({"pid": None}, "int expected, not None"),
+        ({"ray_pid": -2}, "one of which is that of no process"),
         ({"start": 1e300}, "no time of this age"),
         ({"start": "nan"}, "no time of this age"),
         ({"more": 1}, "no field 'more'"),

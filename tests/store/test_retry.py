@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable
 from itertools import islice
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import explain, hide, reveals, said_of, secrets_in, transient
 from evenkeel.store.options import merged
-from evenkeel.store.retry import EXCUSED, Patience, Trouble, retrying
+from evenkeel.store.retry import EXCUSED, Patience, Trouble, Unhurried, retrying
 
 
 def caused(cause: BaseException, text: str = "s3://b/x: down") -> StoreError:
@@ -152,6 +153,48 @@ def test_a_stop_ends_the_wait_at_once() -> None:
     stop.set()
     thread.join(60)
     assert ended == [error]
+
+
+def test_the_unhurried_wait_as_long_as_it_takes_and_tell_it_in_few_lines() -> None:
+    clock, told = Clock(), list[Trouble]()
+    call, patience = clock.failing([caused(REFUSED)] * 1000), Unhurried(lambda: False, Patience(30, 1, 8))
+    assert retrying(call, told.append, clock.wait, patience, clock) == "done"
+    assert clock.now > 3600
+    assert [t.attempt for t in told if t.is_news] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    call = clock.failing([caused(PermissionError(errno.EACCES, ""), "Permission denied")])
+    with pytest.raises(StoreError, match="Permission denied"):
+        retrying(call, pytest.fail, clock.wait, patience, clock)
+
+
+@pytest.mark.parametrize("hurried_at", [1, 50])
+def test_in_a_hurry_they_wait_no_longer_than_others(hurried_at: int) -> None:
+    """Counted from the first attempt on; what has failed for longer already is tried once more."""
+    clock, patience = Clock(), Unhurried(lambda: False, Patience(30, 1, 8))
+
+    def report(trouble: Trouble) -> None:
+        if trouble.attempt == hurried_at:
+            patience.hurry()
+
+    with pytest.raises(StoreError, match=r"s3://b/x: down \(given up after \d+ attempts in \d+ s\)"):
+        retrying(clock.failing([caused(REFUSED)] * 99), report, clock.wait, patience, clock)
+    if hurried_at == 1:
+        assert 30 - 8 < clock.now <= 30
+    else:
+        assert len(clock.pauses) == 50 and clock.now > 30
+
+
+def test_a_pause_ends_when_somebody_gets_into_a_hurry() -> None:
+    asked = threading.Event()
+    for begin in (asked.set, None):
+        patience = Unhurried(asked.is_set)
+        thread = threading.Thread(target=patience.wait, args=(3600,))
+        thread.start()
+        (begin or patience.hurry)()
+        thread.join(60)
+        assert not thread.is_alive() and patience.total_s == 30.0
+        asked.clear()
+    waiting = Unhurried(lambda: False)
+    assert waiting.wait(0.01) is False and waiting.total_s == inf
 
 
 times = st.floats(0.01, 1000)

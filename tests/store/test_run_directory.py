@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from evenkeel.core.ids import INITIAL, NodeId, WorkerId
+from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
 from evenkeel.core.world import World
 from evenkeel.store.errors import StoreError
@@ -71,6 +71,40 @@ def test_readers_take_the_last_line_of_a_step(run: RunDirectory) -> None:
     assert [(m["step"], m["generation"]) for m in run.metrics()] == [(1, 1), (2, 2), (3, 2)]
     assert run.events() == [{"event": "incident"}]
     assert len(run.follow("metrics").poll()) == 5
+
+
+def test_metrics_are_those_of_the_line_that_the_run_is_on(run: RunDirectory) -> None:
+    """Back to step 2, and later on from step 4 of the line that was given up by that."""
+    for step, generation in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 2), (3, 3), (3, 3), (4, 3), (5, 4)):
+        run.append_metrics({"step": step, "generation": generation})
+    run.close()
+    steps = [(1, 1), (2, 1), (3, 2), (4, 2), (5, 4)]
+
+    def shown() -> list[tuple[int, int]]:
+        return [(m["step"], m["generation"]) for m in run.metrics()]
+
+    assert shown() == [(1, 1), (2, 1), (3, 3), (4, 3), (5, 4)]  # without the worlds, as an earlier evenkeel has it
+    for generation, base in ((1, Version(0, 0)), (2, Version(2, 1)), (3, Version(2, 1)), (4, Version(4, 2))):
+        run.write_world(world_record(world_of(generation, base), [], time=1.0))
+    assert shown() == steps
+    run.append_metrics({"step": 1, "generation": 5})
+    run.close()
+    run.write_world(world_record(world_of(5, INITIAL), [], time=1.0))
+    assert shown() == [(1, 5)]
+
+
+def test_worlds_that_lie_about_where_they_began_do_no_harm(run: RunDirectory) -> None:
+    for step, generation in ((1, 1), (2, 1), (2, 2), (3, 3)):
+        run.append_metrics({"step": step, "generation": generation})
+    run.close()
+    for lie in ({"base_step": 2, "base_generation": 3}, {"base_step": "2", "base_generation": 2}, {"base_step": 2}):
+        run.write_world({**world_record(world_of(3, Version(2, 2)), [], time=1.0), **lie})
+        assert [m["step"] for m in run.metrics()][-1] == 3
+
+
+def world_of(generation: int, base: Version) -> World:
+    layout = Layout((Pipeline((Stage(0, 2, (WorkerId("w0"),)),), 0, 1),))
+    return World(generation, layout, base, (worker("w0"),), (), (), 90, "start", "")
 
 
 def worker(name: str) -> WorkerInfo:
@@ -189,9 +223,15 @@ def test_the_data_begins_aligned_and_specs_are_checked() -> None:
         header([TensorSpec("x", "I3", ())])
 
 
-def test_lines_wait_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "No space left on device; free some"), (errno.ESTALE, "Stale file handle")],
+)
+def test_lines_wait_on_a_full_disk_and_for_a_server_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
     def full(fd: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "")
+        raise OSError(number, os.strerror(number))
 
     def wait(seconds: float) -> bool:
         monkeypatch.setattr(os, "write", whole)
@@ -204,4 +244,4 @@ def test_lines_wait_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run.append_event({"a": 1})
     assert run.events() == [{"a": 1}]
     (trouble,) = told
-    assert str(trouble.error).startswith(f"{tmp_path}/events.jsonl: No space left on device; free some")
+    assert str(trouble.error).startswith(f"{tmp_path}/events.jsonl: {said}")

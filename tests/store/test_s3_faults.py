@@ -17,7 +17,8 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import transient
 from evenkeel.store.files import Files, open_files
 from evenkeel.store.journal import Journal
-from evenkeel.store.retry import Patience, Trouble, retrying
+from evenkeel.store.retry import Patience, Trouble, Unhurried, retrying
+from evenkeel.store.run_directory import RunDirectory
 
 PATIENT = Patience(total_s=120, first_s=0.2, most_s=1)
 HUSH = "hush-9f3c57e1a2"
@@ -100,6 +101,52 @@ def test_a_cut_of_some_seconds_is_waited_out(linked: Files, link: Proxy, seconds
     retried(lambda: journal.append(1, [{"n": 1}]), told)
     assert told and f"http://127.0.0.1:{link.port}" in str(told[0].error)
     assert Journal(linked).read_all() == [{"n": 1}]
+
+
+def test_a_controllers_lines_and_journal_wait_without_end_but_not_deaf_to_a_stop(
+    root: str, linked: Files, link: Proxy
+) -> None:
+    stop, pauses = threading.Event(), threading.Semaphore(0)
+    told: list[Trouble] = []
+    ended: list[BaseException] = []
+
+    def report(trouble: Trouble) -> None:
+        told.append(trouble)
+        pauses.release()
+
+    # In a hurry it gives up at once, so that whatever goes well here has waited longer than it may in a hurry.
+    patience = Unhurried(stop.is_set, Patience(total_s=0, first_s=0.02, most_s=0.1))
+    run = RunDirectory(linked).patient(report, patience.wait, patience)
+    journal = run.journal()
+
+    def write(step: int) -> None:
+        try:
+            run.append_metrics({"step": step, "generation": 1})
+            run.flush()
+            journal.append(1, [{"step": step}])
+        except StoreError as error:
+            ended.append(error)
+
+    write(1)
+    link.cut()
+    for step, then in ((2, link.mend), (3, stop.set)):
+        thread = threading.Thread(target=write, args=(step,))
+        thread.start()
+        for _ in range(4):
+            assert pauses.acquire(timeout=60)
+        assert thread.is_alive()
+        then()
+        thread.join(60)
+        assert not thread.is_alive()
+        if step == 2:
+            assert ended == [] and [line["step"] for line in RunDirectory(linked).metrics()] == [1, 2]
+            assert Journal(linked).read_all() == [{"step": 1}, {"step": 2}]
+            link.cut()
+            while pauses.acquire(blocking=False):
+                pass
+    (error,) = ended
+    assert isinstance(error, StoreError) and transient(error) and "(given up after" in str(error)
+    assert all(f"http://127.0.0.1:{link.port}" in str(trouble.error) for trouble in told)
 
 
 def test_an_error_that_shows_a_secret_is_waited_out_all_the_same(root: str, moto: S3) -> None:

@@ -14,6 +14,7 @@ from evenkeel.config import (
     Config,
     ConfigError,
     FaultSection,
+    changes,
     config_from_yaml,
     differences,
     load_config,
@@ -459,6 +460,10 @@ def test_what_may_differ_when_a_run_goes_on() -> None:
         train={"steps": 500},
     )
     assert differences(old, new) == []
+    differing = {key: values for key, *values in changes(old, new)}
+    assert differing["train.steps"] == [old.train.steps, 500]
+    assert differing["faults.0.kind"] == [None, "stop"]
+    assert "run.storage_path" not in differing and "train.global_batch" not in differing
 
 
 def test_what_may_not_differ_is_named_with_both_values() -> None:

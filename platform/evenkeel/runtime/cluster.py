@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,15 @@ class NotEnoughError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a run takes at full strength: `count` times `each` resource, by Ray's names."""
+    """What a run takes at full strength: `count` times `each` resource, by Ray's names.
+
+    Attributes:
+        fewest: workers with which it still trains.
+    """
 
     count: int
     each: Mapping[str, float]
+    fewest: int = 1
 
     def total(self, name: str) -> float:
         return round(self.count * self.each.get(name, 0.0), GRAIN)
@@ -87,10 +92,17 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class RayUsed:
-    """`own` is True for a local Ray that ends with this process."""
+    """`own` is True for a local Ray that ends with this process.
+
+    Attributes:
+        name: for messages.
+        shortage: what does not fit on a local Ray; of a given cluster `check_cluster` tells.
+    """
 
     own: bool
     address: str
+    name: str
+    shortage: str = ""
 
 
 def given_address() -> str | None:
@@ -103,35 +115,35 @@ def given_address() -> str | None:
 
 
 @contextmanager
-def ray_for(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
+def ray_for(need: Need, variables: Mapping[str, str], begun: bool = False) -> Iterator[RayUsed]:
     """Connects to the given cluster or starts a local Ray, and takes back what it did.
 
-    A Ray that this process is connected to already is used and left as it is.
+    A Ray that this process is connected to already is used and left as it is. Whether a given cluster has room is not
+    asked here: who only follows a run that is there takes none.
 
     Args:
         variables: environment that a local Ray's processes take over, which is faster than a runtime environment.
+        begun: as of `shortage`.
 
     Raises:
-        NotEnoughError: if the need could never be met.
+        NotEnoughError: if a local Ray could never meet the need.
         NoClusterError: if the given cluster cannot be joined.
     """
     # Ray would ask on the terminal, and report home.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        check_need(need, *_capacity(), "the cluster")
-        yield RayUsed(False, sys.modules["ray"].get_runtime_context().gcs_address)
+        yield RayUsed(False, sys.modules["ray"].get_runtime_context().gcs_address, "the cluster")
         return
     address = given_address()
     if address is None:
-        with _local_ray(need, variables) as used:
+        with _local_ray(need, variables, begun) as used:
             yield used
         return
     _join(address)
     import ray
 
     try:
-        check_need(need, *_capacity(), f"the cluster at {address}")
-        yield RayUsed(False, address)
+        yield RayUsed(False, address, f"the cluster at {address}")
     finally:
         ray.shutdown()
 
@@ -159,13 +171,14 @@ def _join(address: str) -> None:
 
 
 @contextmanager
-def _local_ray(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
+def _local_ray(need: Need, variables: Mapping[str, str], begun: bool) -> Iterator[RayUsed]:
     missing = [n for n in need.each if n not in ("CPU", "GPU") and need.total(n) > 0]
     if missing:
         raise NotEnoughError(f"scaling.resources_per_worker.{missing[0]}: a local Ray has only CPU and GPU")
+    name, short = "this machine", ""
     if need.total("GPU"):
         here = {"GPU": _local_gpus()}
-        check_need(Need(need.count, {"GPU": need.each["GPU"]}), here, [here], "this machine")
+        short = shortage(replace(need, each={"GPU": need.each["GPU"]}), begun, here, [here], name)
     remove_leftovers(Path(_short_temp()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temp()))
     (folder / OWNER).write_text(json.dumps(asdict(Holder.this(""))))
@@ -185,7 +198,7 @@ def _local_ray(need: Need, variables: Mapping[str, str]) -> Iterator[RayUsed]:
                 )
             end_log_monitor()
             try:
-                yield RayUsed(True, ray.get_runtime_context().gcs_address)
+                yield RayUsed(True, ray.get_runtime_context().gcs_address, name, short)
             finally:
                 ray.shutdown()
     finally:
@@ -225,13 +238,47 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def check_need(need: Need, total: Mapping[str, float], nodes: Sequence[Mapping[str, float]] | None, where: str) -> None:
+def check_cluster(need: Need, used: RayUsed, begun: bool) -> str:
+    """`shortage` of the Ray that this process is connected to."""
+    return used.shortage if used.own else shortage(need, begun, *_capacity(), used.name)
+
+
+def shortage(
+    need: Need, begun: bool, total: Mapping[str, float], nodes: Sequence[Mapping[str, float]] | None, where: str
+) -> str:
+    """In one line what of the need there could never be enough of, as things are; "" if all of it may come.
+
+    Args:
+        begun: the run has begun before, maybe where there was more, and goes on with what is left.
+        total, nodes: as of `check_need`.
+
+    Raises:
+        NotEnoughError: if there could never be enough for a run that begins, or not even for the fewest workers.
+    """
+    try:
+        check_need(need, total, nodes, where)
+    except NotEnoughError as error:
+        if not begun:
+            raise
+        check_need(replace(need, count=need.fewest), total, nodes, where, "the fewest that train")
+        return str(error)
+    return ""
+
+
+def check_need(
+    need: Need,
+    total: Mapping[str, float],
+    nodes: Sequence[Mapping[str, float]] | None,
+    where: str,
+    which: str = "spares included",
+) -> None:
     """Raises NotEnoughError for the first resource of which there could never be enough, or if it is too scattered.
 
     Args:
         nodes: what each node has; None where that is not known, as of nodes that an autoscaler would bring.
+        which: workers these are.
     """
-    who = f"{need.count} workers (spares included) need"
+    who = f"{need.count} workers ({which}) need"
     for name in sorted(need.each):
         asked = need.total(name)
         if asked > total.get(name, 0.0):

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_NOTES = "evenkeel"
 
 
 def silence_ray() -> None:
@@ -137,3 +139,55 @@ def log_folder() -> Path:
 
     assert _global_node is not None
     return Path(_global_node.get_logs_dir_path())
+
+
+def leave_note(actor_id: str, what: str, text: str) -> None:
+    """Leaves a text about an actor in its cluster, where it is found although the actor is held up and hears no call.
+
+    Ray 2.60: a key and a value in the GCS. A GCS that fails meanwhile ends all processes anyway.
+    """
+    from ray.exceptions import RayError
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    with suppress(RayError):
+        _internal_kv_put(f"{what}/{actor_id}", text, overwrite=True, namespace=_NOTES)
+
+
+def read_note(actor_id: str, what: str) -> str:
+    """The last text that was left; "" if there is none."""
+    from ray.exceptions import RayError
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    with suppress(RayError):
+        return (_internal_kv_get(f"{what}/{actor_id}", namespace=_NOTES) or b"").decode()
+    return ""
+
+
+def drop_note(actor_id: str, what: str) -> None:
+    from ray.exceptions import RayError
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    with suppress(RayError):
+        _internal_kv_del(f"{what}/{actor_id}", namespace=_NOTES)
+
+
+def actor_id(handle: Any) -> str:
+    """As the actor's own runtime context has it. Ray 2.60: nothing public tells it of a handle."""
+    return str(handle._actor_id.hex())
+
+
+def gcs_process() -> int | None:
+    """The process that restarts this cluster's actors; None if it is not on this host. Only in a process of Ray.
+
+    Ray 2.60: nothing names it, but its command line has the name of the session, which no other Ray has.
+    """
+    from ray._private.worker import _global_node
+
+    assert _global_node is not None
+    session = f"--session-name={_global_node.session_name}".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            words = path.read_bytes().split(b"\0")
+            if words[0].endswith(b"/gcs_server") and session in words:
+                return int(path.parent.name)
+    return None

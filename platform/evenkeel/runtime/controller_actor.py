@@ -17,7 +17,7 @@ from evenkeel.control.controller import Controller
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.runtime import saving
-from evenkeel.runtime.compat import log_folder
+from evenkeel.runtime.compat import drop_note, gcs_process, leave_note, log_folder, read_note
 from evenkeel.runtime.faults import ControllerFaults
 from evenkeel.runtime.fleet import Fleet
 from evenkeel.runtime.logs import ProcessLog
@@ -26,8 +26,9 @@ from evenkeel.runtime.shell import Shell, ToWorker
 from evenkeel.runtime.spec import RunSpec
 from evenkeel.runtime.tasks import Tasks
 from evenkeel.store.errors import JournalFenced, StoreError
-from evenkeel.store.lease import RENEW_S, Holder, LeaseHeld, LeaseLost, Tenure, succeed
-from evenkeel.store.retry import Trouble
+from evenkeel.store.failures import transient
+from evenkeel.store.lease import ELSEWHERE, RENEW_S, Holder, LeaseHeld, LeaseLost, Tenure, succeed
+from evenkeel.store.retry import Trouble, Unhurried
 from evenkeel.store.run_directory import RunDirectory
 
 LATE_S = 0.05
@@ -40,6 +41,8 @@ ALONE_S = 5.0
 """A follower that lives calls again sooner, also where the machine is busy."""
 RELEASE_S = 10.0
 """After the end, for followers to hear of it."""
+STOP, TROUBLE = "stop", "trouble"
+"""Notes to and from a controller that is held up, see compat.leave_note."""
 REMEMBERED = 20_000
 """Lines kept for followers that are behind."""
 
@@ -67,7 +70,13 @@ class ControllerActor:
         self._spec = spec
         self._log = ProcessLog(spec.folder, "controller")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._run = RunDirectory.at(spec.folder).patient(self._storage_trouble, threading.Event().wait)
+        self._id = str(ray.get_runtime_context().get_actor_id())
+        # What nothing can be decided without is waited for without end, and a checkpoint only so long.
+        self._patience = Unhurried(self._is_asked_to_stop)
+        self._run = RunDirectory.at(spec.folder).patient(self._storage_trouble, self._patience.wait, self._patience)
+        self._checkpoints = RunDirectory.at(spec.folder).patient(self._storage_trouble, threading.Event().wait)
+        self._stop_reason = ""
+        self._store_is_away = False
         self._faults = ControllerFaults(self._run, spec.faults)
         self._begun = asyncio.Event()
         self._news = asyncio.Event()
@@ -99,7 +108,7 @@ class ControllerActor:
         try:
             spec = self._spec
             self._record = RunRecord(self._run, spec.global_batch, spec.lr, self._publish, log_folder())
-            holder, wait = Holder.this(spec.cluster), threading.Event().wait
+            holder, wait = Holder.this(spec.cluster, gcs_process() or ELSEWHERE), threading.Event().wait
             self._tenure = await asyncio.to_thread(succeed, self._run.files, holder, wait)
             # Not before: what the one before appends until it has lost the lease would fence this one out.
             past = self._record.begin(spec.policy)
@@ -117,7 +126,7 @@ class ControllerActor:
             return
         except Exception as error:  # the border of the process: a run that cannot begin says why
             traceback.print_exc()
-            self._ended(m.End("failed", _words(error)))
+            self._ended(self._end_by(error))
             return
         if past.ended is not None and not again:
             self._ended(past.ended)
@@ -192,7 +201,7 @@ class ControllerActor:
 
     def _write_manifest(self, command: m.CommitCheckpoint) -> m.Event:
         self._faults.fire("write", command.version.step)
-        event = saving.complete(self._run, self._spec, command)
+        event = saving.complete(self._checkpoints, self._spec, command)
         self._faults.fire("written", command.version.step)
         return event
 
@@ -228,15 +237,34 @@ class ControllerActor:
             asyncio.get_running_loop().call_soon(self._feed, event)
 
     def _storage_trouble(self, trouble: Trouble) -> None:
-        """From any thread, which waits then; told once the store is there again."""
+        """From any thread, which waits then: often that of the event loop, so that nobody is answered meanwhile.
+
+        Drivers find a note of it; the event is heard once the store is there again.
+        """
+        if not trouble.is_news:
+            return
         logging.warning("the store fails, attempt %d: %s", trouble.attempt, trouble.error)
+        text = f"the store has failed for {trouble.since_s:.0f} s and is tried again and again: {trouble.error}"
+        leave_note(self._id, TROUBLE, text)
         if self._loop is not None:
             event = m.StorageTrouble(WorkerId("controller"), str(trouble.error))
-            self._loop.call_soon_threadsafe(self._hear, event)
+            self._loop.call_soon_threadsafe(self._hear_trouble, event)
+
+    def _hear_trouble(self, event: m.StorageTrouble) -> None:
+        drop_note(self._id, TROUBLE)
+        self._hear(event)
+
+    def _is_asked_to_stop(self) -> bool:
+        """While this loop waits for the store no call is heard, so drivers leave a note, too."""
+        self._stop_reason = self._stop_reason or read_note(self._id, STOP)
+        return bool(self._stop_reason)
 
     def _feed(self, event: m.Event) -> int:
         if self._end is not None:
             return 0
+        if isinstance(event, m.StopRequested):
+            self._stop_reason = event.reason
+            self._patience.hurry()
         try:
             return self._shell.feed(event)
         except JournalFenced as error:
@@ -250,13 +278,21 @@ class ControllerActor:
         traceback.print_exception(error)
         if self._end is not None:
             return
-        end = m.End("failed", _words(error))
+        end = self._end_by(error)
+        self._patience.hurry()
         try:
             if not isinstance(error, StoreError):  # which was waited for; the driver tries once more
                 with suppress(StoreError):
                     self._record.status(end)
         finally:
             self._ended(end)
+
+    def _end_by(self, error: BaseException) -> m.End:
+        """A store that is away for a while fails nothing but the saving of a run that is to stop."""
+        self._store_is_away = isinstance(error, StoreError) and transient(error)
+        if self._store_is_away and self._stop_reason:
+            return m.End("stopped", f"{self._stop_reason}, without saving, as the store is out of reach: {error}")
+        return m.End("failed", _words(error))
 
     def _yield_to_another(self, error: StoreError) -> None:
         """Rule 10: somebody else runs this run now. Not one more word to anybody, and no other life."""
@@ -277,6 +313,7 @@ class ControllerActor:
 
     def _ended(self, end: m.End) -> None:
         self._end = end
+        self._patience.hurry()
         if self._timer is not None:
             self._timer.cancel()
         self._begun.set()
@@ -286,7 +323,7 @@ class ControllerActor:
         try:
             if hasattr(self, "_fleet"):
                 await self._fleet.close()
-            if hasattr(self, "_tenure"):
+            if hasattr(self, "_tenure") and not self._store_is_away:
                 with suppress(StoreError):
                     await asyncio.to_thread(self._tenure.release)
             self._log.publish()
@@ -309,8 +346,12 @@ class ControllerActor:
             await asyncio.wait_for(self._news.wait(), FOLLOW_S)
 
     async def _watch_followers(self) -> None:
+        pause_s = min(FOLLOW_S, self._spec.orphan_s / 4)
         while self._end is None:
-            await asyncio.sleep(min(FOLLOW_S, self._spec.orphan_s / 4))
+            began = time.monotonic()
+            await asyncio.sleep(pause_s)
+            # While the store held this loop up no follower could be heard.
+            self._followed_at += max(0.0, time.monotonic() - began - pause_s)
             alone_s = 0.0 if self._followers else time.monotonic() - self._followed_at
             if self._end is None and alone_s > max(self._spec.orphan_s, ALONE_S):
                 self._feed(m.StopRequested(f"without a driver for {alone_s / 60:.2g} minutes"))

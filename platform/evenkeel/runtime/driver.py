@@ -15,14 +15,15 @@ import ray
 from evenkeel.config import ConfigError
 from evenkeel.control import messages as m
 from evenkeel.runtime.calls import RETRY_S, ActorAway, ActorDead, insist, reply
-from evenkeel.runtime.compat import dead_process
-from evenkeel.runtime.controller_actor import ControllerActor, News
+from evenkeel.runtime.compat import actor_id, dead_process, drop_note, leave_note, read_note
+from evenkeel.runtime.controller_actor import STOP, TROUBLE, ControllerActor, News
 from evenkeel.runtime.names import NAMESPACE, controller_name, worker_of
 from evenkeel.runtime.signals import StopRequests
 from evenkeel.runtime.spec import RunSpec
 
 Show = Callable[[Sequence[tuple[str, dict[str, Any]]]], None]
-"""Takes pairs of "metrics", "event" or "status", and the line as it stands in the run directory."""
+"""Takes pairs of "metrics", "event" or "status", and the line as it stands in the run directory; or of "note" and a
+"text" that does not stand there."""
 
 Heard = News | int | Exception
 """From the thread that follows the controller, also what ended it; the number of a signal."""
@@ -100,6 +101,7 @@ def attend(run: str, controller: Any, requests: StopRequests, show: Show) -> m.E
         end = _listen(run, controller, inbox, show)
     finally:
         over.set()
+    drop_note(actor_id(controller), STOP)
     remove(controller)
     return end
 
@@ -115,6 +117,7 @@ class _Stop:
 
     def ask(self, number: int) -> None:
         self._reason = signal.Signals(number).name
+        leave_note(actor_id(self._controller), STOP, self._reason)
         self._call = self._controller.hear.remote(m.StopRequested(self._reason))
 
     @property
@@ -136,11 +139,25 @@ class _Stop:
         return False
 
 
+class _Trouble:
+    """What holds the controller up, so that there is no news of it: each text once."""
+
+    def __init__(self, controller: Any, show: Show) -> None:
+        self._id, self._show = actor_id(controller), show
+        self._told = ""
+
+    def look(self) -> None:
+        text = read_note(self._id, TROUBLE)
+        if text and text != self._told:
+            self._told = text
+            self._show([("note", {"text": text})])
+
+
 def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[Heard]", show: Show) -> m.End:
-    stop = _Stop(controller)
+    stop, trouble = _Stop(controller), _Trouble(controller, show)
     at_a_step = 0  # the controller's epoch
     while True:
-        match _next(inbox):
+        match _next(inbox, trouble.look):
             case News(epoch, _, lines, end):
                 show(lines)
                 if end is not None:
@@ -165,11 +182,15 @@ def _listen(run: str, controller: Any, inbox: "queue.SimpleQueue[Heard]", show: 
                 stop.ask(number)
 
 
-def _next(inbox: "queue.SimpleQueue[Heard]") -> Heard:
+def _next(inbox: "queue.SimpleQueue[Heard]", in_silence: Callable[[], None]) -> Heard:
+    silent = False
     while True:
         _check_local_ray()
+        if silent:
+            in_silence()
         with suppress(queue.Empty):
             return inbox.get(timeout=LOOK_S)
+        silent = True
 
 
 def _check_local_ray() -> None:

@@ -96,7 +96,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         seed=config.run.seed,
         keep=config.checkpoint.keep,
     )
-    need = Need(config.scaling.workers[1] + config.scaling.spares, each)
+    need = Need(config.scaling.workers[1] + config.scaling.spares, each, config.scaling.workers[0])
     return Prepared(config, directory, spec, need, fingerprint, JobMaker(found, directory.url, fingerprint, model))
 
 

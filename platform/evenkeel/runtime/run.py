@@ -5,13 +5,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any, TextIO
 
-from evenkeel.config import Config, ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
-from evenkeel.config_values import hide_in_url
+from evenkeel.config import ConfigError, to_yaml
 from evenkeel.control.divergence import distrusted
 from evenkeel.control.entries import Entry
 from evenkeel.control.messages import End
@@ -19,7 +18,8 @@ from evenkeel.core.codec import load
 from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
 from evenkeel.runtime import saving
-from evenkeel.runtime.cluster import NoClusterError, NotEnoughError, ray_for
+from evenkeel.runtime.cluster import NoClusterError, NotEnoughError, RayUsed, check_cluster, ray_for
+from evenkeel.runtime.look import check_same, check_shared, look, what_it_keeps
 from evenkeel.runtime.prepare import Prepared, environment
 from evenkeel.runtime.signals import STOPPED, Stopped, StopRequests
 from evenkeel.store.errors import StoreError
@@ -41,7 +41,6 @@ FINISHED, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 """Exit statuses (design, section 10)."""
 RESUME = "--resume"
 ADDRESS = "RAY_ADDRESS"
-STORAGE = "run.storage_path"
 TRACEBACK = b"Traceback (most recent call last)"
 
 
@@ -68,66 +67,21 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "a
     check_shared(prepared.config)
     with StopRequests() as requests:
         try:
-            if is_done(prepared, look(prepared), resume):
+            record = look(prepared)
+            if is_done(prepared, record, resume):
                 _say_summary(prepared, out)
                 return Outcome(FINISHED)
-            with ExitStack() as stack:
-                try:
-                    variables = environment(prepared.config)
-                    used = stack.enter_context(ray_for(prepared.need, variables))
-                except NotEnoughError as error:
-                    raise prepared.config.error("scaling.workers", str(error)) from None
-                except NoClusterError as error:
-                    raise ConfigError(str(error), ADDRESS) from None
+            variables, begun = environment(prepared.config), record is not None
+            with ray_for(prepared.need, variables, begun) as used:
                 requests.check()
-                start = _Start(prepared, version, resume, {} if used.own else variables)
+                start = _Start(prepared, version, resume, {} if used.own else variables, used, begun)
                 return _run_on_ray(start, requests, out)
+        except NotEnoughError as error:
+            raise prepared.config.error("scaling.workers", str(error)) from None
+        except NoClusterError as error:
+            raise ConfigError(str(error), ADDRESS) from None
         except Stopped as stopped:
             return Outcome(STOPPED, str(stopped))
-
-
-def check_shared(config: Config) -> None:
-    """Raises ConfigError for a storage path that only this process would see."""
-    if hide_in_url(config.run.storage_path) != config.run.storage_path:
-        what = 'holds credentials, or a ":" before an "@" like them, which the run\'s other processes would not get'
-        how = "give them in the environment, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        raise config.error(STORAGE, f"{what}; {how}")
-    if config.run.storage_path.rpartition("::")[2].startswith("memory:"):
-        what = (
-            f"{config.run.storage_path!r} is memory of one process; the run's processes need a store that all can see"
-        )
-        raise config.error(STORAGE, what)
-
-
-def look(prepared: Prepared) -> RunRecord | None:
-    """What there is of the run.
-
-    Raises:
-        ConfigError: the storage cannot be used, or holds a run of this name with another configuration.
-    """
-    try:
-        record = prepared.directory.read_run()
-    except StoreError:
-        _check_writable(prepared.config)  # which tells more, if it is the storage
-        raise
-    if record is None:
-        _check_writable(prepared.config)
-    else:
-        check_same(prepared)
-    return record
-
-
-def look_only(prepared: Prepared) -> None:
-    """Like `look`, without a trace: whether the storage can be written to is not tried."""
-    if prepared.directory.read_run() is not None:
-        check_same(prepared)
-
-
-def _check_writable(config: Config) -> None:
-    try:
-        RunDirectory.at(config.run.storage_path).check_writable()
-    except StoreError as error:
-        raise config.error(STORAGE, str(error)) from None
 
 
 def is_done(prepared: Prepared, record: RunRecord | None, resume: str) -> bool:
@@ -136,28 +90,21 @@ def is_done(prepared: Prepared, record: RunRecord | None, resume: str) -> bool:
     return finished and resume == "auto" and not _has_more_steps(prepared)
 
 
-def check_same(prepared: Prepared) -> None:
-    """Raises ConfigError for the first key that differs from that of the run in this directory, and may not."""
-    config, directory = prepared.config, prepared.directory
-    text = directory.read_config()
-    where = f"{directory.url}/config.yaml"
-    if text is None:
-        raise ConfigError("is missing beside run.json", source=where)
-    for key, old, new in differences(config_from_yaml(text, where), config):
-        raise config.error(key, f"is {new!r}, but the run in {directory.url} has {old!r}; choose another run.name")
-    if stored_fingerprint(text) != prepared.fingerprint:
-        what = f"{hide_in_url(config.data.path)} is not the data that the run in {directory.url} began with"
-        raise config.error("data.path", f"{what}; choose another run.name")
-
-
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What a run is started with. `env_vars` are for its processes."""
+    """What a run is started with.
+
+    Attributes:
+        env_vars: for its processes.
+        begun: there has been a run in this directory before.
+    """
 
     prepared: Prepared
     version: str
     resume: str
     env_vars: Mapping[str, str]
+    used: RayUsed
+    begun: bool
 
 
 def _run_on_ray(start: _Start, requests: StopRequests, out: TextIO) -> Outcome:
@@ -165,9 +112,14 @@ def _run_on_ray(start: _Start, requests: StopRequests, out: TextIO) -> Outcome:
     from evenkeel.runtime.compat import cluster_id
 
     config, directory = start.prepared.config, start.prepared.directory
-    cluster = cluster_id()
+    cluster, notes, running = cluster_id(), list[str](), config
+
+    def check_room() -> None:
+        short = check_cluster(start.prepared.need, start.used, start.begun)
+        notes[:] = [f"it goes on with fewer: {short}"] if short else []
+
     try:
-        found = find_or_take(config.run.name, directory, cluster, requests.wait)
+        found = find_or_take(config.run.name, directory, cluster, requests.wait, check_room)
     except LeaseHeld:
         requests.check()
         raise
@@ -176,15 +128,17 @@ def _run_on_ray(start: _Start, requests: StopRequests, out: TextIO) -> Outcome:
     else:
         controller = found
         driver.check_folder(controller, directory.url)
-        check_same(start.prepared)  # which it may not have been there for before
+        running = check_same(start.prepared)  # which it may not have been there for before
+        notes = what_it_keeps(running, config)
         if start.resume != "auto":
             raise ConfigError(f"the run is running in {directory.url}; stop it before you go back", RESUME)
     if controller is None:
         _say_summary(start.prepared, out)
         return Outcome(FINISHED)
     try:
-        with Console(config.train.steps, out) as console:
-            console.say(f"run {config.run.name} in {directory.url}")
+        with Console(running.train.steps, out) as console:
+            for line in (f"run {config.run.name} in {directory.url}", *notes):
+                console.say(line)
             end = driver.attend(config.run.name, controller, requests, _shower(console))
     except driver.InterruptedTwiceError:
         with suppress(StoreError):
@@ -252,11 +206,18 @@ def _give_up(tenure: Tenure, over: threading.Event, keeper: threading.Thread) ->
     tenure.release()
 
 
-def find_or_take(run: str, directory: RunDirectory, cluster: str, wait: Callable[[float], bool]) -> Any | Tenure:
+def find_or_take(
+    run: str,
+    directory: RunDirectory,
+    cluster: str,
+    wait: Callable[[float], bool],
+    check: Callable[[], None] = lambda: None,
+) -> Any | Tenure:
     """The controller that runs the run in this cluster; or the lease, with which this process may start one.
 
     Args:
         wait: returns after so many seconds, or earlier and True to give up.
+        check: called before anything is taken; what it raises comes through.
 
     Raises:
         LeaseHeld: it is running in another cluster; or `wait` said so.
@@ -271,6 +232,7 @@ def find_or_take(run: str, directory: RunDirectory, cluster: str, wait: Callable
             return controller
         if controller is not None:
             driver.remove(controller)
+        check()
         tenure = acquire(directory.files, me, wait)
         watch.look()
         if tenure is None and watch.unchanged_s >= LEASE_S:
@@ -323,6 +285,8 @@ def settle_status(directory: RunDirectory, end: End, cluster: str) -> End:
 
 def _shower(console: Console) -> Callable[[Sequence[tuple[str, dict[str, Any]]]], None]:
     def show(lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        for text in (x["text"] for kind, x in lines if kind == "note"):
+            console.say(text)
         console.show([x for kind, x in lines if kind == "metrics"], [x for kind, x in lines if kind == "event"])
 
     return show

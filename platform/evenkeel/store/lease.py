@@ -15,6 +15,10 @@ over its successor's, once. Therefore lease.json counts only if it is of the hig
 shown anything, or when it was overwritten so, the tenure's own file stands in, until the next renewal. A holder has
 lost as soon as the next tenure exists, which it looks for whenever it renews.
 
+**Dead** is a holder for certain if its process is gone, and nobody is left who would start it again: a controller is an
+actor that Ray restarts, so the lease also names the process of its Ray that does so (the GCS). Within that Ray its
+process is enough, for there Ray itself tells whether the actor is being restarted.
+
 **Time.** Clocks of two hosts are not compared: an observer waits for the lease to change, by its own monotonic clock,
 which counts from the end of its first look to the beginning of its last.
 """
@@ -48,9 +52,12 @@ RENEW_S = 3.0
 LOOK_S = 0.5
 """Between two looks of an observer; the last pause is shorter, and ends when the lease may have expired."""
 
-FORMAT = 1
+FORMAT = 2
+"""2 names ray_pid and ray_start; without them nobody would start the holder again."""
 SHOWN = "lease.json"
 FOLDER = "lease"
+ELSEWHERE = -1
+"""As ray_pid: on another host, or out of sight."""
 
 
 class LeaseHeld(StoreError):  # noqa: N818 - it says how things are
@@ -70,6 +77,7 @@ class Holder:
         boot_id: of the kernel.
         pid_namespace: in which `pid` counts: containers of one host share the boot, and maybe the name, but not this.
         process_start: in clock ticks since boot; with the pid it means one process and never another.
+        ray_pid, ray_start: of the process that would start this one again; 0 if there is none, or ELSEWHERE.
     """
 
     cluster: str
@@ -78,27 +86,34 @@ class Holder:
     pid_namespace: str
     pid: int
     process_start: int
+    ray_pid: int = 0
+    ray_start: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.pid < 2**31:
-            raise ValueError(f"pid is {self.pid}, which is that of no process")
+        if not 0 < self.pid < 2**31 or not ELSEWHERE <= self.ray_pid < 2**31:
+            raise ValueError(f"pid is {self.pid} and ray_pid {self.ray_pid}, one of which is that of no process")
 
     @classmethod
-    def this(cls, cluster: str) -> "Holder":
+    def this(cls, cluster: str, ray_pid: int = 0) -> "Holder":
         """The calling process."""
         pid = os.getpid()
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return cls(cluster, socket.gethostname(), boot_id, os.readlink("/proc/self/ns/pid"), pid, _stat(pid)[1])
+        namespace = os.readlink("/proc/self/ns/pid")
+        ray_start = _stat(ray_pid)[1] if ray_pid > 0 else 0
+        return cls(cluster, socket.gethostname(), boot_id, namespace, pid, _stat(pid)[1], ray_pid, ray_start)
 
     def is_dead(self, observer: "Holder") -> bool:
-        """Whether this process is gone for certain; False also if the observer has no way to know."""
+        """Whether it is gone for certain, and for good; False also if the observer has no way to know."""
         if (self.host, self.boot_id, self.pid_namespace) != (observer.host, observer.boot_id, observer.pid_namespace):
             return False
-        try:
-            state, start = _stat(self.pid)
-        except (FileNotFoundError, ProcessLookupError):
-            return not _answers(self.pid)
-        return state in "ZX" or start != self.process_start
+        if not _is_gone(self.pid, self.process_start):
+            return False
+        if self.ray_pid == 0 or self.cluster == observer.cluster:
+            return True
+        return self.ray_pid != ELSEWHERE and _is_gone(self.ray_pid, self.ray_start)
+
+
+_OF_FORMAT_1 = {"ray_pid": 0, "ray_start": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +155,7 @@ class Lease:
         try:
             values: dict[str, Any] = dict(check_format(parse_json(data), FORMAT, where))
             del values["format"]
-            holder = {name: values.pop(name, None) for name in Holder.__slots__}
+            holder = {name: values.pop(name, _OF_FORMAT_1.get(name)) for name in Holder.__slots__}
             lease: Lease = load({**values, "holder": holder}, Lease)
         except (CodecError, ValueError) as error:
             raise StoreError(f"{where}: damaged ({short(error)}); remove it if nobody runs this run") from None
@@ -157,7 +172,7 @@ def decide(lease: Lease | None, me: Holder, dead: bool, changed: bool, unchanged
     """What one who wants to run this run is to do.
 
     Args:
-        dead: the holder's process is gone for certain.
+        dead: the holder is gone for certain, as Holder.is_dead has it.
         changed: the lease has changed since the asker looked first.
         unchanged_s: how long the asker has seen it as it is.
     """
@@ -325,7 +340,8 @@ def _shown(files: Files, lease: Lease, reason: str) -> Tenure:
 
 
 def _refusal(files: Files, reason: str) -> str:
-    return f"{files.where()}: {reason}; stop that one first, or choose another run.name"
+    how = "by Ctrl-C or SIGTERM to its command (given again in its cluster it attaches; Ray restarts what is killed)"
+    return f"{files.where()}: {reason}; stop that one first, {how}, or choose another run.name"
 
 
 def _read(files: Files, name: str) -> Lease | None:
@@ -342,6 +358,14 @@ def _stat(pid: int) -> tuple[str, int]:
     # The second field is the name in parentheses, in which anything may stand.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0], int(fields[19])
+
+
+def _is_gone(pid: int, process_start: int) -> bool:
+    try:
+        state, start = _stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return not _answers(pid)
+    return state in "ZX" or start != process_start
 
 
 def _answers(pid: int) -> bool:

@@ -5,10 +5,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
-from evenkeel.store.errors import StoreError
-from evenkeel.store.failures import transient
+from evenkeel.store.failures import full
 from evenkeel.store.files import Files, Sink
-from evenkeel.store.retry import Patience, Trouble, retrying
+from evenkeel.store.retry import Patience, Trouble, Unhurried, retrying
 
 T = TypeVar("T")
 PATIENCE = Patience()
@@ -22,7 +21,8 @@ class PatientFiles:
     Args:
         report: told before each pause, by the thread that waits.
         wait: returns after so many seconds, or earlier and True to give up.
-        passes: whether to wait for an error to pass.
+        patience: with errors that pass.
+        room: with a full disk; None not to wait for that.
     """
 
     def __init__(
@@ -30,15 +30,17 @@ class PatientFiles:
         files: Files,
         report: Callable[[Trouble], None],
         wait: Callable[[float], bool],
-        patience: Patience = PATIENCE,
-        passes: Callable[[StoreError], bool] = transient,
+        patience: Patience | Unhurried = PATIENCE,
+        room: Patience | None = None,
     ) -> None:
         self._files, self._report, self._wait = files, report, wait
-        self._patience, self._passes = patience, passes
+        self._patience, self._room = patience, room
 
     def repeat(self, call: Callable[[], T]) -> T:
         """As any other call here."""
-        return retrying(call, self._report, self._wait, self._patience, passes=self._passes)
+        if self._room is not None:
+            call = partial(retrying, call, self._report, self._wait, self._room, passes=full)
+        return retrying(call, self._report, self._wait, self._patience)
 
     def where(self, name: str = "") -> str:
         return self._files.where(name)

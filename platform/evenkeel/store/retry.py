@@ -1,6 +1,7 @@
 """Storage errors that pass are waited out, with growing pauses, up to a stated time; others are raised at once."""
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import transient
 
 T = TypeVar("T")
+
+LOOK_S = 0.5
+"""Between two looks whether somebody has got into a hurry."""
 
 EXCUSED = 3
 """Attempts that may have got on for as long as they like before they failed: the longest of all."""
@@ -42,6 +46,47 @@ class Patience:
             longest *= 2
 
 
+HURRIED = Patience(total_s=30.0)
+
+
+class Unhurried:
+    """Patience without end, until somebody is in a hurry: from then on `hurried`, counted from the first attempt on.
+
+    Its `wait` is for `retrying`: it ends a pause early when that happens, for another attempt.
+
+    Args:
+        asked: whether somebody is; looked at every LOOK_S of a pause, by the thread that waits.
+    """
+
+    def __init__(self, asked: Callable[[], bool], hurried: Patience = HURRIED) -> None:
+        self._asked, self._patience = asked, hurried
+        self._hurry = threading.Event()
+
+    @property
+    def total_s(self) -> float:
+        return self._patience.total_s if self._hurry.is_set() else inf
+
+    def pauses(self, rng: random.Random) -> Iterator[float]:
+        return self._patience.pauses(rng)
+
+    def hurry(self) -> None:
+        """From any thread."""
+        self._hurry.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Returns after so many seconds, or as soon as somebody gets into a hurry; never True."""
+        if self._hurry.is_set():
+            time.sleep(seconds)
+            return False
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._asked():
+                self.hurry()
+            if self._hurry.wait(min(left, LOOK_S)):
+                break
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """An attempt that failed and will be repeated after `pause_s`; the first began `since_s` ago."""
@@ -51,12 +96,17 @@ class Trouble:
     since_s: float
     pause_s: float
 
+    @property
+    def is_news(self) -> bool:
+        """At growing intervals, so that a day of it is some 15 lines: the attempts 1, 2, 4, 8, …"""
+        return self.attempt.bit_count() == 1
+
 
 def retrying(
     call: Callable[[], T],
     report: Callable[[Trouble], None],
     wait: Callable[[float], bool],
-    patience: Patience = Patience(),
+    patience: Patience | Unhurried = Patience(),
     clock: Callable[[], float] = time.monotonic,
     passes: Callable[[StoreError], bool] = transient,
     moved_at: Callable[[], float] = lambda: -inf,

@@ -10,14 +10,14 @@ from typing import Any, Literal
 from evenkeel.core.codec import load
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.world import World
+from evenkeel.store import lineage
 from evenkeel.store.errors import StoreError
-from evenkeel.store.failures import full, transient
 from evenkeel.store.files import Files, LocalFiles, open_files
 from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
 from evenkeel.store.journal import Journal, check_format
 from evenkeel.store.lines import LineReader, LineWriter, Record, line_writer
-from evenkeel.store.patient import PatientFiles
-from evenkeel.store.retry import Patience, Trouble
+from evenkeel.store.patient import PATIENCE, PatientFiles
+from evenkeel.store.retry import Patience, Trouble, Unhurried
 from evenkeel.store.untrusted import parse_json, short
 
 FORMAT = 1
@@ -71,14 +71,19 @@ class RunDirectory:
     def at(cls, url: str, options: dict[str, Any] | None = None) -> "RunDirectory":
         return cls(open_files(url, options))
 
-    def patient(self, report: Callable[[Trouble], None], wait: Callable[[float], bool]) -> "RunDirectory":
-        """The same directory, with calls that are repeated while an object store is out of reach; see PatientFiles.
+    def patient(
+        self,
+        report: Callable[[Trouble], None],
+        wait: Callable[[float], bool],
+        patience: Patience | Unhurried = PATIENCE,
+    ) -> "RunDirectory":
+        """The same directory, with calls that are repeated while a store is out of reach; see PatientFiles.
 
-        On a local path while the disk is full, but for checkpoints and the model: of these there is a next one.
+        On a local path also while the disk is full, but for checkpoints and the model: of these there is a next one.
         """
         if isinstance(self.files, LocalFiles):
-            return RunDirectory(self.files, PatientFiles(self.files, report, wait, ROOM, _passes_or_full))
-        return RunDirectory(PatientFiles(self.files, report, wait))
+            return RunDirectory(self.files, PatientFiles(self.files, report, wait, patience, ROOM))
+        return RunDirectory(PatientFiles(self.files, report, wait, patience))
 
     @property
     def url(self) -> str:
@@ -179,15 +184,12 @@ class RunDirectory:
         return LineReader(self.files, stream)
 
     def metrics(self) -> list[Record]:
-        """One line per committed step, by step: those that were not taken back by a restore to an earlier one."""
-        lines: list[Record] = []
-        for line in self.follow("metrics").poll():
+        """One line per committed step, by step: those that led to where the run is, wherever it went back to."""
+        lines = self.follow("metrics").poll()
+        for line in lines:
             if type(line.get("step")) is not int:
                 raise StoreError(f"{self.files.where('metrics')}: a line without a step: {short(line, 60)}")
-            while lines and lines[-1]["step"] >= line["step"]:
-                lines.pop()
-            lines.append(line)
-        return lines
+        return lineage.current(lines, lambda generation: lineage.base_in(self._read_json(_world(generation))))
 
     def events(self) -> list[Record]:
         return self.follow("events").poll()
@@ -218,10 +220,6 @@ def _once(call: Callable[[], None]) -> None:
     call()
 
 
-def _passes_or_full(error: StoreError) -> bool:
-    return transient(error) or full(error)
-
-
 def _world(generation: int) -> str:
     return f"worlds/{generation:06d}.json"
 
@@ -244,6 +242,7 @@ def world_record(world: World, spares: Sequence[WorkerInfo], time: float) -> Rec
         "reason": world.reason,
         "time": time,
         "base_step": world.base.step,
+        "base_generation": world.base.generation,
         "layout": layout_record(world.layout),
         "members": members,
         "spares": [{"worker_id": s.worker_id, "node_id": s.node_id, "pid": s.pid} for s in spares],
