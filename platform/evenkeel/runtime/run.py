@@ -12,14 +12,10 @@ from typing import Any, TextIO
 
 from evenkeel.config import Config, ConfigError, config_from_yaml, differences, stored_fingerprint, to_yaml
 from evenkeel.config_values import hide_in_url
-from evenkeel.control.divergence import distrusted
-from evenkeel.control.entries import Entry
 from evenkeel.control.messages import End
-from evenkeel.core.codec import load
-from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
-from evenkeel.runtime import saving
 from evenkeel.runtime.cluster import NoClusterError, NotEnoughError, ray_for
+from evenkeel.runtime.origin import RESUME, check_fit, version_to_resume
 from evenkeel.runtime.prepare import Prepared, environment
 from evenkeel.runtime.signals import STOPPED, Stopped, StopRequests
 from evenkeel.store.errors import StoreError
@@ -39,7 +35,6 @@ from evenkeel.store.run_directory import RunDirectory, RunRecord
 
 FINISHED, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 """Exit statuses (design, section 10)."""
-RESUME = "--resume"
 ADDRESS = "RAY_ADDRESS"
 STORAGE = "run.storage_path"
 TRACEBACK = b"Traceback (most recent call last)"
@@ -58,8 +53,8 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "a
 
     Args:
         version: of evenkeel, for run.json.
-        resume: "auto" goes on from the newest complete checkpoint, "never" begins anew, a number is the step of the
-            checkpoint to go on from.
+        resume: "auto" goes on from the newest complete checkpoint, "never" begins anew, as the run did at first, a
+            number is the step of the checkpoint to go on from.
 
     Raises:
         ConfigError: it cannot be begun like this; nothing was started or left.
@@ -121,6 +116,7 @@ def look_only(prepared: Prepared) -> None:
     """Like `look`, without a trace: whether the storage can be written to is not tried."""
     if prepared.directory.read_run() is not None:
         check_same(prepared)
+    check_fit(prepared)
 
 
 def _check_writable(config: Config) -> None:
@@ -219,6 +215,8 @@ def _begin(start: _Start, tenure: Tenure, cluster: str, requests: StopRequests) 
     try:
         record = look(prepared)  # again: now nobody else can change it
         done = is_done(prepared, record, start.resume)
+        if not done:
+            check_fit(prepared)
         base = None if done else version_to_resume(directory, start.resume)
         requests.check()
         if not done:
@@ -280,30 +278,6 @@ def find_or_take(run: str, directory: RunDirectory, cluster: str, wait: Callable
             return tenure
         if wait(watch.pause_s):
             raise LeaseHeld(f"{directory.url}: given up")
-
-
-def version_to_resume(directory: RunDirectory, resume: str) -> Version | None:
-    """The version that is asked for; None to leave the choice to the controller.
-
-    Raises:
-        ConfigError: there is no complete checkpoint of that step, or it may hold a wrong copy.
-    """
-    if resume == "auto":
-        return None
-    if resume == "never":
-        return INITIAL if directory.exists() else None
-    saved, damaged = saving.find(directory)
-    doubts = distrusted([load(entry, Entry) for entry in directory.journal().read_all()])
-    for version in saved:
-        if version.step == int(resume):
-            if version in doubts:
-                what = f"the checkpoint of step {resume} is distrusted: {doubts[version]}"
-                raise ConfigError(f"{directory.url}: {what}", RESUME)
-            return version
-    saved = tuple(version for version in saved if version not in doubts)
-    there = f"there are {', '.join(str(v.step) for v in saved)}" if saved else "there is none"
-    beside = "".join(f"; {error}" for error in damaged)
-    raise ConfigError(f"{directory.url} has no complete checkpoint of step {resume}; {there}{beside}", RESUME)
 
 
 def settle_status(directory: RunDirectory, end: End, cluster: str) -> End:
