@@ -63,9 +63,12 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "a
     check_shared(prepared.config)
     with StopRequests() as requests:
         try:
-            if is_done(prepared, look(prepared), resume):
+            record = look(prepared)
+            if is_done(prepared, record, resume):
                 _say_summary(prepared, out)
                 return Outcome(FINISHED)
+            if record is None:  # else it may be running, and this process only look on
+                check_fit(prepared)
             with ExitStack() as stack:
                 try:
                     variables = environment(prepared.config)
