@@ -21,7 +21,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="wins over every file")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument("--dry-run", action="store_true", help="check what leaves no trace, print the plan and exit")
-    help_resume = "where there is a run of this name: go on from its newest checkpoint (auto), begin anew, or a step"
+    help_resume = (
+        "where there is a run of this name: go on from its newest checkpoint (auto), begin anew as it did at first, "
+        "from what was imported or else from the seed (never), or go on from a step"
+    )
     parser.add_argument("--resume", type=_resume, default="auto", metavar="auto|never|STEP", help=help_resume)
     parser.add_argument("--version", action="version", version=f"evenkeel {evenkeel.__version__}")
     return parser.parse_intermixed_args(arguments)

@@ -29,7 +29,8 @@ def run(config: Config, *, dry_run: bool = False, resume: str = "auto", out: Tex
 
     Args:
         dry_run: checks what can be checked without a trace, and prints the plan, but starts nothing.
-        resume: "auto", "never" or the step of a checkpoint; what to do where there is a run of this name already.
+        resume: "auto", "never" (begin anew, as the run did at first) or the step of a checkpoint; what to do where
+            there is a run of this name already.
     """
     try:
         require_linux()

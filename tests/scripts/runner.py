@@ -118,9 +118,10 @@ class Script:
         self.controller = Controller(self.policy, self.life, tuple(self.journal), shown, "again" in line)
         self.known = {w: i for w, i in sorted(self.known.items()) if w not in without}
         saved = tuple(version(text, 0) for text in line.settings.get("saved", "").split(",") if text)
+        damaged = tuple(f"{name}: missing" for name in line.settings.get("damaged", "").split(",") if name)
         resume = line.settings.get("resume")
         alive = tuple(self.known.values())
-        self._hear(m.Started(alive, saved, (), version(resume, 0) if resume else None))
+        self._hear(m.Started(alive, saved, damaged, version(resume, 0) if resume else None))
 
     def _hear(self, event: m.Event) -> None:
         assert self.controller is not None, "no controller: the scenario must begin with start"

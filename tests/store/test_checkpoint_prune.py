@@ -60,6 +60,31 @@ def test_the_last_whose_copies_agreed_stays_however_many_are_newer(files: Files)
     assert checkpoints(files).prune(1, {Version(40, 1)}, Version(40, 1)) == []
 
 
+def test_what_was_imported_stays_as_the_run_begins_from_it(files: Files) -> None:
+    """Of step 0 or of a later one; and damaged, too, unlike what the run has made."""
+    for number in (0, 3):
+        save(files, STATE, number, generation=0)
+    lost = save(files, STATE, 5, generation=0)
+    for number in (10, 20, 30):
+        save(files, STATE, number)
+    for found in (lost, save(files, STATE, 8)):
+        files.remove(f"{found.folder}/{found.manifest.files[0].name}")
+    assert checkpoints(files).prune(1, {Version(20, 1)}) == [8, 10, 20]
+    assert kept(files) == [30, 3, 0]
+    assert checkpoints(files).steps() == [0, 3, 5, 30]
+
+
+def test_an_import_without_its_manifest_is_damaged_and_no_other(files: Files) -> None:
+    write_parts(files, Version(5, 0), STATE)
+    write_parts(files, Version(7, 1), STATE)
+    good, damaged = checkpoints(files).newest_first()
+    assert good == [] and damaged.keys() == {5}
+    assert f"{step(5)}/manifest.json: missing: the import did not end well" in str(damaged[5])
+    save(files, STATE, 10)
+    assert checkpoints(files).prune(1) == []
+    assert checkpoints(files).steps() == [5, 10]
+
+
 class Meanwhile:
     """Files of which something happens between the reading of a manifest and what is looked at next."""
 

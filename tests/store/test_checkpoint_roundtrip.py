@@ -33,7 +33,6 @@ from evenkeel.plan.state import Slice
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Want
 from evenkeel.store.checkpoints import Checkpoints
-from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files, LocalFiles
 from evenkeel.store.manifest import CHUNK_BYTES
 
@@ -132,8 +131,16 @@ def test_wants_that_make_no_sense(files: Files, box: Box, items: int, dtype: str
 
 def test_a_tensor_that_is_not_there(files: Files) -> None:
     found = save(files, make_state(0), 1)
-    with pytest.raises(StoreError, match=r"step-00000001: has no tensor 'param/other'"):
+    with pytest.raises(ValueError, match=r"step-00000001: has no tensor 'param/other'"):
         found.read([Want("param/other", Box((), ()), memoryview(bytearray(4)))])
+
+
+def test_a_box_of_a_larger_tensor_is_not_taken_for_a_smaller_tensor(files: Files) -> None:
+    found = save(files, make_state(0), 1)
+    box, buffer = full((7, 5)), memoryview(bytearray(4 * 35))
+    found.read([Want("exp_avg/weight", box, buffer, "F32", (7, 6))])
+    with pytest.raises(ValueError, match=r"step-00000001: exp_avg/weight has shape \[7, 6\], not \[7, 5\]"):
+        found.read([Want("exp_avg/weight", box, buffer, "F32", (7, 5))])
 
 
 def test_a_piece_without_its_bytes_is_refused(files: Files) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import assert_never
 
-from evenkeel.control import divergence, forming, progress, repair, saving, watch
+from evenkeel.control import beginning, divergence, forming, progress, repair, saving, watch
 from evenkeel.control import messages as m
 from evenkeel.control.entries import NOTHING_SHOWN, Shown
 from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling, members_of
@@ -173,6 +173,7 @@ def _replay(s: State, entries: Sequence[m.Entry], shown: Shown, again: bool) -> 
                 s.roster.earlier.update(i.worker_id for i in (*opened.members, *spares))
                 world, s.layout, s.generation, s.committed = opened, opened.layout, opened.generation, opened.base
                 divergence.opened(s, opened)
+                beginning.opened(s, opened)
             case m.StepSettled(decision, evidence, lost=lost):
                 s.decision, s.committed, s.evidence = decision, decision.base, evidence
                 s.roster.gone.update(lost)

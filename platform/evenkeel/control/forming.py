@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from evenkeel.control import divergence, holders, saving
+from evenkeel.control import beginning, divergence, holders, saving
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
@@ -19,20 +19,15 @@ from evenkeel.plan.mirrors import are_needed
 
 def try_form(s: State, now: float) -> None:
     """Forms a world of those who are here, waits for more, or ends the run if its state is lost."""
-    if s.resume is not None:
-        base, s.resume = s.resume, None
-        if base in s.distrusted:
-            s.end("failed", f"copies of step {base.step} differed, so that its checkpoint may hold a wrong one")
-            return
-        if base != INITIAL:
-            s.saved = saving.newest_first([*s.saved, base])  # it may be of a line that was given up until now
-        saving.go_back(s, base, f"asked to go on from step {base.step}")
-    elif s.generation == 0 and s.saved and not s.restores:
-        s.generation = s.saved[0].generation  # above 0 only if a journal was lost; no number is used twice (rule 15)
-        saving.go_back(s, s.saved[0], f"a checkpoint of step {s.saved[0].step} was put here to begin from")
+    beginning.choose(s)
+    if isinstance(s.mode, Ended):
+        return
     sources = _sources(s)
     lost = _lost_slices(s, sources)
     if s.pending & Flags.STOP and _stopped(s):
+        return
+    if beginning.is_lost(s):
+        saving.restore(s, "the weights that the run begins from are lost")
         return
     if lost and s.committed not in s.saved:
         deaths = s.trouble.deaths(s.committed.step + 1)
@@ -182,6 +177,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     s.layout = layout
     s.witness = None
     divergence.opened(s, world)
+    beginning.opened(s, world)
     s.pending &= ~Flags.PAUSE
     s.mode = Forming(world)
     s.liveness.begin(now)

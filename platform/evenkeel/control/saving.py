@@ -19,6 +19,7 @@ from evenkeel.plan.interval import checkpoint_interval, failure_rate
 
 COST_S = 1.0
 """What a checkpoint is taken to cost before one was measured."""
+ANOTHER = "import it again into the directory of a new run (another run.name)"
 SILENT_S = 120.0
 """Without news of a checkpoint that an ended run waits for, before it ends without."""
 
@@ -245,7 +246,8 @@ def in_line(s: State, version: Version) -> bool:
 def restore(s: State, what: str) -> None:
     """Goes back to the newest checkpoint there is, for the reason `what`; before the first one, to the beginning.
 
-    Ends the run if it had checkpoints, but none that can be read: to begin anew would be no help; or if it is to stop.
+    Ends the run if it had checkpoints, but none that can be read: to begin anew would be no help; if what it began from
+    was put here, and is gone; or if it is to stop.
     """
     again = bool(s.restores) and s.restores[-1][0] == s.committed  # only that checkpoint could not be read
     if s.saved:
@@ -254,7 +256,11 @@ def restore(s: State, what: str) -> None:
     elif s.policy.checkpoint_every is None:
         s.end("failed", what)
     elif s.damaged:
-        s.end("failed", f"{what}, and no checkpoint can be read: {s.damaged[-1]}")
+        way_out = f"; {ANOTHER}" if s.committed == s.imported else ""
+        s.end("failed", f"{what}, and no checkpoint can be read: {s.damaged[-1]}{way_out}")
+    elif s.imported is not None:
+        gone = f"the checkpoint of step {s.imported.step} that was put here to begin from is gone"
+        s.end("failed", f"{what}, and {gone}; {ANOTHER}")
     else:
         none = "there is no checkpoint whose copies agreed" if s.distrusted else "there is no checkpoint yet"
         go_back(s, INITIAL, f"{what}, and {none}; back to the beginning", loss=not again)

@@ -38,6 +38,7 @@ class State:
         saving: the last visible vote that says that its step is saved.
         saved: versions with a complete checkpoint that can still be gone back to, newest first.
         damaged: what is wrong with checkpoints that cannot be gone back to.
+        imported: the checkpoint that was put into the run directory, if a world began from one: the run's beginning.
         uploads: checkpoints that are being written.
         manifests: versions whose manifest is being written, also of attempts that were given up meanwhile.
         saved_at_step: the last step of which a checkpoint was begun, or from which the run went on.
@@ -76,6 +77,7 @@ class State:
     saving: Vote | None = None
     saved: list[Version] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    imported: Version | None = None
     uploads: dict[Version, "Upload"] = field(default_factory=dict)
     manifests: set[Version] = field(default_factory=set)
     saved_at_step: int = 0

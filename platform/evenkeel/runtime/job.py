@@ -97,7 +97,7 @@ class JobMaker:
         return saving.write(run, version, worker_id, stored, lambda trouble: report(str(trouble.error)), moved)
 
     def _load(self, version: Version, pieces: Sequence[Piece], moved: Callable[[], None]) -> None:
-        wants = [Want(p.tensor, p.box, _bytes(p.data), _DTYPES[p.data.dtype]) for p in pieces]
+        wants = [Want(p.tensor, p.box, _bytes(p.data), _DTYPES[p.data.dtype], p.shape) for p in pieces]
         try:
             saving.read(self._patient(), version, wants, moved)
         except (CheckpointDamaged, ValueError) as error:  # or of another model

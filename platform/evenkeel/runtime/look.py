@@ -2,6 +2,7 @@
 
 from evenkeel.config import Config, ConfigError, changes, config_from_yaml, differences, stored_fingerprint
 from evenkeel.config_values import hide_in_url
+from evenkeel.runtime.origin import check_fit
 from evenkeel.runtime.prepare import Prepared
 from evenkeel.store.errors import StoreError
 from evenkeel.store.run_directory import RunDirectory, RunRecord
@@ -44,6 +45,7 @@ def look_only(prepared: Prepared) -> None:
     """Like `look`, without a trace: whether the storage can be written to is not tried."""
     if prepared.directory.read_run() is not None:
         check_same(prepared)
+    check_fit(prepared)
 
 
 def _check_writable(config: Config) -> None:

@@ -11,15 +11,11 @@ from importlib import metadata
 from typing import Any, TextIO
 
 from evenkeel.config import ConfigError, to_yaml
-from evenkeel.control.divergence import distrusted
-from evenkeel.control.entries import Entry
 from evenkeel.control.messages import End
-from evenkeel.core.codec import load
-from evenkeel.core.ids import INITIAL, Version
 from evenkeel.observe.console import Console, summary_text
-from evenkeel.runtime import saving
 from evenkeel.runtime.cluster import NoClusterError, NotEnoughError, RayUsed, check_cluster, ray_for
 from evenkeel.runtime.look import check_same, check_shared, look, what_it_keeps
+from evenkeel.runtime.origin import RESUME, check_fit, version_to_resume
 from evenkeel.runtime.prepare import Prepared, environment
 from evenkeel.runtime.signals import STOPPED, Stopped, StopRequests
 from evenkeel.store.errors import StoreError
@@ -39,7 +35,6 @@ from evenkeel.store.run_directory import RunDirectory, RunRecord
 
 FINISHED, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 """Exit statuses (design, section 10)."""
-RESUME = "--resume"
 ADDRESS = "RAY_ADDRESS"
 TRACEBACK = b"Traceback (most recent call last)"
 
@@ -57,8 +52,8 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "a
 
     Args:
         version: of evenkeel, for run.json.
-        resume: "auto" goes on from the newest complete checkpoint, "never" begins anew, a number is the step of the
-            checkpoint to go on from.
+        resume: "auto" goes on from the newest complete checkpoint, "never" begins anew, as the run did at first, a
+            number is the step of the checkpoint to go on from.
 
     Raises:
         ConfigError: it cannot be begun like this; nothing was started or left.
@@ -72,6 +67,8 @@ def run_prepared(prepared: Prepared, out: TextIO, version: str, resume: str = "a
                 _say_summary(prepared, out)
                 return Outcome(FINISHED)
             variables, begun = environment(prepared.config), record is not None
+            if not begun:  # else it may be running, and this process only look on
+                check_fit(prepared)
             with ray_for(prepared.need, variables, begun) as used:
                 requests.check()
                 start = _Start(prepared, version, resume, {} if used.own else variables, used, begun)
@@ -173,6 +170,8 @@ def _begin(start: _Start, tenure: Tenure, cluster: str, requests: StopRequests) 
     try:
         record = look(prepared)  # again: now nobody else can change it
         done = is_done(prepared, record, start.resume)
+        if not done:
+            check_fit(prepared)
         base = None if done else version_to_resume(directory, start.resume)
         requests.check()
         if not done:
@@ -242,30 +241,6 @@ def find_or_take(
             return tenure
         if wait(watch.pause_s):
             raise LeaseHeld(f"{directory.url}: given up")
-
-
-def version_to_resume(directory: RunDirectory, resume: str) -> Version | None:
-    """The version that is asked for; None to leave the choice to the controller.
-
-    Raises:
-        ConfigError: there is no complete checkpoint of that step, or it may hold a wrong copy.
-    """
-    if resume == "auto":
-        return None
-    if resume == "never":
-        return INITIAL if directory.exists() else None
-    saved, damaged = saving.find(directory)
-    doubts = distrusted([load(entry, Entry) for entry in directory.journal().read_all()])
-    for version in saved:
-        if version.step == int(resume):
-            if version in doubts:
-                what = f"the checkpoint of step {resume} is distrusted: {doubts[version]}"
-                raise ConfigError(f"{directory.url}: {what}", RESUME)
-            return version
-    saved = tuple(version for version in saved if version not in doubts)
-    there = f"there are {', '.join(str(v.step) for v in saved)}" if saved else "there is none"
-    beside = "".join(f"; {error}" for error in damaged)
-    raise ConfigError(f"{directory.url} has no complete checkpoint of step {resume}; {there}{beside}", RESUME)
 
 
 def settle_status(directory: RunDirectory, end: End, cluster: str) -> End:

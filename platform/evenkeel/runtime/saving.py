@@ -16,7 +16,7 @@ from evenkeel.core.ids import Version, WorkerId
 from evenkeel.core.model import ModelShape
 from evenkeel.plan.state import KINDS
 from evenkeel.store.checkpoint_part import Part, Piece
-from evenkeel.store.checkpoint_reader import Want
+from evenkeel.store.checkpoint_reader import Checkpoint, Want
 from evenkeel.store.checkpoints import Checkpoints
 from evenkeel.store.errors import StoreError
 from evenkeel.store.manifest import CheckpointDamaged, Content
@@ -90,16 +90,38 @@ def read(run: RunDirectory, version: Version, wants: Sequence[Want], moved: Call
     """Fills the buffers, and calls `moved` as often as it gets on.
 
     Raises:
-        CheckpointDamaged: if the checkpoint of this very version is not there, or is not as it was written.
-        StoreError: if the store fails.
+        CheckpointDamaged: if the checkpoint of this very version is not there, is not as it was written, or a file of
+            it cannot be read though its manifest can.
+        ValueError: if it is of another model.
+        StoreError: if the store fails, and not only for some of its files.
     """
+    found = _open(run, version)
+    for batch in batches(wants, lambda want: want.buffer.nbytes, BATCH_BYTES):
+        moved()
+        try:
+            found.read(batch)
+        except CheckpointDamaged:
+            raise
+        except StoreError:
+            moved()
+            found = _open(run, version)  # not if the store as a whole is out of reach
+            _read_again(found, batch)
+
+
+def _open(run: RunDirectory, version: Version) -> Checkpoint:
     found = Checkpoints(run.files).open(version.step)
     if found is None or found.manifest.version != version:
         there = "is gone" if found is None else f"is now that of generation {found.manifest.version.generation}"
         raise CheckpointDamaged(f"the checkpoint of step {version.step}, generation {version.generation}, {there}")
-    for batch in batches(wants, lambda want: want.buffer.nbytes, BATCH_BYTES):
-        moved()
+    return found
+
+
+def _read_again(found: Checkpoint, batch: Sequence[Want]) -> None:
+    """The store may have come back since; if not, it is this checkpoint, for however long one waits."""
+    try:
         found.read(batch)
+    except StoreError as error:
+        raise CheckpointDamaged(str(error)) from error
 
 
 def shapes(model: ModelShape) -> Mapping[str, tuple[int, ...]]:

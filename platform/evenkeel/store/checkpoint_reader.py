@@ -9,7 +9,6 @@ from math import prod
 from xxhash import xxh3_64_hexdigest
 
 from evenkeel.core.boxes import Box, full
-from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.final import ITEM_BYTES
 from evenkeel.store.manifest import CheckpointDamaged, FileRecord, Manifest, SliceRecord
@@ -19,13 +18,16 @@ from evenkeel.store.manifest import CheckpointDamaged, FileRecord, Manifest, Sli
 class Want:
     """A box of a tensor, and where its bytes shall go: row-major, contiguous; a writable memoryview of bytes.
 
-    `dtype` is what they are taken for, as safetensors names it; "" if they are not.
+    Attributes:
+        dtype: what they are taken for, as safetensors names it; "" if they are not.
+        shape: what the whole tensor is taken for: a box of a larger one would be read as well. None if it is not.
     """
 
     tensor: str
     box: Box
     buffer: memoryview
     dtype: str = ""
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,10 @@ class Checkpoint:
         After an error the buffers hold anything.
 
         Raises:
-            ValueError: if a tensor is of another dtype, a box not within it, or a buffer has not the size of its box.
+            ValueError: if there is no such tensor, it is of another dtype or shape, a box is not within it, or a buffer
+                has not the size of its box.
             CheckpointDamaged: if a file is missing, cut or changed.
-            StoreError: if there is no such tensor, or the store fails.
+            StoreError: if the store fails.
         """
         found = sorted((c for want in wants for c in self._copies(want)), key=lambda c: (c.piece.file, c.piece.start))
         for name, in_file in groupby(found, key=lambda c: c.piece.file):
@@ -81,10 +84,13 @@ class Checkpoint:
         try:
             tensor = self.manifest.tensor(want.tensor)
         except KeyError:
-            raise StoreError(f"{self.url}: has no tensor {want.tensor!r}") from None
+            raise ValueError(f"{self.url}: has no tensor {want.tensor!r}") from None
         item = ITEM_BYTES[tensor.dtype]
         if want.dtype not in ("", tensor.dtype):
             raise ValueError(f"{self.url}: {want.tensor} is of {tensor.dtype}, not of {want.dtype}")
+        if want.shape not in (None, tensor.shape):
+            has, needs = list(tensor.shape), list(want.shape or ())
+            raise ValueError(f"{self.url}: {want.tensor} has shape {has}, not {needs}")
         if not full(tensor.shape).contains(want.box):
             raise ValueError(f"{want.tensor}: {want.box} is not within {tensor.shape}")
         if want.buffer.nbytes != want.box.size * item:

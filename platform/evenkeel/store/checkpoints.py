@@ -6,7 +6,7 @@ Newest is the highest (generation, step): generations only grow, also when a run
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from evenkeel.core.ids import Version
+from evenkeel.core.ids import IMPORTED, Version
 from evenkeel.store.checkpoint_part import Part, Piece, merge, write_part
 from evenkeel.store.checkpoint_reader import Checkpoint
 from evenkeel.store.errors import StoreError
@@ -149,6 +149,7 @@ class Checkpoints:
     def newest_first(self) -> tuple[list[Checkpoint], dict[int, CheckpointDamaged]]:
         """Complete checkpoints whose files are all there and of the right size; and by step what is wrong with others.
 
+        One that was imported and has no manifest is among the latter: a run must not begin as if it were not there.
         What was flipped inside a file shows when it is read, or by `Checkpoint.damage`; then take the next.
         """
         good: list[Checkpoint] = []
@@ -163,6 +164,9 @@ class Checkpoints:
                 damaged[step] = looked[1][0]
             elif looked is not None:
                 good.append(looked[0])
+            elif self._is_imported(step):
+                where = self._files.where(f"{folder(step)}/{NAME}")
+                damaged[step] = CheckpointDamaged(f"{where}: missing: the import did not end well, or it was lost")
         return sorted(good, key=lambda found: _age(found.manifest.version), reverse=True), damaged
 
     # ------------------------------------------------------------ removing
@@ -179,7 +183,8 @@ class Checkpoints:
 
         Only checkpoints whose files are all there count, and of these only `line` and the newest, so one that can be
         gone back to always stays. Nor do those of steps after the newest's: the run went back to before them. `agreed`
-        stays in any case. Damaged ones stay as long as their like.
+        stays in any case, and so does what was imported: it is where the run begins. Damaged ones stay as long as their
+        like.
 
         Parts go if they are of an older version than the newest checkpoint, and are not its nor of another that stays.
         So do those that were begun and never finished, also in folders that hold nothing else, which an object store
@@ -202,9 +207,11 @@ class Checkpoints:
             and (line is None or found.manifest.version in (newest, *line))
         ]
         stay = [manifest for n, manifest in enumerate(of_line) if n < keep or manifest.version == agreed]
+        oldest = min(manifest.version.step for manifest in stay)
+        stay += [found.manifest for found in good if found.manifest.version.generation == IMPORTED]
         kept = {manifest.version.step: manifest for manifest in stay}
         removed = [found.manifest.version.step for found in good if found.manifest.version.step not in kept]
-        removed += [step for step in damaged if step < min(kept)]
+        removed += [step for step in damaged if step < oldest and not self._is_imported(step)]
         for step in removed:
             self._files.remove(f"{folder(step)}/{NAME}")
         for step in self.steps():
@@ -214,6 +221,10 @@ class Checkpoints:
                 self._remove_parts(step, newest, set())
         self._files.drop_unfinished(FOLDER, lambda name: _is_part_before(newest, name))
         return sorted(removed)
+
+    def _is_imported(self, step: int) -> bool:
+        """Whether it was put here and not made by the run, by its parts: also where the manifest cannot be read."""
+        return any(part_generation(name) == IMPORTED for name in self._files.names(folder(step)))
 
     def _remove_parts(self, step: int, newest: Version, own: set[str]) -> None:
         """Removes parts of older versions than `newest`, but `own`."""

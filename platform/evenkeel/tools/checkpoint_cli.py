@@ -186,7 +186,8 @@ def import_(
 ) -> None:
     """Makes a checkpoint that a new run of RUN's name begins from.
 
-    With AdamW's moments it is the state after their step; without them it is step 0, and moments are zero.
+    With AdamW's moments it is the state after their step; without them it is step 0, and moments are zero. It
+    stays there: with --resume never the run begins from it again.
 
     Names and shapes are compared with the model of RUN/config.yaml, if that is there.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from evenkeel.config import Config, ConfigError, config_from_yaml
 from evenkeel.core.batches import batches
 from evenkeel.core.boxes import full
-from evenkeel.core.ids import Version, WorkerId
+from evenkeel.core.ids import IMPORTED, Version, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage
 from evenkeel.plan.state import KINDS
 from evenkeel.store.checkpoint_part import Part, Piece
@@ -27,8 +27,6 @@ from evenkeel.store.untrusted import short
 from evenkeel.tools.exporting import Origin
 from evenkeel.tools.text import Advance
 
-GENERATION = 0
-"""Below that of every world, so that what the run commits itself is newer."""
 WRITER = "import"
 PART_BYTES = 512 << 20
 """What is held in memory at a time, or one tensor where that is more."""
@@ -114,7 +112,7 @@ def import_source(
     check_new(directory, store)
     shapes = check_tensors(source, expected)
     zeroed = len(source.tensors) == len(shapes)
-    at = Version(choose_step(source, step, zeroed), GENERATION)
+    at = Version(choose_step(source, step, zeroed), IMPORTED)
     store.remove(at.step)  # what an import that was interrupted has left
     dtypes = {t.tensor: target_dtype(t, expected) for t in source.tensors}
     parts: list[Part] = []
