@@ -174,7 +174,7 @@ class Copied:
         self.moved: Callable[[], None] = bool
         self.parts: dict[int, list[torch.Tensor]] = {}
 
-    def save(self, version: Version, _: WorkerId, pieces: list[Piece], report: object, moved: Callable[[], None]) -> str:
+    def save(self, version: Version, _: str, pieces: list[Piece], report: object, moved: Callable[[], None]) -> str:
         self.moved = moved
         self.free.wait()
         self.parts[version.step] = [piece.data.clone() for piece in pieces]
