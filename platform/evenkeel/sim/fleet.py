@@ -73,7 +73,8 @@ class Fleet:
             self.ended = m.End(self.journal[-1].status, self.journal[-1].error)
             self.checks.commanded(self.ended)
             return
-        self.controller = Controller(self.scenario.policy, self.life, self.journal, Shown.of(reversed(self.metrics.votes)))
+        shown = Shown.of(reversed(self.metrics.votes))
+        self.controller = Controller(self.scenario.policy, self.life, self.journal, shown)
         for worker in [w for w in self.workers.values() if w.alive and not w.ready]:
             # As the Ray shell does: whoever was still starting is ended, the new life starts its own.
             worker.alive = False
