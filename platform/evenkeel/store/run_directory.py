@@ -12,6 +12,7 @@ from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.world import World
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import full, transient
+from evenkeel.store.fenced import FencedFiles
 from evenkeel.store.files import Files, LocalFiles, open_files
 from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
 from evenkeel.store.journal import Journal, check_format
@@ -79,6 +80,10 @@ class RunDirectory:
         if isinstance(self.files, LocalFiles):
             return RunDirectory(self.files, PatientFiles(self.files, report, wait, ROOM, _passes_or_full))
         return RunDirectory(PatientFiles(self.files, report, wait))
+
+    def fenced(self, fence: Callable[[], None]) -> "RunDirectory":
+        """The same directory, for one who may have lost the run; see FencedFiles. To be made `patient` after that."""
+        return RunDirectory(FencedFiles(self.files, fence))
 
     @property
     def url(self) -> str:
