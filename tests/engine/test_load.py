@@ -3,7 +3,7 @@
 All that a worker's own job does in the store is real. In bf16 the modules compute with copies, which a load renews.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from evenkeel.plan.copies import copies_of, shards_in
 from evenkeel.plan.writers import written_by
 from evenkeel.runtime import saving
 from evenkeel.runtime.prepare import Prepared, prepare
+from evenkeel.store.errors import StoreError
+from evenkeel.store.files import LocalFiles
 from evenkeel.store.run_directory import RunDirectory
 
 FIRST, AGAIN = Version(3, 1), Version(3, 2)
@@ -139,6 +141,39 @@ def check(state: ShardState, saved: Saved) -> None:
             computed = modules[name].detach()[box.within(state.boxes[name])]
             assert computed.dtype == PRECISIONS[saved.precision]
             assert torch.equal(computed, expected.to(computed.dtype)), name
+
+
+class Forbidding(LocalFiles):
+    """A store in which whoever saves may not list what was begun and never finished."""
+
+    def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
+        raise StoreError(f"{folder}: AccessDenied")
+
+
+def test_a_checkpoint_that_is_gone_is_said_to_be_also_where_not_all_could_be_removed(
+    saved: Saved, tmp_path: Path
+) -> None:
+    """Else the controller would go back to it."""
+    world, maker = world_of("1x1x1"), saved.prepared.maker
+    ((worker, state),) = loaded(maker(WorkerId("reader")), FIRST, world, saved.precision).items()
+    there = replace(maker, folder=str(tmp_path))(WorkerId("writer"))
+    assert there.save is not None
+    part = _Part(state, written_by(worker, copies_of(world, there.shape), world.layout, there.shape), None)
+    part.copy()
+    told: list[StoreError] = []
+    events = []
+    for version in (Version(3, 2), Version(6, 2), Version(9, 2)):
+        written = there.save(version, worker, part.pieces, pytest.fail, bool)
+        command = m.CommitCheckpoint(version, 1, world.layout, (written,), ())
+        spec = replace(saved.prepared.spec, keep=1)
+        events.append(saving.complete(RunDirectory(Forbidding(tmp_path)), spec, command, told.append))
+    assert [(e.version.step, e.removed) for e in events if isinstance(e, m.CheckpointCommitted)] == [
+        (3, ()),
+        (6, (3,)),
+        (9, (6,)),
+    ]
+    assert [str(error) for error in told] == ["checkpoints: AccessDenied"] * 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000009"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

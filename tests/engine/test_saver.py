@@ -130,26 +130,32 @@ class Held:
         return f"{worker} {version.step}"
 
 
+def begun(job: Job, sent: "queue.SimpleQueue[m.Event]") -> tuple[Saver, ShardState]:
+    """The saver of the only worker of a world, "a", and what it saves."""
+    worker = WorkerInfo(WorkerId("a"), NodeId("n"), 1)
+    world = static_world([worker], layout_of([worker.worker_id], [[0, 4]], 1, [4]), 9)
+    saver = Saver(worker.worker_id, job, Faults(worker.worker_id, (), bool), sent.put)
+    state = ShardState(job.model, job.shape, world.layout.shard(worker.worker_id))
+    saver.begin(state, world.layout, copies_of(world, job.shape))
+    return saver, state
+
+
 def test_nobody_waits_for_a_writer_that_gets_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that hangs does not keep others from going on, nor the run from being stopped; each checkpoint fails."""
     job, store = Tiny(tmp_path)(WorkerId("a")), Held()
     job.save = store.save
     sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
-    worker = WorkerInfo(WorkerId("a"), NodeId("n"), 1)
-    world = static_world([worker], layout_of([worker.worker_id], [[0, 4]], 1, [4]), 9)
-    saver = Saver(worker.worker_id, job, Faults(worker.worker_id, (), bool), sent.put)
     monkeypatch.setattr("evenkeel.engine.saver.TELL_S", 0.01)
-    state = ShardState(job.model, job.shape, world.layout.shard(worker.worker_id))
-    saver.begin(state, world.layout, copies_of(world, job.shape))
-    saver.copy(Version(1, 1))
+    saver, _ = begun(job, sent)
+    saver.copy(Version(1, 1), last=False)
     assert saver.busy
     time.sleep(0.1)
     assert sent.empty()  # no sign of progress where there is none
     store.moved()
-    assert sent.get() == m.StillWriting(worker.worker_id, Version(1, 1))
+    assert sent.get() == m.StillWriting(WorkerId("a"), Version(1, 1))
     monkeypatch.setattr("evenkeel.engine.saver.STUCK_S", 0.0)
     assert not saver.busy
-    saver.copy(Version(2, 1))
+    saver.copy(Version(2, 1), last=False)
     failed = sent.get()
     assert isinstance(failed, m.PartFailed) and failed.version == Version(2, 1) and "no progress" in failed.error
     monkeypatch.undo()
@@ -157,6 +163,98 @@ def test_nobody_waits_for_a_writer_that_gets_no_further(tmp_path: Path, monkeypa
     written = sent.get()
     assert isinstance(written, m.PartWritten) and (written.part, written.version) == ("a 1", Version(1, 1))
     assert written.stall_s > 0
+    saver.close()
+
+
+class Copied:
+    """A store that keeps what it is given, once it is let go on; `moved` is that of the part that waits."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.moved: Callable[[], None] = bool
+        self.parts: dict[int, list[torch.Tensor]] = {}
+
+    def save(self, version: Version, _: str, pieces: list[Piece], report: object, moved: Callable[[], None]) -> str:
+        self.moved = moved
+        self.free.wait()
+        self.parts[version.step] = [piece.data.clone() for piece in pieces]
+        return str(version.step)
+
+
+def of_one_value(state: ShardState, value: float) -> None:
+    for _, _, view in state.pieces():
+        view.fill_(value)
+
+
+def test_a_writer_that_was_stuck_and_moves_again_copies_nothing_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did not say busy in the vote, and the disk came back before the copy: the state goes on changing, so it must
+    not be copied when there is room at last, beside the steps after it."""
+    job, store = Tiny(tmp_path)(WorkerId("a")), Copied()
+    job.save = store.save
+    sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+    saver, state = begun(job, sent)
+    of_one_value(state, 1.0)
+    saver.copy(Version(1, 1), last=False)
+    with monkeypatch.context() as stuck:
+        stuck.setattr("evenkeel.engine.saver.STUCK_S", 0.0)
+        assert not saver.busy  # as it says in the vote of step 2
+    store.moved()
+    assert saver.busy
+    of_one_value(state, 2.0)
+    saver.copy(Version(2, 1), last=False)
+    of_one_value(state, 3.0)
+    store.free.set()
+    saver.close()
+    events = [sent.get_nowait() for _ in range(sent.qsize())]
+    assert [(type(event), event.version) for event in events if isinstance(event, m.PartWritten | m.PartFailed)] == [
+        (m.PartFailed, Version(2, 1)),
+        (m.PartWritten, Version(1, 1)),
+    ]
+    assert {step: {float(x) for part in parts for x in part} for step, parts in store.parts.items()} == {1: {1.0}}
+
+
+def test_the_last_step_is_copied_when_there_is_room(tmp_path: Path) -> None:
+    """No step comes after it, so that it is whole whenever it is copied."""
+    job, store = Tiny(tmp_path)(WorkerId("a")), Copied()
+    job.save = store.save
+    sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+    saver, state = begun(job, sent)
+    of_one_value(state, 1.0)
+    saver.copy(Version(8, 1), last=False)
+    of_one_value(state, 2.0)
+    saver.copy(Version(9, 1), last=True)
+    store.free.set()
+    saver.close()
+    assert {step: {float(x) for part in parts for x in part} for step, parts in store.parts.items()} == {
+        8: {1.0},
+        9: {2.0},
+    }
+
+
+def test_a_part_is_told_again(tmp_path: Path) -> None:
+    """As often as it is asked for: written, or failed."""
+    job, store = Tiny(tmp_path)(WorkerId("a")), Copied()
+    job.save = store.save
+    sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+    saver, _ = begun(job, sent)
+    saver.tell_again()
+    assert sent.empty()
+    saver.copy(Version(1, 1), last=False)
+    saver.tell_again()
+    assert sent.empty()
+    store.free.set()
+    written = sent.get()
+    assert isinstance(written, m.PartWritten)
+    saver.tell_again()
+    assert sent.get_nowait() == written
+    job.save = partial(open, tmp_path / "nowhere" / "part")  # fails
+    saver.copy(Version(2, 1), last=False)
+    failed = sent.get()
+    assert isinstance(failed, m.PartFailed) and failed.version == Version(2, 1)
+    saver.tell_again()
+    assert sent.get_nowait() == failed
     saver.close()
 
 
@@ -205,9 +303,7 @@ def test_a_slow_disk_is_not_taken_for_one_that_hangs(
     job = Tiny(tmp_path)(WorkerId("a"))
     job.save = part_of(tmp_path / "run")
     sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
-    worker = WorkerInfo(WorkerId("a"), NodeId("n"), 1)
-    world = static_world([worker], layout_of([worker.worker_id], [[0, 4]], 1, [4]), 9)
-    saver = Saver(worker.worker_id, job, Faults(worker.worker_id, (), bool), sent.put)
+    saver, _ = begun(job, sent)
     waited: list[bool] = []
     window = 2048
     disk = SlowDisk(0.2 * STUCK_S / window, lambda: waited.append(saver.busy))
@@ -217,9 +313,7 @@ def test_a_slow_disk_is_not_taken_for_one_that_hangs(
     monkeypatch.setattr("evenkeel.store.local._sync_range", disk.sync_range if told else lambda *_: errno.ENOSYS)
     monkeypatch.setattr(os, "fdatasync", disk.sync)
     monkeypatch.setattr(os, "fsync", disk.sync)
-    state = ShardState(job.model, job.shape, world.layout.shard(worker.worker_id))
-    saver.begin(state, world.layout, copies_of(world, job.shape))
-    saver.copy(Version(1, 1))
+    saver.copy(Version(1, 1), last=False)
     written = sent.get()
     saver.close()
     assert isinstance(written, m.PartWritten) and written.version == Version(1, 1)

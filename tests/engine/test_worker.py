@@ -17,6 +17,7 @@ from evenkeel.control.member import RING
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.world import World
 from evenkeel.engine.faults import FaultPlan
+from evenkeel.engine.job import Job
 from evenkeel.engine.local import static_world
 from evenkeel.engine.model import Model
 from evenkeel.engine.worker import Worker
@@ -88,6 +89,30 @@ def test_who_waits_for_a_member_that_never_comes_is_freed_by_an_abort(host) -> N
     assert answered is not None
     assert a.sent.empty()  # an abort is no failure
     assert a.abort(1, epoch=0) is None
+
+
+class Saving(Tiny):
+    """Its parts are written at once."""
+
+    def __call__(self, worker_id: WorkerId) -> Job:
+        return replace(super().__call__(worker_id), save=lambda *_: "all of it")
+
+
+def test_a_new_life_of_the_controller_is_told_of_the_last_part(tmp_path: Path) -> None:
+    """With its first word, and once: the life that has heard of it may have died before the step was durable."""
+    a = Host("a", Saving(tmp_path, steps=1))
+    a.form(replace(world_of(a, steps=1), checkpoint_every=1), epoch=3)
+    events: list[m.Event] = []
+    while not events or not isinstance(events[-1], m.PartWritten):
+        events.append(a.sent.get())
+    while a.position().phase != m.PHASES.index("parked"):
+        pass
+    while not a.sent.empty():
+        a.sent.get()
+    for epoch, told in ((3, 0), (2, 0), (4, 1), (4, 0), (3, 0), (7, 1)):
+        a.worker.deliver(m.Probe(a.id, epoch, 1))
+        assert [a.sent.get_nowait() for _ in range(a.sent.qsize())] == told * events[-1:], epoch
+    a.worker.close()
 
 
 def test_of_two_aborts_that_wait_for_a_slow_thread_the_last_one_answers(host, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

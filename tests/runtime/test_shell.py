@@ -58,15 +58,16 @@ class Hands:
 
 @dataclass
 class Run:
-    """A run directory with one life of a controller on it; time stands still."""
+    """A run directory with one life of a controller on it; time stands still. `url` is for one that is not local."""
 
     folder: Path
+    url: str = ""
     hands: Hands = field(default_factory=Hands)
     published: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     ended: list[m.End] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.directory = RunDirectory.at(str(self.folder))
+        self.directory = RunDirectory.at(self.url or str(self.folder))
         if self.directory.read_run() is None:
             self.directory.write_run(RunJson("r", "starting", 1.0, 1.0))
         self.record = RunRecord(self.directory, 4, lambda step: step / 10, self.publish, self.folder)
@@ -210,6 +211,27 @@ def test_an_abort_acknowledges_only_what_is_durable(begin: Lives) -> None:
     aborts = [c for c in run.hands.done if isinstance(c, m.Abort)]
     assert [a.acknowledged for a in aborts] == [1]
     assert run.record.durable == 1
+
+
+def test_an_abort_finds_the_line_of_the_step_that_led_to_it(tmp_path: Path) -> None:
+    """In an object store, where lines are written together: whoever is told that a step is durable forgets its vote."""
+    run = Run(tmp_path, f"memory://{tmp_path.name}")
+    durable: list[tuple[int, list[int]]] = []
+
+    class Watching(Hands):
+        def send(self, command: ToWorker) -> None:
+            if isinstance(command, m.Abort):
+                durable.append((command.acknowledged, [line["step"] for line in run.directory.metrics()]))
+
+    run.hands = Watching()
+    run.shell = Shell(Controller(POLICY), run.record, run.hands, lambda: 0.0, run.ended.append)
+    values = list(vote(1).values)
+    values[Slot.STOP] = 1
+    run.feed(*BEGINNING)
+    assert run.directory.metrics() == []
+    run.feed(m.Reported(ONE.worker_id, (m.Report(Vote(1, 1, tuple(values)), 101.0),)))
+    assert durable == [(1, [1])]
+    run.record.close()
 
 
 def test_the_trace_replays_to_the_same_commands(tmp_path: Path, begin: Lives) -> None:

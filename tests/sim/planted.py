@@ -545,6 +545,11 @@ BUGS = (
         (SAVING, "[version, *s.saved, *(s.manifests - s.distrusted)]", "[version, *s.saved]"),
     ),
     bug(
+        "part-not-told-to-the-next-life",
+        0,
+        (MEMBER, "anew = epoch > self.epoch", "anew = False"),
+    ),
+    bug(
         "places-for-any-holders",
         0,
         (FORMING, "few.get(info.worker_id, len(few))", "info.worker_id not in {x.worker_id for x in sources}"),

@@ -28,6 +28,7 @@ MUST_HAPPEN = {
     "incident of several worlds": 50,
     "exception": 20,
     "start_failed": 100,
+    "lines lost with the controller": 80,
     "member dies in Forming": 100,
     "member dies in Running": 300,
     "member dies in Aborting": 50,

@@ -33,6 +33,7 @@ class Proxy:
         self._errors: list[tuple[str, str]] = []
         self._cut_after: int | None = None
         self._replies_to_lose = 0
+        self._refused: tuple[bytes, str, str] | None = None
         self._awaited: tuple[bytes, Callable[[], None]] | None = None
         self._listener = self._listen(0)
         self.port = self._listener.getsockname()[1]
@@ -69,6 +70,10 @@ class Proxy:
         with self._lock:
             self._errors += [(status, code)] * count
 
+    def refuse(self, pattern: bytes, status: str, code: str) -> None:
+        """Answers each request whose first line matches itself, with an error, until `heal`."""
+        self._refused = pattern, status, code
+
     def lose_reply(self) -> None:
         """Breaks the connection in place of the next answer: the client cannot know what the server has done."""
         self._replies_to_lose = 1
@@ -78,6 +83,11 @@ class Proxy:
         self._awaited = name, call
 
     @property
+    def refused(self) -> bool:
+        """Whether some requests are."""
+        return self._refused is not None
+
+    @property
     def errors_left(self) -> int:
         return len(self._errors)
 
@@ -85,7 +95,7 @@ class Proxy:
         """Whatever was wrong is so no longer."""
         self.flow()
         self._errors.clear()
-        self._cut_after, self._replies_to_lose, self._awaited = None, 0, None
+        self._cut_after, self._replies_to_lose, self._awaited, self._refused = None, 0, None, None
         if self._listener.fileno() < 0:
             self.mend()
 
@@ -114,7 +124,7 @@ class Proxy:
             while data := client.recv(1 << 16):
                 self._flowing.wait()
                 if data.startswith(METHODS):  # clients begin a request with a new write
-                    if error := self._next_error():
+                    if error := self._next_error(data.partition(b"\r\n")[0]):
                         _refuse(client, *error)
                         break
                     self.requests += 1
@@ -142,7 +152,9 @@ class Proxy:
                 client.sendall(data)
         _end(client, server)
 
-    def _next_error(self) -> tuple[str, str] | None:
+    def _next_error(self, request: bytes) -> tuple[str, str] | None:
+        if self._refused is not None and re.match(self._refused[0], request):
+            return self._refused[1:]
         with self._lock:
             return self._errors.pop(0) if self._errors else None
 

@@ -110,8 +110,8 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             progress.finished(s, generation, eval_loss)
         case m.PartWritten():
             saving.written(s, now, event)
-        case m.PartFailed(worker_id, version, error):
-            saving.failed(s, now, version, f"{worker_id}: {error}")
+        case m.PartFailed():
+            saving.failed(s, now, event)
         case m.StillWriting():
             saving.still_writing(s, now, event)
         case m.StorageTrouble(worker_id, error):

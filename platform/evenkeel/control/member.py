@@ -1,8 +1,8 @@
 """The worker's side of the step protocol, without threads, clocks or I/O.
 
 The engine's worker and the simulator's worker both hold one Member and do what it says, so what the swarm explores
-is what trains. The caller serialises the calls (a lock in the engine): those of the control thread (abort, answer,
-settle, form, request) and those of the training thread (the rest).
+is what trains. The caller serialises the calls (a lock in the engine): those of the control thread (meet, abort,
+answer, settle, form, request) and those of the training thread (the rest).
 """
 
 from dataclasses import dataclass, replace
@@ -100,6 +100,15 @@ class Member:
         return self.world.generation if self.world else 0
 
     # ------------------------------------------------------------ control thread
+
+    def meet(self, epoch: int) -> bool:
+        """Whether this command, of whatever kind, is the first that it hears of a new life of the controller.
+
+        That is to be told again what the life before may have taken with it.
+        """
+        anew = epoch > self.epoch
+        self.epoch = max(self.epoch, epoch)
+        return anew
 
     def abort(self, epoch: int, generation: Generation, acknowledged: int) -> bool:
         """Takes an abort of generations <= generation; False if it is an old controller's or an old one.

@@ -71,11 +71,11 @@ def begin(s: State, now: float, vote: Vote) -> None:
 
 
 def written(s: State, now: float, event: m.PartWritten) -> None:
+    _moved(s, now, event.worker_id)
     if not _is_known(s, event.version):
         return
     upload = _upload(s, now, event.version)
     if event.worker_id in upload.missing:
-        upload.news_at = now
         upload.missing.discard(event.worker_id)
         upload.parts[event.worker_id] = event.part
         upload.stall_s = max(upload.stall_s, event.stall_s)
@@ -83,17 +83,23 @@ def written(s: State, now: float, event: m.PartWritten) -> None:
 
 
 def still_writing(s: State, now: float, event: m.StillWriting) -> None:
-    upload = s.uploads.get(event.version)
-    if upload is not None and event.worker_id in upload.missing:
-        upload.news_at = now
+    _moved(s, now, event.worker_id)
 
 
-def failed(s: State, now: float, version: Version, error: str) -> None:
+def _moved(s: State, now: float, worker_id: WorkerId) -> None:
+    """This worker writes one part after the other: each of those that it still owes comes nearer with any of them."""
+    for upload in s.uploads.values():
+        if worker_id in upload.missing:
+            upload.news_at = now
+
+
+def failed(s: State, now: float, event: m.PartFailed) -> None:
     """The store has failed for good, or for longer than its users wait: training goes on, and that is told."""
-    if _is_known(s, version):
-        upload = _upload(s, now, version)
-        upload.error = upload.error or error
-        _go_on(s, version)
+    _moved(s, now, event.worker_id)
+    if _is_known(s, event.version):
+        upload = _upload(s, now, event.version)
+        upload.error = upload.error or f"{event.worker_id}: {event.error}"
+        _go_on(s, event.version)
 
 
 def lost(s: State, worker_id: WorkerId) -> None:
@@ -179,7 +185,7 @@ def committed(s: State, now: float, event: m.CheckpointCommitted) -> None:
     for older in [v for v in s.uploads if _age(v) < _age(event.version) and not s.uploads[v].committing]:
         # Whoever copied for the newer one had written the older: it is only the word of that which is missing.
         del s.uploads[older]
-    s.save_failures, s.save_error = 0, ""
+    s.save_failures = 0
     took = {}
     if upload is not None:
         took = {"seconds": round(now - upload.begun_at, 6)}

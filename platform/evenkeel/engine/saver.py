@@ -50,6 +50,7 @@ class Saver:
         self._writing = False
         self._late = False
         self._moved_at = 0.0
+        self._told: m.Event | None = None
 
     def begin(self, state: ShardState, layout: Layout, copies: Copies) -> None:
         """Makes ready to save this worker's part of what a world trains."""
@@ -84,19 +85,23 @@ class Saver:
     def _is_stuck(self) -> bool:
         return time.monotonic() >= self._moved_at + STUCK_S
 
-    def copy(self, version: Version) -> None:
+    def copy(self, version: Version, last: bool) -> None:
         """Copies this worker's part of the state, which has the version now, and has it written.
 
-        Whether somebody is busy was voted on, so this worker is not; but for the last step, which nobody asks about: no
-        later one changes its state, so that is copied when the buffers are free.
+        Whether somebody is busy was voted on, so this worker is not, or was stuck then: it may have moved again since,
+        and still has no room for another copy. Nobody asks about the last step: no later one changes its state, so that
+        is copied when the buffers are free.
+
+        Args:
+            last: no step after this one is to be trained.
         """
-        if self.busy:
+        if last and self.busy:
             self._late = True
             self._tasks.put(lambda: self._copy_late(version))
             return
         if self._writing:
-            what = f"what it wrote before has made no progress for {STUCK_S:.0f} s"
-            self._send(m.PartFailed(self._id, version, what))
+            what = f"what it wrote before is not done, and had made no progress for {STUCK_S:.0f} s"
+            self._tell_part(m.PartFailed(self._id, version, what))
             return
         self._ready.wait()
         began = time.monotonic()
@@ -114,7 +119,8 @@ class Saver:
     def _take(self, version: Version) -> Sequence[Piece] | None:
         """Copies its part, which is to be written now; None if that cannot be, which is said."""
         if self._part is None:
-            self._send(m.PartFailed(self._id, version, "no memory to copy its part to, or an error: see its log"))
+            what = "no memory to copy its part to, or an error: see its log"
+            self._tell_part(m.PartFailed(self._id, version, what))
             return None
         self._part.copy()
         self._writing, self._moved_at = True, time.monotonic()
@@ -148,7 +154,17 @@ class Saver:
             event = m.PartWritten(self._id, version, written, stall_s)
         over.set()
         self._writing = False
+        self._tell_part(event)
+
+    def _tell_part(self, event: m.Event) -> None:
+        self._told = event
         self._send(event)
+
+    def tell_again(self) -> None:
+        """What became of its last part, to a new life of the controller: the one that has heard it may be gone before
+        the step was durably visible. From any thread."""
+        if self._told is not None:
+            self._send(self._told)
 
     def _tell(self, version: Version, over: threading.Event) -> None:
         told = self._moved_at

@@ -96,6 +96,10 @@ class Worker:
         Abort and Settle block until the training thread has parked and answer then, or give None if they are refused.
         Form and Request give None at once; a Probe is answered at once, whatever the training thread does.
         """
+        with self._seat.changed:
+            anew = self._seat.member.meet(command.epoch)
+        if anew:
+            self._saver.tell_again()
         match command:
             case m.Abort():
                 return self._abort(command)
@@ -273,7 +277,9 @@ class Worker:
                 self._send(report)
             if vote.saves:
                 self._faults.fire("save", vote.step)
-                self._saver.copy(Version(vote.step, vote.generation))
+                world = self._seat.member.world
+                assert world is not None
+                self._saver.copy(Version(vote.step, vote.generation), last=vote.step == world.last_step)
         except BaseException:
             _die(self._job.clean)
 

@@ -74,7 +74,10 @@ class ControllerActor:
         # What nothing can be decided without is waited for without end, and a checkpoint only so long.
         self._patience = Unhurried(self._is_asked_to_stop)
         self._run = RunDirectory.at(spec.folder).patient(self._storage_trouble, self._patience.wait, self._patience)
-        self._checkpoints = RunDirectory.at(spec.folder).patient(self._storage_trouble, threading.Event().wait)
+        # What is changed there is to be changed by nobody but who runs the run.
+        held = RunDirectory.at(spec.folder).fenced(self._check_held)
+        self._checkpoints = held.patient(self._storage_trouble, threading.Event().wait)
+        self._untidied = False
         self._stop_reason = ""
         self._store_is_away = False
         self._faults = ControllerFaults(self._run, spec.faults)
@@ -195,15 +198,31 @@ class ControllerActor:
     async def _complete(self, command: m.CommitCheckpoint) -> None:
         try:
             event = await asyncio.to_thread(self._write_manifest, command)
+        except (LeaseLost, JournalFenced) as error:
+            self._yield_to_another(error)
+            return
         except Exception as error:  # the border of a thread: a checkpoint that cannot be completed is an event
             event = m.CheckpointFailed(command.version, _words(error))
         self._feed(event)
 
     def _write_manifest(self, command: m.CommitCheckpoint) -> m.Event:
         self._faults.fire("write", command.version.step)
-        event = saving.complete(self._checkpoints, self._spec, command)
+        event = saving.complete(self._checkpoints, self._spec, command, self._untidy)
         self._faults.fire("written", command.version.step)
         return event
+
+    def _check_held(self) -> None:
+        """The fence of rule 10 where something is to change that a successor rests on. From any thread."""
+        self._tenure.check()
+        self._record.check()
+
+    def _untidy(self, error: StoreError) -> None:
+        """From a thread. Told once: it only takes room, and each checkpoint tries again."""
+        saving.warn(error)
+        if not self._untidied and self._loop is not None:
+            self._untidied = True
+            text = f"not all of older checkpoints could be removed: {error}"
+            self._loop.call_soon_threadsafe(self._hear, m.StorageTrouble(WorkerId("controller"), text))
 
     def set_timer(self, at: float) -> None:
         if self._timer is not None:

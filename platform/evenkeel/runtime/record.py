@@ -118,6 +118,10 @@ class RunRecord:
     def journal(self, entries: Sequence[m.Entry]) -> None:
         self._journal.append(self._epoch, [dump(entry, m.Entry) for entry in entries])
 
+    def check(self) -> None:
+        """Raises JournalFenced if another controller goes on with this journal. From any thread."""
+        self._journal.check()
+
     def world(self, entry: m.WorldOpened) -> None:
         self._run.write_world(world_record(entry.world, entry.spares, time.time()))
 

@@ -18,7 +18,8 @@ from evenkeel.plan.state import KINDS
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Checkpoint, Want
 from evenkeel.store.checkpoints import Checkpoints
-from evenkeel.store.errors import StoreError
+from evenkeel.store.errors import JournalFenced, StoreError
+from evenkeel.store.lease import LeaseLost
 from evenkeel.store.manifest import CheckpointDamaged, Content
 from evenkeel.store.retry import Trouble, retrying
 from evenkeel.store.run_directory import RunDirectory
@@ -57,8 +58,22 @@ def write(
     return json.dumps(dump(part, Part), separators=(",", ":"))
 
 
-def complete(run: RunDirectory, spec: "RunSpec", command: m.CommitCheckpoint) -> m.Event:
-    """Makes a checkpoint visible whose parts are all there, and removes older ones. Raises StoreError."""
+def warn(error: StoreError) -> None:
+    logging.warning("not all of older checkpoints could be removed: %s", error)
+
+
+def complete(
+    run: RunDirectory, spec: "RunSpec", command: m.CommitCheckpoint, untidy: Callable[[StoreError], None] = warn
+) -> m.Event:
+    """Makes a checkpoint visible whose parts are all there, and removes older ones.
+
+    Args:
+        untidy: is told why not all that is to be removed could be. The next checkpoint tries again.
+
+    Raises:
+        LeaseLost, JournalFenced: by a fenced directory: somebody else runs this run.
+        StoreError: the checkpoint could not be made visible.
+    """
     checkpoints = Checkpoints(run.files)
     content = Content(
         seed=spec.seed,
@@ -70,9 +85,11 @@ def complete(run: RunDirectory, spec: "RunSpec", command: m.CommitCheckpoint) ->
     made = checkpoints.commit(command.version, content, parts, shapes(spec.policy.model), epoch=command.epoch)
     removed: list[int] = []
     try:
-        removed = checkpoints.prune(spec.keep, {command.version, *command.line}, command.agreed)
-    except StoreError as error:  # the checkpoint is complete all the same, and the next one cleans up
-        logging.warning("older checkpoints could not be removed: %s", error)
+        checkpoints.prune(spec.keep, {command.version, *command.line}, command.agreed, removed.append)
+    except (LeaseLost, JournalFenced):
+        raise
+    except StoreError as error:  # the checkpoint is complete all the same
+        untidy(error)
     return m.CheckpointCommitted(command.version, sum(file.size for file in made.manifest.files), tuple(removed))
 
 

@@ -89,10 +89,11 @@ class Shell:
         self._record.trace(now, event, output)
         if output.journal:
             self._record.journal(output.journal)
-        if any(isinstance(command, m.Abort | m.CommitCheckpoint) for command in output.commands):
-            # An abort acknowledges steps, and whoever goes on from a checkpoint finds the lines of the steps up to it.
-            self._record.flush()
         for command in output.commands:
+            if isinstance(command, m.Abort | m.CommitCheckpoint):
+                # An abort acknowledges steps, and whoever goes on from a checkpoint finds the lines of the steps up to
+                # it: also that of the step which this very event has shown.
+                self._record.flush()
             self._start(command)
         for entry in output.journal:
             if isinstance(entry, m.WorldOpened):

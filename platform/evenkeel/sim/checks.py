@@ -1,5 +1,6 @@
 """What must hold after every event of a simulated run (design, section 9). Each violation names itself."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
@@ -114,6 +115,12 @@ class Checks:
         self.after_stop += asked is not None and not vote.values[Slot.BUSY]
         late = self.after_stop > STEPS_TO_STOP
         require(not (late and undisturbed), f"step {vote.step} became visible, a stop was asked for at {asked}")
+
+    def unshown(self, votes: Sequence[Vote]) -> None:
+        """The last lines are lost with the controller: their steps are shown again, or gone if it went back since."""
+        for vote in reversed(votes):
+            if self._last == Version(vote.step, vote.generation):
+                self.shown.pop()
 
     def _in_line(self, version: Version, what: str) -> None:
         """Whether a version goes on from all that is visible."""

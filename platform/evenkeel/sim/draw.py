@@ -7,6 +7,7 @@ from evenkeel.control.policy import Policy
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
 from evenkeel.plan.layout import Wish
 from evenkeel.sim.draw_flips import with_flips
+from evenkeel.sim.draw_lines import with_lines_lost
 from evenkeel.sim.scenario import (
     MIRROR_MOMENTS,
     MODES,
@@ -30,7 +31,8 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_mirrors(scenario, Random(f"{seed} mirrors"))
     scenario = _with_one_kept(scenario, Random(f"{seed} one kept"))
     scenario = _with_few_left(scenario, Random(f"{seed} few left"))
-    return with_flips(scenario, Random(f"{seed} memory"))
+    scenario = with_flips(scenario, Random(f"{seed} memory"))
+    return with_lines_lost(scenario, Random(f"{seed} lines"))
 
 
 def _without_store(seed: int) -> Scenario:

@@ -10,10 +10,11 @@ from evenkeel.control.controller import Controller
 from evenkeel.control.entries import Shown
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.core.vote import Vote
 from evenkeel.sim.checks import Checks
 from evenkeel.sim.clock import Clock
+from evenkeel.sim.lines import Lines
 from evenkeel.sim.meetings import Meetings
+from evenkeel.sim.moments import moments
 from evenkeel.sim.scenario import MODES, SAVING_MOMENTS, Fault, Scenario
 from evenkeel.sim.store import Store
 from evenkeel.sim.worker import SimWorker
@@ -44,7 +45,7 @@ class Fleet:
         self.checks = Checks(self)
         self.workers: dict[WorkerId, SimWorker] = {}
         self.journal: list[m.Entry] = []
-        self.metrics: list[Vote] = []
+        self.metrics = Lines(storage.lines_at_once if storage is not None else 1)
         self.lines: list[str] = []
         self.ended: m.End | None = None
         self.controller: Controller | None = None
@@ -72,7 +73,8 @@ class Fleet:
             self.ended = m.End(self.journal[-1].status, self.journal[-1].error)
             self.checks.commanded(self.ended)
             return
-        self.controller = Controller(self.scenario.policy, self.life, self.journal, Shown.of(reversed(self.metrics)))
+        shown = Shown.of(reversed(self.metrics.votes))
+        self.controller = Controller(self.scenario.policy, self.life, self.journal, shown)
         for worker in [w for w in self.workers.values() if w.alive and not w.ready]:
             # As the Ray shell does: whoever was still starting is ended, the new life starts its own.
             worker.alive = False
@@ -89,7 +91,7 @@ class Fleet:
 
     def _asked_back(self, saved: tuple[Version, ...]) -> Version | None:
         """What who submits the run again wants to begin from; mostly the newest there is."""
-        if self.store is None or not self.metrics or self.store.rng.random() >= self.store.storage.asked_back:
+        if self.store is None or not self.metrics.votes or self.store.rng.random() >= self.store.storage.asked_back:
             return None
         return self.store.rng.choice((INITIAL, *(v for v in saved if not self.checks.is_gone(v))))
 
@@ -103,14 +105,15 @@ class Fleet:
         self.checks.saved.hears(event)
         output = controller.step(self.clock.now, event)
         entered = type(controller.mode).__name__
-        moments = [entered] if entered != mode else []
-        moments += _moments(event, output.commands)
-        stop_after = next((x for x in map(self._controller_dies, moments) if x is not None), None)
+        come = [entered] if entered != mode else []
+        come += moments(event, output.commands)
+        stop_after = next((x for x in map(self._controller_dies, come) if x is not None), None)
         self.journal.extend(output.journal[: self._durable(output, stop_after)])
         for i, command in enumerate(output.commands):
             if stop_after is not None and i >= stop_after * len(output.commands):
                 break
             self.checks.commanded(command)
+            self.metrics.before(command)
             self._carry_out(command)
         if stop_after is not None and self.ended is None:
             # It had taken these for lost when it wrote its journal, though it did not live to say so.
@@ -138,6 +141,9 @@ class Fleet:
     def crash_controller(self) -> None:
         self.seen[f"controller dies in {self.mode}"] += 1
         self.controller = None
+        lost = self.metrics.lose()
+        self.checks.unshown(lost)
+        self.seen["lines lost with the controller"] += bool(lost)
         if self.store is not None:
             self.store.controller_died()
         self.clock.after(self.rng.uniform(0.05, 1.0), self._restart)
@@ -338,7 +344,7 @@ class Fleet:
     def _ask_to_stop(self) -> None:
         if self.ended is None and self.stop_asked_at is None:
             self.seen[f"stop asked in {self.mode}"] += 1
-            self.stop_asked_at = len(self.metrics)
+            self.stop_asked_at = len(self.metrics.votes)
             self.hear(m.StopRequested("asked"))
 
     def strike(self, worker: SimWorker, fault: Fault) -> None:
@@ -386,15 +392,3 @@ class Fleet:
                 worker.die()
         if not alone and self.controller is not None:
             self.crash_controller()
-
-
-def _moments(event: m.Event, commands: tuple[m.Command, ...]) -> list[str]:
-    """What of note the controller has just heard or said."""
-    found = {
-        "shown": any(isinstance(c, m.Metrics) for c in commands),
-        "saving": any(isinstance(c, m.Log) and c.event == "checkpoint_started" for c in commands),
-        "part written": isinstance(event, m.PartWritten),
-        "manifest written": isinstance(event, m.CheckpointCommitted),
-        "loading": any(isinstance(c, m.Form) and c.world.saved for c in commands),
-    }
-    return [moment for moment, happens in found.items() if happens]

@@ -51,11 +51,12 @@ class MirrorChecks:
 
     def voted(self, vote: Vote) -> None:
         """What a vote says that begins a mirror: the one before it is whole everywhere."""
-        if not vote.mirrors:
-            return
+        version = Version(vote.step, vote.generation)
+        if not vote.mirrors or (self.begun is not None and _age(version) <= _age(self.begun[0])):
+            return  # or shown again, after its line was lost
         world = self.checks.worlds[vote.generation]
         self.whole = self.begun if self.begun is not None else self.whole
-        self.begun = Version(vote.step, vote.generation), self._holders(world)
+        self.begun = version, self._holders(world)
         self.checks.fleet.seen["mirror begun"] += 1
 
     def restored(self, name: str, base: Version, mirrored: bool) -> None:

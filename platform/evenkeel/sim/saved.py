@@ -189,8 +189,14 @@ class SavedChecks:
         require(uploads <= MOST_UPLOADS or cut or not told, f"{uploads} checkpoints are being written")
 
     def logged(self, command: m.Log) -> None:
-        if command.event == "checkpoint_failed":
-            self.failed.add(command.fields["checkpoint"])
+        if command.event != "checkpoint_failed":
+            return
+        step, error = command.fields["checkpoint"], command.fields["error"]
+        self.failed.add(step)
+        storage = self.checks.fleet.scenario.storage
+        assert storage is not None
+        silent = storage.slow or storage.told_never or self._words_are_lost
+        require(bool(silent) or "no progress" not in error, f"the checkpoint of step {step} was waited for in vain")
 
     def ended(self, status: str, error: str) -> None:
         """Whoever ends a run that has a store leaves its last step there, or says that it is not."""
@@ -216,4 +222,9 @@ class SavedChecks:
         if storage is None or "checkpoints in a row could not be written" not in error:
             return False
         troubled = storage.part_fails or storage.commit_fails or storage.slow or storage.told_never
-        return bool(troubled) or not fleet.scenario.calm or any("cut" in w.struck for w in fleet.workers.values())
+        return bool(troubled) or not fleet.scenario.calm or self._words_are_lost
+
+    @property
+    def _words_are_lost(self) -> bool:
+        fleet = self.checks.fleet
+        return bool(fleet.scenario.network.lose) or any("cut" in w.struck for w in fleet.workers.values())

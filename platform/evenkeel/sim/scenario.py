@@ -62,6 +62,7 @@ class Storage:
             not at all.
         asked_back: how often who submits a run again, when nobody is alive, asks for an earlier version.
         keep: checkpoints that stay when a newer one is complete.
+        lines_at_once: so many lines of metrics are written together: what is not is lost with the controller.
     """
 
     write_s: float
@@ -75,6 +76,7 @@ class Storage:
     told_never: float = 0.0
     asked_back: float = 0.0
     keep: int = 2
+    lines_at_once: int = 1
 
 
 @dataclass(frozen=True, slots=True)

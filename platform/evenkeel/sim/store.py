@@ -152,6 +152,7 @@ class Writer:
         self.worker = worker
         self.snapshot: Snapshot | None = None
         self.next: Snapshot | None = None
+        self.told: m.Event | None = None
 
     @property
     def busy(self) -> bool:
@@ -202,4 +203,10 @@ class Writer:
                 waiting, self.next = self.next, None
                 self._begin(waiting)
         if worker.alive:
+            self.told = event
             fleet.tell_of_part(worker, event)
+
+    def tell_again(self) -> None:
+        """What became of its last part, to a new life of the controller."""
+        if self.told is not None:
+            self.worker.fleet.tell_of_part(self.worker, self.told)

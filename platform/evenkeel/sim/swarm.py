@@ -86,7 +86,7 @@ def _outcome(seed: int, fleet: Fleet | None, verdict: str, detail: str) -> Outco
     status = fleet.ended.status if fleet.ended is not None else ""
     worlds = len(fleet.checks.worlds)
     seen = {name: count for name, count in fleet.seen.items() if count}
-    return Outcome(seed, verdict, detail, status, len(fleet.metrics), worlds, fleet.clock.events, digest, seen)
+    return Outcome(seed, verdict, detail, status, len(fleet.metrics.votes), worlds, fleet.clock.events, digest, seen)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

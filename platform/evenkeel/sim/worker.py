@@ -20,7 +20,7 @@ from evenkeel.sim.mirror import Mirrorer
 from evenkeel.sim.store import Writer
 
 if TYPE_CHECKING:
-    from evenkeel.sim.fleet import Fleet
+    from evenkeel.sim.fleet import Command, Fleet
 
 
 class SimWorker:
@@ -100,7 +100,9 @@ class SimWorker:
 
     # ------------------------------------------------------------ control thread
 
-    def deliver(self, command: m.Command) -> None:
+    def deliver(self, command: "Command") -> None:
+        if self.member.meet(command.epoch):
+            self.writer.tell_again()
         match command:
             case m.Abort(_, epoch, generation, ask, acknowledged):
                 if self.member.abort(epoch, generation, acknowledged):

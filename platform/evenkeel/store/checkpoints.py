@@ -177,7 +177,11 @@ class Checkpoints:
         self._files.remove_folder(folder(step))
 
     def prune(
-        self, keep: int, line: Collection[Version] | None = None, agreed: Version | None = None
+        self,
+        keep: int,
+        line: Collection[Version] | None = None,
+        agreed: Version | None = None,
+        gone: Callable[[int], object] = bool,
     ) -> list[int]:
         """Removes all but the newest `keep` checkpoints; answers their steps. Also what was never completed.
 
@@ -190,6 +194,9 @@ class Checkpoints:
         So do those that were begun and never finished, also in folders that hold nothing else, which an object store
         does not list. Whoever still writes one has been overtaken; what is written of a newer version is not touched,
         as its name says that it is newer. So no clock is asked, nor the writers.
+
+        Args:
+            gone: is told each step whose checkpoint is removed, at once: also where the store fails after that.
 
         Raises:
             ValueError: if `keep` is less than 1.
@@ -214,11 +221,13 @@ class Checkpoints:
         removed += [step for step in damaged if step < oldest and not self._is_imported(step)]
         for step in removed:
             self._files.remove(f"{folder(step)}/{NAME}")
+            gone(step)
         for step in self.steps():
             if step in kept:
                 self._remove_parts(step, newest, {file.name for file in kept[step].files})
             elif step in removed or step not in damaged:
                 self._remove_parts(step, newest, set())
+        # Last, as not every key may list what was begun, nor every server can.
         self._files.drop_unfinished(FOLDER, lambda name: _is_part_before(newest, name))
         return sorted(removed)
 
@@ -231,8 +240,9 @@ class Checkpoints:
         names = self._files.names(folder(step))
         old = [name for name in names if name not in own and _is_older(part_generation(name), step, newest)]
         if old == names and step < newest.step:
-            # With what killed writers left in it. A newer part can be in here, unfinished and so unlisted, only if the
-            # run went back since `newest` and this call is of before; then its writer fails, and that one checkpoint.
+            # On a local path with what killed writers left in it. A newer part can be in here, unfinished and so
+            # unlisted, only if the run went back since `newest` and this call is of before; then its writer fails, and
+            # that one checkpoint.
             self._files.remove_folder(folder(step))
             return
         for name in old:

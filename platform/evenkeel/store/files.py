@@ -89,7 +89,7 @@ class Files(Protocol):
         """Names of the folders in a folder, sorted; on an object store those that hold a file."""
 
     def remove_folder(self, folder: str) -> None:
-        """Removes a folder, that may be gone already, with all in it, unfinished files too."""
+        """Removes a folder, that may be gone already, with all in it; on a local path unfinished files too."""
 
     def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
         """Removes what killed writers left of files in a folder and below it, which no listing shows; of how many.
@@ -318,13 +318,13 @@ class ObjectFiles:
         return sorted(self._entries(folder, "directory"))
 
     def remove_folder(self, folder: str) -> None:
-        self.drop_unfinished(folder)
         with self._told(folder), suppress(FileNotFoundError):
             self.fs.invalidate_cache(self._full(folder))
             self.fs.rm(self._full(folder), recursive=True)
 
     def drop_unfinished(self, folder: str, which: Callable[[str], bool] = bool) -> int:
-        with self._told(folder):
+        what = "unfinished uploads (s3:ListBucketMultipartUploads, s3:AbortMultipartUpload)"
+        with _told(f"{self.where(folder)}, {what}", Exception, self._secrets):
             return abort_uploads(self.fs, self._full(folder), which)
 
     def _entries(self, folder: str, kind: str) -> dict[str, int]:

@@ -51,10 +51,18 @@ class Journal:
         record = {"format": FORMAT, "epoch": epoch, "nonce": self._nonce, "entries": list(entries)}
         name = _file(self._next)
         if not self._files.create(name, json.dumps(record).encode()):
-            other = self._read(name)
-            theirs = short(other.get("epoch"), 20)
-            raise JournalFenced(f"{self._files.where(name)}: written by another controller (epoch {theirs})")
+            raise self._fenced(name, self._read(name))
         self._next += 1
+
+    def check(self) -> None:
+        """Raises JournalFenced if somebody else has written the next file. From any thread, also beside an append."""
+        name = _file(self._next)
+        if self._files.read(name) is not None and (there := self._read(name)).get("nonce") != self._nonce:
+            raise self._fenced(name, there)
+
+    def _fenced(self, name: str, there: dict[str, Any]) -> JournalFenced:
+        theirs = short(there.get("epoch"), 20)
+        return JournalFenced(f"{self._files.where(name)}: written by another controller (epoch {theirs})")
 
     def _read(self, name: str) -> dict[str, Any]:
         data = self._files.read(name)

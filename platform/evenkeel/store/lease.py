@@ -268,10 +268,14 @@ class Tenure:
         """Lets the next one take it at once. Raises as `renew` does."""
         self._show(replace(self.lease, renewed=time.time(), released=True))
 
-    def _show(self, lease: Lease) -> None:
-        successor = _read(self._files, _file(lease.tenure + 1))
+    def check(self) -> None:
+        """Raises LeaseLost if somebody else holds it. From any thread."""
+        successor = _read(self._files, _file(self.lease.tenure + 1))
         if successor is not None:
             raise LeaseLost(f"{self._files.where(SHOWN)}: {successor.who}, has taken it over")
+
+    def _show(self, lease: Lease) -> None:
+        self.check()
         self._files.replace(SHOWN, lease.to_json())
         self.lease = lease
 

@@ -12,6 +12,7 @@ from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.world import World
 from evenkeel.store import lineage
 from evenkeel.store.errors import StoreError
+from evenkeel.store.fenced import FencedFiles
 from evenkeel.store.files import Files, LocalFiles, open_files
 from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
 from evenkeel.store.journal import Journal, check_format
@@ -84,6 +85,10 @@ class RunDirectory:
         if isinstance(self.files, LocalFiles):
             return RunDirectory(self.files, PatientFiles(self.files, report, wait, patience, ROOM))
         return RunDirectory(PatientFiles(self.files, report, wait, patience))
+
+    def fenced(self, fence: Callable[[], None]) -> "RunDirectory":
+        """The same directory, for one who may have lost the run; see FencedFiles. To be made `patient` after that."""
+        return RunDirectory(FencedFiles(self.files, fence))
 
     @property
     def url(self) -> str:
