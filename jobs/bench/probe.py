@@ -105,13 +105,13 @@ class _Probe:
     def wrap_copy(self) -> None:
         original = Saver.copy
 
-        def copy(saver: Saver, version: Version) -> None:
+        def copy(saver: Saver, version: Version, last: bool) -> None:
             if saver.busy:  # that of the last step, done later by another thread
-                original(saver, version)
+                original(saver, version, last)
                 return
             floors = [self._one_copy(), self._one_copy()]
             cpu, began = time.thread_time(), time.perf_counter()
-            original(saver, version)
+            original(saver, version, last)
             copy_s = time.perf_counter() - began
             found = {"copy_s": copy_s, "copy_cpu_s": time.thread_time() - cpu, "copied_at": time.time()}
             taken = [floor for floor in floors if floor is not None]

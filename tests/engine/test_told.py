@@ -106,7 +106,7 @@ def test_what_keeps_a_part_from_being_written(
     world = world_of(WorkerInfo(A, NodeId("n"), 1))
     state, saver = ShardState(job.model, job.shape, world.layout.shard(A)), Saver(A, job, Faults(A, (), bool), sent.put)
     saver.begin(state, world.layout, copies_of(world, job.shape))
-    saver.copy(Version(1, 1))
+    saver.copy(Version(1, 1), last=False)
     assert sent.get() == m.StorageTrouble(A, "once more with ***")
     assert sent.get() == m.PartFailed(A, Version(1, 1), "*** is refused")
     monkeypatch.setattr(state, "range", spoilt)
