@@ -14,6 +14,7 @@ from evenkeel.core.vote import Vote
 from evenkeel.sim.checks import Checks
 from evenkeel.sim.clock import Clock
 from evenkeel.sim.meetings import Meetings
+from evenkeel.sim.moments import moments
 from evenkeel.sim.scenario import MODES, SAVING_MOMENTS, Fault, Scenario
 from evenkeel.sim.store import Store
 from evenkeel.sim.worker import SimWorker
@@ -103,9 +104,9 @@ class Fleet:
         self.checks.saved.hears(event)
         output = controller.step(self.clock.now, event)
         entered = type(controller.mode).__name__
-        moments = [entered] if entered != mode else []
-        moments += _moments(event, output.commands)
-        stop_after = next((x for x in map(self._controller_dies, moments) if x is not None), None)
+        at = [entered] if entered != mode else []
+        at += moments(event, output.commands)
+        stop_after = next((x for x in map(self._controller_dies, at) if x is not None), None)
         self.journal.extend(output.journal[: self._durable(output, stop_after)])
         for i, command in enumerate(output.commands):
             if stop_after is not None and i >= stop_after * len(output.commands):
@@ -160,9 +161,9 @@ class Fleet:
             case m.Start(count):
                 for _ in range(count):
                     self._start_worker()
-            case m.CommitCheckpoint():
+            case m.CommitCheckpoint() | m.LookAt():
                 assert self.store is not None
-                self.store.commit(command)
+                self.store.carry_out(command)
             case m.SetTimer(at):
                 self.timer += 1
                 timer = self.timer
@@ -386,15 +387,3 @@ class Fleet:
                 worker.die()
         if not alone and self.controller is not None:
             self.crash_controller()
-
-
-def _moments(event: m.Event, commands: tuple[m.Command, ...]) -> list[str]:
-    """What of note the controller has just heard or said."""
-    found = {
-        "shown": any(isinstance(c, m.Metrics) for c in commands),
-        "saving": any(isinstance(c, m.Log) and c.event == "checkpoint_started" for c in commands),
-        "part written": isinstance(event, m.PartWritten),
-        "manifest written": isinstance(event, m.CheckpointCommitted),
-        "loading": any(isinstance(c, m.Form) and c.world.saved for c in commands),
-    }
-    return [moment for moment, happens in found.items() if happens]
