@@ -104,9 +104,9 @@ class Fleet:
         self.checks.saved.hears(event)
         output = controller.step(self.clock.now, event)
         entered = type(controller.mode).__name__
-        at = [entered] if entered != mode else []
-        at += moments(event, output.commands)
-        stop_after = next((x for x in map(self._controller_dies, at) if x is not None), None)
+        come = [entered] if entered != mode else []
+        come += moments(event, output.commands)
+        stop_after = next((x for x in map(self._controller_dies, come) if x is not None), None)
         self.journal.extend(output.journal[: self._durable(output, stop_after)])
         for i, command in enumerate(output.commands):
             if stop_after is not None and i >= stop_after * len(output.commands):

@@ -4,7 +4,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
-from evenkeel.core.ids import INITIAL, Version
+from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.world import World
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
@@ -28,7 +28,8 @@ class SavedChecks:
         known: checkpoints that this life of the controller was told of, and has not found to be damaged or removed;
             unreadable: those that it has found to be damaged.
         refused: those of which it was told that their manifest could not be written.
-        awaited: checkpoints, each with a file, at which this life of the controller is looking.
+        awaited: checkpoints, each with a file, at which this life of the controller is looking; told: who of the newest
+            world could not read these; blind: those of them that could not read what is whole.
         asked: the version that the user asked this life to begin from, until that was done.
         removed: what retention has taken away.
         gone_back: each base that the run went back to: the versions that made it, with the generation up to which all
@@ -42,6 +43,8 @@ class SavedChecks:
         self.unreadable: set[Version] = set()
         self.refused: set[Version] = set()
         self.awaited: set[tuple[Version, str]] = set()
+        self.told: set[tuple[Version, str, WorkerId]] = set()
+        self.blind: set[WorkerId] = set()
         self.asked: Version | None = None
         self.removed: set[Version] = set()
         self.gone_back: list[tuple[frozenset[Version], int]] = []
@@ -54,6 +57,8 @@ class SavedChecks:
         self.unreadable = set()
         self.refused = set()
         self.awaited = set()
+        self.told = set()
+        self.blind = set()
         self.asked = resume
 
     def hears(self, event: m.Event) -> None:
@@ -62,12 +67,16 @@ class SavedChecks:
                 self.known = {v for v in self.known | {version} if v.step not in removed}
             case m.CheckpointFailed(version):
                 self.refused.add(version)
+            case m.CheckpointUnreadable(worker, generation, version, _, file):
+                if generation == max(self.checks.worlds) and version in self.known:
+                    self.told.add((version, file, worker))
             case m.Looked(version, _, error) if error:
                 self.awaited = {(v, file) for v, file in self.awaited if v != version}
                 self.unreadable |= self.known & {version}
                 self.known.discard(version)
             case m.Looked(version, file):
                 self.awaited.discard((version, file))
+                self.blind |= {who for v, f, who in self.told if (v, f) == (version, file)}
                 self.checks.fleet.seen["found after all"] += version in self.refused - self.known
                 self.known.add(version)
             case _:
@@ -186,6 +195,9 @@ class SavedChecks:
         fleet.seen["back as nobody came"] += 1
 
     def opened(self, world: World) -> None:
+        self.told.clear()
+        blind = self.blind & {info.worker_id for info in world.members}
+        require(not blind, f"generation {world.generation} is opened with {blind}, which cannot read what is whole")
         require(not self.awaited, f"generation {world.generation} is opened before it is known what {self.awaited} is")
         if world.saved:
             require(world.base in self.known, f"generation {world.generation} begins from {world.base}: not saved")
