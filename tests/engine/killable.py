@@ -293,6 +293,10 @@ class Life:
         self._pass(VISIBLE, command.version)
         self._events.put((event, False))
 
+    def look_at(self, command: m.LookAt) -> None:
+        look = partial(saving.look, self._run, command)
+        threading.Thread(target=lambda: self._events.put((look(), False)), daemon=True).start()
+
     def _pass(self, phase: str, version: Version) -> None:
         for number, stop in enumerate(self._stops.stops):
             if stop.phase == phase and stop.step <= version.step and self._stops.is_next(number):

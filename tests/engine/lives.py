@@ -85,6 +85,9 @@ class Life(LocalRun):
         if isinstance(command, m.CommitCheckpoint):
             self.fleet.events.put(saving.complete(self._prepared.directory, self._prepared.spec, command))
             return
+        if isinstance(command, m.LookAt):
+            self.fleet.events.put(saving.look(self._prepared.directory, command))
+            return
         if isinstance(command, m.Form):
             self._formed()
         super()._carry_out(command)

@@ -43,8 +43,11 @@ def test_it_is_named_and_the_one_before_is_taken(how: str, tmp_path: Path) -> No
     outcome = finished(life)
     [damaged] = outcome.named("checkpoint_damaged")
     assert damaged.fields["error"].startswith(f"{part}: ")
+    [unreadable] = outcome.named("checkpoint_unreadable")
     says = "bytes 0 to " if how == "a flipped bit" else "Input/output error"
-    assert says in damaged.fields["error"]
+    assert says in unreadable.fields["error"]
+    seen = "bytes 0 to " if how == "a flipped bit" else "has 0 bytes, "  # the controller begins with the sizes
+    assert seen in damaged.fields["error"]
     [back] = [entry for entry in outcome.journal if isinstance(entry, m.Restored)]
     assert back.base == Version(4, 1) and "step 5 is lost" in back.reason
     assert [(world.base, world.saved) for world in outcome.worlds] == [(Version(5, 1), True), (Version(4, 1), True)]

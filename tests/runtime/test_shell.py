@@ -49,6 +49,9 @@ class Hands:
     def commit_checkpoint(self, command: m.CommitCheckpoint) -> None:
         self.done.append(("commit checkpoint", command.version.step))
 
+    def look_at(self, command: m.LookAt) -> None:
+        self.done.append(("look at", command.version.step))
+
     def set_timer(self, at: float) -> None:
         self.done.append("timer")
 

@@ -203,8 +203,11 @@ class Script:
             case "not-saved":
                 yield m.CheckpointFailed(self._checkpoint(line, generation), " ".join(line.names))
             case "damaged":
-                error = " ".join(line.names[1:])
-                yield m.CheckpointUnreadable(line.who, generation, self._checkpoint(line, generation), error)
+                of, file = self._checkpoint(line, generation), line.settings.get("file", "")
+                yield m.CheckpointUnreadable(line.who, generation, of, " ".join(line.names[1:]), file)
+            case "looked":
+                of, file = self._checkpoint(line, generation), line.settings.get("file", "")
+                yield m.Looked(of, file, " ".join(line.names))
             case "stop":
                 yield m.StopRequested(" ".join(line.names) or "asked")
             case _:
@@ -370,7 +373,9 @@ def command_lines(commands: tuple[m.Command, ...]) -> list[str]:
     return [" ".join([text, *workers]) for text, workers in lines.items()]
 
 
-def other_line(command: m.Kill | m.Start | m.CommitCheckpoint | m.Metrics | m.Log | m.Status | m.End) -> str:
+def other_line(
+    command: m.Kill | m.Start | m.CommitCheckpoint | m.LookAt | m.Metrics | m.Log | m.Status | m.End,
+) -> str:
     match command:
         case m.Kill(worker, reason):
             return f"kill {worker}: {reason}"
@@ -379,6 +384,8 @@ def other_line(command: m.Kill | m.Start | m.CommitCheckpoint | m.Metrics | m.Lo
         case m.CommitCheckpoint(of, _, _, parts, _, agreed):
             kept = "" if agreed in (None, of) else f", {show_version(agreed)} stays"
             return f"commit checkpoint {show_version(of)}: {', '.join(parts)}{kept}"
+        case m.LookAt(of, file):
+            return f"look at checkpoint {show_version(of)}" + (f": {file}" if file else "")
         case m.Metrics(vote):
             return f"metrics step {vote.step} of world {vote.generation}" + (" skipped" if vote.skip else "")
         case m.Log(event, fields=fields):

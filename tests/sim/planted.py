@@ -424,7 +424,27 @@ BUGS = (
     bug(
         "damaged-checkpoint-taken-again",
         0,
-        (SAVING, "        s.saved.remove(event.version)\n", ""),
+        (SAVING, "        s.saved.remove(version)\n", ""),
+    ),
+    bug(
+        "one-worker-believed-that-a-checkpoint-is-damaged",
+        0,
+        (REPAIR, "    looking.unreadable(s, event)\n", "    saving.damaged(s, event.version, event.error)\n"),
+    ),
+    bug(
+        "manifest-that-arrived-not-looked-for",
+        0,
+        (SAVING, "    s.unsure.add(version)\n", ""),
+    ),
+    bug(
+        "world-formed-before-the-look-is-answered",
+        0,
+        (FORMING, "    if s.looks:\n", "    if False:\n"),
+    ),
+    bug(
+        "worker-that-cannot-read-stays",
+        0,
+        (REPAIR, "        kill(s, now, worker, what)\n", ""),
     ),
     bug(
         "removed-checkpoint-taken",

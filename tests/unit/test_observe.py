@@ -151,6 +151,12 @@ def test_a_terminal_gets_a_progress_line_and_the_events_above_it(monkeypatch: py
             "checkpoint of step 8 is complete: 3 MiB in 0.2 s",
         ),
         ("checkpoint_failed", {"checkpoint": 8, "error": "w1: 403"}, "checkpoint of step 8 failed: w1: 403"),
+        (
+            "checkpoint_unreadable",
+            {"worker_id": "w0001", "checkpoint": 8, "error": "x: missing"},
+            "w0001 cannot read the checkpoint of step 8: x: missing",
+        ),
+        ("checkpoint_found", {"checkpoint": 8}, "checkpoint of step 8 is complete after all"),
         ("checkpoint_damaged", {"error": "x: missing"}, "a checkpoint is damaged: x: missing"),
         ("restored", {"base": 4, "reason": "back to 4"}, "going back: back to 4"),
         ("something_new", {}, "something new"),

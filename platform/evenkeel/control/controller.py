@@ -122,6 +122,8 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             saving.refused(s, version, error)
         case m.CheckpointUnreadable():
             repair.unreadable(s, now, event)
+        case m.Looked():
+            repair.looked(s, now, event)
         case m.StopRequested(reason):
             s.stop_reason = reason
             s.log("stop_requested", reason=reason)

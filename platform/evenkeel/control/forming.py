@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from evenkeel.control import beginning, divergence, holders, saving
+from evenkeel.control import beginning, divergence, holders, looking, saving
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
-from evenkeel.core.ids import INITIAL, NodeId
+from evenkeel.core.ids import INITIAL, NodeId, Version
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
@@ -26,6 +26,9 @@ def try_form(s: State, now: float) -> None:
     lost = _lost_slices(s, sources)
     if s.pending & Flags.STOP and _stopped(s):
         return
+    if s.looks:
+        _wait_for(s, looking.waits_for(s))
+        return
     if beginning.is_lost(s):
         saving.restore(s, "the weights that the run begins from are lost")
         return
@@ -34,13 +37,14 @@ def try_form(s: State, now: float) -> None:
         what = s.doubt or f"step {s.committed.step} is lost: nobody alive holds {names(lost)}"
         what = f"{deaths}; {what}" if deaths else what
         mirrored = holders.newest_mirrored(s)
-        if mirrored is not None and saving.is_newest(s, mirrored):
+        if mirrored is not None and not saving.is_newest(s, mirrored):
+            mirrored = None
+        if _waits_for_newer(s, mirrored, what):
+            return
+        if mirrored is not None:
             saving.go_back(s, mirrored, f"{what}; back to the mirrors of step {mirrored.step}")
             sources = _sources(s)
             lost = ()
-        elif saving.newer_is_coming(s):
-            _wait_for(s, f"a checkpoint to be written, as {what}")
-            return
         else:
             saving.restore(s, what)
             if isinstance(s.mode, Ended):
@@ -67,6 +71,17 @@ def try_form(s: State, now: float) -> None:
             return
         from_store = s.committed in s.saved and (bool(lost) or s.committed == INITIAL)
         _form(s, now, planned, _sources(s) if from_store else usable, from_store)
+
+
+def _waits_for_newer(s: State, mirrored: Version | None, what: str) -> bool:
+    """Whether there may be a newer checkpoint than what the run would go back to: these mirrors, else the store."""
+    if mirrored is None and saving.newer_is_coming(s):
+        _wait_for(s, f"a checkpoint to be written, as {what}")
+    elif looking.newer_than(s, mirrored or saving.newest(s)):
+        _wait_for(s, looking.waits_for(s))
+    else:
+        return False
+    return True
 
 
 def _stopped(s: State) -> bool:
@@ -103,6 +118,9 @@ def _wait_for_places(s: State, now: float) -> None:
         s.mode = replace(s.mode, places_until=now + max(s.policy.gather_s, back * s.liveness.step_s))
     if s.mode.places_until is None or now < s.mode.places_until or saving.newer_is_coming(s):
         _wait_for(s, f"workers: {what}")
+        return
+    if looking.newer_than(s, saving.newest(s)):
+        _wait_for(s, looking.waits_for(s))
         return
     saving.restore(s, f"{what}, and nobody came")
     if not isinstance(s.mode, Ended):

@@ -20,8 +20,17 @@ from evenkeel.control.parts import Fault as Fault
 from evenkeel.control.parts import Held as Held
 from evenkeel.control.parts import Position as Position
 from evenkeel.control.parts import Report as Report
+from evenkeel.control.stored import CheckpointCommitted as CheckpointCommitted
+from evenkeel.control.stored import CheckpointFailed as CheckpointFailed
+from evenkeel.control.stored import CheckpointUnreadable as CheckpointUnreadable
+from evenkeel.control.stored import CommitCheckpoint as CommitCheckpoint
+from evenkeel.control.stored import LookAt as LookAt
+from evenkeel.control.stored import Looked as Looked
+from evenkeel.control.stored import PartFailed as PartFailed
+from evenkeel.control.stored import PartWritten as PartWritten
+from evenkeel.control.stored import StillWriting as StillWriting
 from evenkeel.core.ids import Generation, Version, WorkerId
-from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
 
@@ -159,68 +168,10 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class PartWritten:
-    """A worker's part of a checkpoint is durable. `part` describes it, as JSON text, for the manifest; copying it has
-    held up the training for `stall_s`."""
-
-    worker_id: WorkerId
-    version: Version
-    part: str
-    stall_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class PartFailed:
-    """A worker could not write its part, though it tried for a while."""
-
-    worker_id: WorkerId
-    version: Version
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class StillWriting:
-    """A part takes its time; its worker lives and is at it. Told every so many seconds."""
-
-    worker_id: WorkerId
-    version: Version
-
-
-@dataclass(frozen=True, slots=True)
 class StorageTrouble:
     """The store failed; the worker waits and tries again."""
 
     worker_id: WorkerId
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointCommitted:
-    """A CommitCheckpoint is done: the manifest is there. `bytes` is the size of its files.
-
-    `removed` are the steps of older checkpoints that were cleaned up after it.
-    """
-
-    version: Version
-    bytes: int
-    removed: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointFailed:
-    """A CommitCheckpoint could not be done."""
-
-    version: Version
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointUnreadable:
-    """The world's base was to be read from its checkpoint, but a file is damaged or missing. The worker has parked."""
-
-    worker_id: WorkerId
-    generation: Generation
-    version: Version
     error: str
 
 
@@ -255,6 +206,7 @@ Event = (
     | CheckpointCommitted
     | CheckpointFailed
     | CheckpointUnreadable
+    | Looked
     | StopRequested
     | Tick
 )
@@ -326,19 +278,6 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class CommitCheckpoint:
-    """All parts of a checkpoint are durable: write its manifest, which makes it visible, and clean up older ones. Those
-    of `line` can be gone back to, others need not stay; `agreed` is the newest whose copies are known to be equal."""
-
-    version: Version
-    epoch: int
-    layout: Layout
-    parts: tuple[str, ...]
-    line: tuple[Version, ...]
-    agreed: Version | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Send a Tick at this time; replaces the timer that was set before."""
 
@@ -384,8 +323,22 @@ class End:
 
 
 Command = (
-    Abort | Settle | Form | Request | Probe | Kill | Start | CommitCheckpoint | SetTimer | Metrics | Log | Status | End
+    Abort
+    | Settle
+    | Form
+    | Request
+    | Probe
+    | Kill
+    | Start
+    | CommitCheckpoint
+    | LookAt
+    | SetTimer
+    | Metrics
+    | Log
+    | Status
+    | End
 )
+
 
 @dataclass(frozen=True, slots=True)
 class Output:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from evenkeel.control import divergence, saving
+from evenkeel.control import divergence, looking, saving
 from evenkeel.control import messages as m
 from evenkeel.control.incident import Incident
 from evenkeel.control.modes import Aborting, Forming, Gathering, Running, Settling, members_of
@@ -76,11 +76,29 @@ def failed(s: State, now: float, event: m.Failed) -> None:
 
 
 def unreadable(s: State, now: float, event: m.CheckpointUnreadable) -> None:
-    """A worker could not read its part of the base: the world cannot begin, and the next begins from another."""
-    saving.damaged(s, event)
+    """A worker could not read its part of the base: the world cannot begin. From what the next one does is not known
+    before the controller has looked itself."""
+    looking.unreadable(s, event)
     world = s.world
     if world is not None and world.generation == event.generation and not s.decided(world):
-        break_world(s, now, "checkpoint damaged")
+        break_world(s, now, "checkpoint unreadable")
+
+
+def looked(s: State, now: float, event: m.Looked) -> None:
+    """Of what is whole the run goes on from; whoever could not read that is at fault, and is replaced."""
+    blamed = looking.answered(s, event)
+    for worker, error in blamed.items():
+        what = f"cannot read the checkpoint of step {event.version.step}, which is whole: {error}"
+        info = s.roster.alive.get(worker)
+        if info is None:
+            continue
+        s.trouble.cannot_read(s.generation, f"{worker} on node {info.node_id} {what}")
+        kill(s, now, worker, what)
+        if s.incident is not None:
+            s.incident.lost[worker] = what
+    verdict = s.trouble.verdict(s.committed.step + 1) if blamed else None
+    if verdict is not None:
+        s.end("failed", verdict)
 
 
 def answered(s: State, event: m.Answered) -> None:

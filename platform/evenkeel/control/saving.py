@@ -195,8 +195,9 @@ def committed(s: State, now: float, event: m.CheckpointCommitted) -> None:
 
 
 def refused(s: State, version: Version, error: str) -> None:
-    """The manifest could not be written."""
+    """The manifest could not be written; or it was, and only the answer is lost."""
     s.manifests.discard(version)
+    s.unsure.add(version)
     if version in s.uploads:
         s.uploads[version].error = error
         _give_up(s, version, s.uploads[version])
@@ -297,12 +298,19 @@ def restored(s: State, entry: m.Restored) -> None:
         s.pending &= ~Flags.CHECKPOINT  # it was to save what is gone, and there is nothing else yet
 
 
-def damaged(s: State, event: m.CheckpointUnreadable) -> None:
+def damaged(s: State, version: Version, error: str) -> None:
     """It is named, and not taken again."""
-    if event.version in s.saved:
-        s.saved.remove(event.version)
-        s.damaged.append(event.error)
-        s.log("checkpoint_damaged", error=event.error)
+    if version in s.saved:
+        s.saved.remove(version)
+        s.damaged.append(error)
+        s.log("checkpoint_damaged", error=error)
+
+
+def found(s: State, version: Version) -> None:
+    """Its manifest was said not to be written, and is there."""
+    if version not in (*s.saved, *s.distrusted) and in_line(s, version):
+        s.saved = newest_first([version, *s.saved])
+        s.log("checkpoint_found", checkpoint=version.step)
 
 
 def forgotten(s: State) -> None:
@@ -314,6 +322,11 @@ def forgotten(s: State) -> None:
         s.pending |= Flags.CHECKPOINT
         error = "the controller that was to complete it is gone"
         s.log("checkpoint_failed", checkpoint=version.step, error=error, in_a_row=s.save_failures)
+
+
+def newest(s: State) -> Version:
+    """The checkpoint to go back to; the beginning if there is none."""
+    return s.saved[0] if s.saved else INITIAL
 
 
 def is_newest(s: State, version: Version) -> bool:

@@ -41,6 +41,8 @@ class State:
         imported: the checkpoint that was put into the run directory, if a world began from one: the run's beginning.
         uploads: checkpoints that are being written.
         manifests: versions whose manifest is being written, also of attempts that were given up meanwhile.
+        unsure: versions whose manifest could not be written, as this life was told; it may be there all the same.
+        looks: second looks that are awaited, by version and file: who could not read it, and what each said.
         saved_at_step: the last step of which a checkpoint was begun, or from which the run went on.
         save_cost_s: for how long the last checkpoint held up the training; 0 if that is not known.
         save_failures: in a row; save_error says why the last one failed.
@@ -80,6 +82,8 @@ class State:
     imported: Version | None = None
     uploads: dict[Version, "Upload"] = field(default_factory=dict)
     manifests: set[Version] = field(default_factory=set)
+    unsure: set[Version] = field(default_factory=set)
+    looks: dict[tuple[Version, str], dict[WorkerId, str]] = field(default_factory=dict)
     saved_at_step: int = 0
     save_cost_s: float = 0.0
     save_failures: int = 0

@@ -11,6 +11,8 @@ MAX_EXCEPTIONS = 2
 """Generations in which training code raised in one step: the first is retried, the second ends the run."""
 MAX_CRASHES = 3
 """Generations that one open step broke by killing workers before it counts as a poison batch."""
+MAX_UNREADABLE = 3
+"""Generations that could not begin as workers cannot read a checkpoint that is whole, without a commit between them."""
 MAX_ATTEMPTS = 12
 """Generations in a row without a committed step, whatever the causes, before the run is given up."""
 
@@ -44,6 +46,8 @@ class Trouble:
     """The step before which the run went back because copies of the state differed; 0 once that is committed."""
     again: str = ""
     """What differed when copies did so again before that."""
+    unreadable: dict[Generation, str] = field(default_factory=dict)
+    """Since the last commit: which worker, where, could not read a checkpoint that is whole."""
     not_finite: str = ""
     """Who met what was not finite last, and what it was. The report of that step may be heard first."""
 
@@ -53,6 +57,7 @@ class Trouble:
         An error in a later step stays: it may be heard before the report of the step that it follows.
         """
         self.attempts = 0
+        self.unreadable.clear()
         self.reached(vote.step)
         for step in [step for step in self.raised if step <= vote.step]:
             del self.raised[step]
@@ -70,6 +75,10 @@ class Trouble:
             self.crashes.append(Crash(open_step, sure, ", ".join(died)))
         if not self.raised:
             self.last = cause
+
+    def cannot_read(self, generation: Generation, text: str) -> None:
+        """A worker could not read its part of a checkpoint that is whole."""
+        self.unreadable[generation] = text
 
     def doubtful(self, step: int, what: str) -> None:
         """Copies of the version before `step` differ and nobody knows which is right, so that the run goes back."""
@@ -97,6 +106,10 @@ class Trouble:
             return f"failed again after a retry: {self.last}"
         if len(self._crashes(open_step)) >= MAX_CRASHES:
             return self.deaths(open_step)
+        if len(self.unreadable) >= MAX_UNREADABLE:
+            last = list(self.unreadable.values())[-1]
+            way_out = "see to the storage and the memory of that node, then the same command goes on from there"
+            return f"{len(self.unreadable)} worlds could not begin: {last}; {way_out}"
         if self.attempts >= MAX_ATTEMPTS:
             return f"step {open_step}: {self.attempts} worlds in a row broke before a commit, {self.last}"
         return None

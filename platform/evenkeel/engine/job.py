@@ -93,7 +93,15 @@ class Piece:
 
 
 class CheckpointError(Exception):
-    """A checkpoint is not what was written, or not there. One line, which names the file."""
+    """A checkpoint is not what was written, or not there. One line, which names the file.
+
+    Args:
+        file: by its name in the checkpoint's folder; "" for the manifest.
+    """
+
+    def __init__(self, text: str, file: str = "") -> None:
+        super().__init__(text)
+        self.file = file
 
 
 def _never(_: int) -> bool:

@@ -191,7 +191,7 @@ class Worker:
             self._break_groups()
         except CheckpointError as error:
             text = self._job.clean(str(error))
-            self._send(m.CheckpointUnreadable(self._id, world.generation, world.base, text))
+            self._send(m.CheckpointUnreadable(self._id, world.generation, world.base, text, error.file))
             self._break_groups()
         except BaseException as error:  # the border of the thread, also for sys.exit(): the controller decides
             # Told before the groups break, for that makes others fail and the controller abort, and before parking, so

@@ -25,6 +25,7 @@ _STYLES = {
     "incident_unfinished": "bold red",
     "checkpoint_failed": "yellow",
     "storage_trouble": "yellow",
+    "checkpoint_unreadable": "yellow",
     "checkpoint_damaged": "bold red",
     "divergence": "bold red",
     "checkpoint_distrusted": "yellow",
@@ -174,6 +175,11 @@ def event_text(event: Line) -> str | None:
             return f"checkpoint of step {own.get('checkpoint')} failed: {own.get('error')}"
         case "storage_trouble":
             return f"storage fails, {own.get('worker_id')} tries again: {own.get('error')}"
+        case "checkpoint_unreadable":
+            what = f"cannot read the checkpoint of step {own.get('checkpoint')}"
+            return f"{own.get('worker_id')} {what}: {own.get('error')}"
+        case "checkpoint_found":
+            return f"checkpoint of step {own.get('checkpoint')} is complete after all"
         case "checkpoint_damaged":
             return f"a checkpoint is damaged: {own.get('error')}"
         case "divergence":

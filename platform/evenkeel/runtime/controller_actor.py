@@ -224,6 +224,13 @@ class ControllerActor:
             text = f"not all of older checkpoints could be removed: {error}"
             self._loop.call_soon_threadsafe(self._hear, m.StorageTrouble(WorkerId("controller"), text))
 
+    def look_at(self, command: m.LookAt) -> None:
+        self._tasks.spawn(self._look(command))
+
+    async def _look(self, command: m.LookAt) -> None:
+        """With the patience of what nothing can be decided without; a store that fails for good ends the run."""
+        self._feed(await asyncio.to_thread(saving.look, self._run, command))
+
     def set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()

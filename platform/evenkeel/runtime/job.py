@@ -101,7 +101,8 @@ class JobMaker:
         try:
             saving.read(self._patient(), version, wants, moved)
         except (CheckpointDamaged, ValueError) as error:  # or of another model
-            raise CheckpointError(str(error)) from error
+            file = error.file if isinstance(error, CheckpointDamaged) else ""
+            raise CheckpointError(str(error), file) from error
 
     def _write_final(self, final: FinalTensors) -> None:
         specs = [TensorSpec(name, _DTYPES[final.dtype], shape) for name, shape in final.shapes.items()]

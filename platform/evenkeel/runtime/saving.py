@@ -17,7 +17,7 @@ from evenkeel.core.model import ModelShape
 from evenkeel.plan.state import KINDS
 from evenkeel.store.checkpoint_part import Part, Piece
 from evenkeel.store.checkpoint_reader import Checkpoint, Want
-from evenkeel.store.checkpoints import Checkpoints
+from evenkeel.store.checkpoints import Checkpoints, folder
 from evenkeel.store.errors import JournalFenced, StoreError
 from evenkeel.store.lease import LeaseLost
 from evenkeel.store.manifest import CheckpointDamaged, Content
@@ -125,11 +125,39 @@ def read(run: RunDirectory, version: Version, wants: Sequence[Want], moved: Call
             _read_again(found, batch)
 
 
+def look(run: RunDirectory, command: m.LookAt) -> m.Looked:
+    """What is wrong with a checkpoint, if anything, from where this process is.
+
+    Raises:
+        StoreError: if the store fails, and not only for some of its files.
+    """
+    error = ""
+    try:
+        found = _open(run, command.version)
+        try:
+            damaged = next(found.damage(thorough=False, also=command.file), None)
+        except StoreError:
+            damaged = _look_again(_open(run, command.version), command.file)
+        error = "" if damaged is None else str(damaged)
+    except CheckpointDamaged as damaged:
+        error = str(damaged)
+    return m.Looked(command.version, command.file, error)
+
+
+def _look_again(found: Checkpoint, file: str) -> CheckpointDamaged | None:
+    """As _read_again."""
+    try:
+        return next(found.damage(thorough=False, also=file), None)
+    except StoreError as error:
+        return CheckpointDamaged(str(error))
+
+
 def _open(run: RunDirectory, version: Version) -> Checkpoint:
     found = Checkpoints(run.files).open(version.step)
     if found is None or found.manifest.version != version:
         there = "is gone" if found is None else f"is now that of generation {found.manifest.version.generation}"
-        raise CheckpointDamaged(f"the checkpoint of step {version.step}, generation {version.generation}, {there}")
+        what = f"the checkpoint of step {version.step}, generation {version.generation}, {there}"
+        raise CheckpointDamaged(f"{run.files.where(folder(version.step))}: {what}")
     return found
 
 
@@ -138,7 +166,9 @@ def _read_again(found: Checkpoint, batch: Sequence[Want]) -> None:
     try:
         found.read(batch)
     except StoreError as error:
-        raise CheckpointDamaged(str(error)) from error
+        damaged = CheckpointDamaged(str(error))
+        damaged.file = error.file
+        raise damaged from error
 
 
 def shapes(model: ModelShape) -> Mapping[str, tuple[int, ...]]:

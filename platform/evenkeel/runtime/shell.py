@@ -25,6 +25,8 @@ class Hands(Protocol):
 
     def commit_checkpoint(self, command: m.CommitCheckpoint) -> None: ...
 
+    def look_at(self, command: m.LookAt) -> None: ...
+
     def set_timer(self, at: float) -> None: ...
 
     def committed(self, step: int) -> None:
@@ -110,6 +112,8 @@ class Shell:
                 self._hands.start(count)
             case m.CommitCheckpoint():
                 self._hands.commit_checkpoint(command)
+            case m.LookAt():
+                self._hands.look_at(command)
             case m.SetTimer(at):
                 self._hands.set_timer(at)
             case m.Metrics(vote):

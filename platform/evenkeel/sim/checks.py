@@ -157,6 +157,8 @@ class Checks:
                 self._justified(worker_id, reason)
             case m.Start(count):
                 self._wanted(count)
+            case m.LookAt(version, file):
+                self.saved.awaited.add((version, file))
             case m.End(status, error):
                 self._end(status, error)
             case _:
@@ -167,6 +169,11 @@ class Checks:
         if "silent corruption" in reason:
             # The majority may have its content from the one whose bits have flipped.
             require(bool(self.corruption.since), f"{worker_id} was killed: {reason}, though no bit has flipped")
+            return
+        if "which is whole" in reason:
+            store = self.fleet.store
+            misread = store is not None and not store.reads.get(worker_id, True)
+            require(misread, f"{worker_id}, which can read it, was killed: {reason}")
             return
         if "declared lost" in reason:
             require(worker_id in self.lost, f"{worker_id} was killed: {reason}, but no decision says so")

@@ -8,6 +8,7 @@ from evenkeel.core.model import LayerShape, ModelShape, ParamShape
 from evenkeel.plan.layout import Wish
 from evenkeel.sim.draw_flips import with_flips
 from evenkeel.sim.draw_lines import with_lines_lost
+from evenkeel.sim.draw_reads import with_misreads
 from evenkeel.sim.scenario import (
     MIRROR_MOMENTS,
     MODES,
@@ -28,6 +29,7 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_store(_without_store(seed), Random(f"{seed} store"))
     scenario = _with_one_death(scenario, Random(f"{seed} one death"))
     scenario = _with_copies(scenario, Random(f"{seed} copies"))
+    scenario = with_misreads(scenario, Random(f"{seed} reads"))
     scenario = _with_mirrors(scenario, Random(f"{seed} mirrors"))
     scenario = _with_one_kept(scenario, Random(f"{seed} one kept"))
     scenario = _with_few_left(scenario, Random(f"{seed} few left"))

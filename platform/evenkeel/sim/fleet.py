@@ -166,9 +166,9 @@ class Fleet:
             case m.Start(count):
                 for _ in range(count):
                     self._start_worker()
-            case m.CommitCheckpoint():
+            case m.CommitCheckpoint() | m.LookAt():
                 assert self.store is not None
-                self.store.commit(command)
+                self.store.carry_out(command)
             case m.SetTimer(at):
                 self.timer += 1
                 timer = self.timer

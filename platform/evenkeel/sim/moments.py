@@ -11,5 +11,7 @@ def moments(event: m.Event, commands: tuple[m.Command, ...]) -> list[str]:
         "part written": isinstance(event, m.PartWritten),
         "manifest written": isinstance(event, m.CheckpointCommitted),
         "loading": any(isinstance(c, m.Form) and c.world.saved for c in commands),
+        "looking": any(isinstance(c, m.LookAt) for c in commands),
+        "looked": isinstance(event, m.Looked),
     }
     return [moment for moment, happens in found.items() if happens]

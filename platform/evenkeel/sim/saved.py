@@ -4,7 +4,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from evenkeel.control import messages as m
-from evenkeel.core.ids import INITIAL, Version
+from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.world import World
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
@@ -25,8 +25,11 @@ class SavedChecks:
     """Watches the store, and each Restored.
 
     Attributes:
-        known: checkpoints that this life of the controller was told of, and not told that they are damaged or removed;
-            unreadable: those that it was told are damaged.
+        known: checkpoints that this life of the controller was told of, and has not found to be damaged or removed;
+            unreadable: those that it has found to be damaged.
+        refused: those of which it was told that their manifest could not be written.
+        awaited: checkpoints, each with a file, at which this life of the controller is looking; told: who of the newest
+            world could not read these; blind: those of them that could not read what is whole.
         asked: the version that the user asked this life to begin from, until that was done.
         removed: what retention has taken away.
         gone_back: each base that the run went back to: the versions that made it, with the generation up to which all
@@ -38,6 +41,10 @@ class SavedChecks:
         self.checks = checks
         self.known: set[Version] = set()
         self.unreadable: set[Version] = set()
+        self.refused: set[Version] = set()
+        self.awaited: set[tuple[Version, str]] = set()
+        self.told: set[tuple[Version, str, WorkerId]] = set()
+        self.blind: set[WorkerId] = set()
         self.asked: Version | None = None
         self.removed: set[Version] = set()
         self.gone_back: list[tuple[frozenset[Version], int]] = []
@@ -48,15 +55,30 @@ class SavedChecks:
     def begins(self, saved: tuple[Version, ...], resume: Version | None) -> None:
         self.known = set(saved)
         self.unreadable = set()
+        self.refused = set()
+        self.awaited = set()
+        self.told = set()
+        self.blind = set()
         self.asked = resume
 
     def hears(self, event: m.Event) -> None:
         match event:
             case m.CheckpointCommitted(version, _, removed):
                 self.known = {v for v in self.known | {version} if v.step not in removed}
-            case m.CheckpointUnreadable(_, _, version):
+            case m.CheckpointFailed(version):
+                self.refused.add(version)
+            case m.CheckpointUnreadable(worker, generation, version, _, file):
+                if generation == max(self.checks.worlds) and version in self.known:
+                    self.told.add((version, file, worker))
+            case m.Looked(version, _, error) if error:
+                self.awaited = {(v, file) for v, file in self.awaited if v != version}
                 self.unreadable |= self.known & {version}
                 self.known.discard(version)
+            case m.Looked(version, file):
+                self.awaited.discard((version, file))
+                self.blind |= {who for v, f, who in self.told if (v, f) == (version, file)}
+                self.checks.fleet.seen["found after all"] += version in self.refused - self.known
+                self.known.add(version)
             case _:
                 pass
 
@@ -128,7 +150,7 @@ class SavedChecks:
         lost = checks.is_lost(step) or checks.corruption.in_doubt
         require(lost or alone, f"{name} although all of step {step} is alive")
         usable = {v for v in self.known - checks.corruption.distrusted if not self.is_gone(v)}
-        newer = {v for v in usable if v.step > base.step}
+        newer = {v for v in usable | self._arrived() if v.step > base.step}
         require(not newer, f"{name} although the store has {newer}")
         newer = {v for v in self.removed - checks.corruption.distrusted if not self.is_gone(v) and v.step > base.step}
         # Unless for one that is newer still, of which nobody knew that it cannot be read.
@@ -149,6 +171,13 @@ class SavedChecks:
         require(base in checks.fleet.store.listed(), f"{name}, which is not in the store")
         checks.corruption.restored(base)
 
+    def _arrived(self) -> set[Version]:
+        """Checkpoints that are there, and could be gone back to, though their manifest was said not to be written."""
+        store = self.checks.fleet.store
+        there = self.refused.intersection(store.listed()) if store is not None else set()
+        usable = there - self.unreadable - self.checks.corruption.distrusted
+        return {v for v in usable if not self.is_gone(v)}
+
     def _no_layout(self, name: str) -> None:
         """However places are given out, those who have one do not hold all of the state, as they told."""
         checks = self.checks
@@ -166,6 +195,10 @@ class SavedChecks:
         fleet.seen["back as nobody came"] += 1
 
     def opened(self, world: World) -> None:
+        self.told.clear()
+        blind = self.blind & {info.worker_id for info in world.members}
+        require(not blind, f"generation {world.generation} is opened with {blind}, which cannot read what is whole")
+        require(not self.awaited, f"generation {world.generation} is opened before it is known what {self.awaited} is")
         if world.saved:
             require(world.base in self.known, f"generation {world.generation} begins from {world.base}: not saved")
             self.checks.fleet.seen["world from a checkpoint"] += 1
@@ -212,13 +245,15 @@ class SavedChecks:
         store = self.checks.fleet.store
         if store is not None:
             listed = self.known & set(store.listed()) - self.checks.corruption.distrusted
-            usable = {v for v in listed if not self.is_gone(v)}
+            usable = {v for v in listed if not self.is_gone(v)} | self._arrived()
             require(not usable, f"given up although {usable} could be gone back to")
 
     def deserves(self, error: str) -> bool:
         """Whether a run may end with this error because its store fails."""
         fleet = self.checks.fleet
         storage = fleet.scenario.storage
+        if storage is not None and "worlds could not begin" in error:
+            return bool(storage.misreads)
         if storage is None or "checkpoints in a row could not be written" not in error:
             return False
         troubled = storage.part_fails or storage.commit_fails or storage.slow or storage.told_never

@@ -10,6 +10,7 @@ MOMENTS = ("regroup", "reshard", "forward", "reduce", "vote", "commit", "settle"
 REPAIR_MOMENTS = ("abort", "decision", "settle", "regroup", "reshard", "joined", "finish")
 MODES = ("Forming", "Running", "Aborting", "Settling")
 MIRROR_MOMENTS = ("mirroring", "mirrored")
+LOOKING_MOMENTS = ("looking", "looked")
 SAVING_MOMENTS = ("saving", "part written", "manifest written", "loading")
 
 SLACK_S = 5.0
@@ -56,8 +57,10 @@ class Storage:
 
     Attributes:
         write_s, commit_s: what a part and a manifest usually take.
+        arrives: how often a manifest is there whose writing failed, as only the answer is lost.
         slow: how often one of them takes seconds, or longer than anybody waits.
         damaged: how often a checkpoint is listed, but cannot be read.
+        misreads: how many of the workers can read no checkpoint, though these are whole.
         told_twice, told_late, told_never: how often a worker's word about its part comes twice, up to seconds later, or
             not at all.
         asked_back: how often who submits a run again, when nobody is alive, asks for an earlier version.
@@ -69,8 +72,10 @@ class Storage:
     commit_s: float
     part_fails: float = 0.0
     commit_fails: float = 0.0
+    arrives: float = 0.3
     slow: float = 0.0
     damaged: float = 0.0
+    misreads: float = 0.0
     told_twice: float = 0.0
     told_late: float = 0.0
     told_never: float = 0.0
@@ -129,7 +134,7 @@ class Scenario:
         lives = 1 + len(self.faults)
         starts_s = self.policy.gather_s + lives * (1.5 * self.start_s + self.straggle_s)
         trains_s = 2 * self.policy.last_step * (1.5 * self.step_s + 0.3)
-        if self.storage is not None and (self.storage.slow or self.storage.told_never):
+        if self.storage is not None and (self.storage.slow or self.storage.told_never or self.storage.misreads):
             return inf
         if self.storage is not None or self.policy.mirror_every:
             # Each fault may take the run back to its beginning, and nobody is known to anybody then.

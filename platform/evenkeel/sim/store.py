@@ -50,6 +50,7 @@ class Store:
         files: the contents of every part that was ever written, by its name.
         manifests: by step, as each has one folder: the version and the names of its parts.
         damaged: versions that are listed, but cannot be read.
+        reads: workers that have come to read; False for those that cannot read what is whole.
         open: manifests that are being written by this life of the controller.
     """
 
@@ -60,16 +61,21 @@ class Store:
         self.files: dict[str, Mapping[Slice, History]] = {}
         self.manifests: dict[int, tuple[Version, tuple[str, ...]]] = {}
         self.damaged: set[Version] = set()
+        self.reads: dict[WorkerId, bool] = {}
+        self.eyes = Random(f"{fleet.scenario.seed} eyes")
         self.open: list[m.CommitCheckpoint] = []
 
     def listed(self) -> tuple[Version, ...]:
         """What a new life of the controller finds, oldest step first."""
         return tuple(version for _, (version, _) in sorted(self.manifests.items()))
 
-    def read(self, version: Version, wanted: tuple[Slice, ...]) -> dict[Slice, History] | None:
-        """The slices of a version from its checkpoint; None if that is damaged or missing."""
+    def read(self, worker: "SimWorker", version: Version, wanted: tuple[Slice, ...]) -> dict[Slice, History] | None:
+        """The slices of a version from its checkpoint; None if that is damaged or missing, or is so to this worker."""
         there, names = self.manifests.get(version.step, (None, ()))
         if there != version or version in self.damaged:
+            return None
+        if not self.reads.setdefault(worker.info.worker_id, self.eyes.random() >= self.storage.misreads):
+            self.fleet.seen["misread"] += 1
             return None
         pieces: dict[str, list[tuple[Box, History]]] = {}
         for name in names:
@@ -83,10 +89,18 @@ class Store:
             return LOST_S if self.rng.random() < 0.1 else self.rng.uniform(1.0, 10.0)
         return usual * self.rng.uniform(0.5, 2.0)
 
-    # ------------------------------------------------------------ manifests
+    def damaged_file(self, version: Version) -> str:
+        """What whoever reads it finds to be damaged; to others it is as if it were not there."""
+        return "a part" if version in self.damaged else ""
 
-    def commit(self, command: m.CommitCheckpoint) -> None:
-        """Writes a manifest in the background; the controller hears of it if it lives as long."""
+    # ------------------------------------------------------------ what the controller's shell does
+
+    def carry_out(self, command: m.CommitCheckpoint | m.LookAt) -> None:
+        """In the background; the controller hears of it if it lives as long."""
+        if isinstance(command, m.LookAt):
+            life = self.fleet.life
+            self.fleet.clock.after(self.eyes.uniform(0.01, 0.3), lambda: self._look(command, life))
+            return
         self.open.append(command)
         self.fleet.clock.after(self.seconds(self.storage.commit_s), lambda: self._done(command))
 
@@ -97,15 +111,23 @@ class Store:
                 self._put(command)
         self.open.clear()
 
+    def _look(self, command: m.LookAt, life: int) -> None:
+        if life != self.fleet.life or self.fleet.controller is None:
+            return
+        version = command.version
+        there, _ = self.manifests.get(version.step, (None, ()))
+        whole = there == version and (not command.file or version not in self.damaged)
+        self.fleet.hear(m.Looked(version, command.file, "" if whole else "not what was written"))
+
     def _done(self, command: m.CommitCheckpoint) -> None:
         if command not in self.open:
             return
         self.open.remove(command)
         failed = self.rng.random() < self.storage.commit_fails
-        # Of a request that failed the answer may be all that was lost.
-        there = (not failed or self.rng.random() < 0.3) and self._put(command)
+        there = (not failed or self.rng.random() < self.storage.arrives) and self._put(command)
         if failed or not there:
             self.fleet.hear(m.CheckpointFailed(command.version, "503 slow down"))
+            self.fleet.moment_of_anybody("manifest refused")
             return
         self.fleet.moment_of_anybody("manifest written")
         removed = self._prune(command)

@@ -207,7 +207,7 @@ class SimWorker:
             self.memory.initialise(shard)
         elif world.saved:
             assert self.fleet.store is not None
-            loaded = self.fleet.store.read(world.base, slices(self.memory.model, shard))
+            loaded = self.fleet.store.read(self, world.base, slices(self.memory.model, shard))
             if loaded is None:
                 self._unreadable(world)
                 return
@@ -382,8 +382,10 @@ class SimWorker:
         self._fail(m.Fault(self.step, self.phase, 0, "", error, collective=True))
 
     def _unreadable(self, world: World) -> None:
-        """The checkpoint of the world's base is damaged or missing."""
-        event = m.CheckpointUnreadable(self.info.worker_id, world.generation, world.base, "not what was written")
+        """The checkpoint of the world's base is damaged or missing, or is so to this worker."""
+        assert self.fleet.store is not None
+        me, file = self.info.worker_id, self.fleet.store.damaged_file(world.base)
+        event = m.CheckpointUnreadable(me, world.generation, world.base, "not what was written", file)
         self.park()
         self.fleet.send(self, event)
 

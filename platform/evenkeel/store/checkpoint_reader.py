@@ -9,6 +9,7 @@ from math import prod
 from xxhash import xxh3_64_hexdigest
 
 from evenkeel.core.boxes import Box, full
+from evenkeel.store.errors import StoreError
 from evenkeel.store.files import Files
 from evenkeel.store.final import ITEM_BYTES
 from evenkeel.store.manifest import CheckpointDamaged, FileRecord, Manifest, SliceRecord
@@ -60,8 +61,11 @@ class Checkpoint:
                 for at, target in merge(*(copy.runs() for copy in in_slice), key=lambda run: run[0]):
                     chunks.copy(at, target)
 
-    def damage(self, thorough: bool) -> Iterator[CheckpointDamaged]:
+    def damage(self, thorough: bool, also: str = "") -> Iterator[CheckpointDamaged]:
         """All that is wrong with the files: missing or of a wrong size; if `thorough` also each byte and the headers.
+
+        Args:
+            also: the name of a file whose bytes and header are looked at in any case.
 
         Raises:
             StoreError: if the store fails.
@@ -74,7 +78,7 @@ class Checkpoint:
                 yield CheckpointDamaged(f"{where}: missing")
             elif size != file.size:
                 yield CheckpointDamaged(f"{where}: has {size} bytes, {file.size} were written")
-            elif thorough:
+            elif thorough or file.name == also:
                 yield from self._chunks(file.name).damage(self.manifest.header(file.name))
 
     def _chunks(self, name: str) -> "_Chunks":
@@ -176,6 +180,13 @@ class _Chunks:
         return min(self._chunk_bytes, self._record.size - index * self._chunk_bytes)
 
     def _read(self, index: int, buffer: memoryview) -> None:
+        try:
+            self._verified(index, buffer)
+        except StoreError as error:
+            error.file = self._record.name
+            raise
+
+    def _verified(self, index: int, buffer: memoryview) -> None:
         start = index * self._chunk_bytes
         got = self._files.read_into(self._name, start, buffer)
         where = self._files.where(self._name)
