@@ -180,31 +180,53 @@ class Copied:
         self.parts[version.step] = [piece.data.clone() for piece in pieces]
         return str(version.step)
 
+    def values(self) -> dict[int, set[float]]:
+        """All numbers that each step's part holds."""
+        return {step: {float(x) for part in parts for x in part} for step, parts in self.parts.items()}
 
-def of_one_value(state: ShardState, value: float) -> None:
-    for _, _, view in state.pieces():
-        view.fill_(value)
+
+@dataclass
+class Copying:
+    """The saver of the only worker of a world, whose store is a Copied; what it sends, and the state that it saves."""
+
+    job: Job
+    store: Copied
+    sent: "queue.SimpleQueue[m.Event]"
+    saver: Saver
+    state: ShardState
+
+    def train(self, value: float) -> None:
+        for _, _, view in self.state.pieces():
+            view.fill_(value)
+
+    def copy(self, step: int, value: float, last: bool = False) -> None:
+        """Copies the state after a step: this number everywhere."""
+        self.train(value)
+        self.saver.copy(Version(step, 1), last=last)
 
 
-def test_a_writer_that_was_stuck_and_moves_again_copies_nothing_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It did not say busy in the vote, and the disk came back before the copy: the state goes on changing, so it must
-    not be copied when there is room at last, beside the steps after it."""
+@pytest.fixture
+def copying(tmp_path: Path) -> Copying:
     job, store = Tiny(tmp_path)(WorkerId("a")), Copied()
     job.save = store.save
     sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
-    saver, state = begun(job, sent)
-    of_one_value(state, 1.0)
-    saver.copy(Version(1, 1), last=False)
+    return Copying(job, store, sent, *begun(job, sent))
+
+
+def test_a_writer_that_was_stuck_and_moves_again_copies_nothing_later(
+    copying: Copying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did not say busy in the vote, and the disk came back before the copy: the state goes on changing, so it must
+    not be copied when there is room at last, beside the steps after it."""
+    saver, store, sent = copying.saver, copying.store, copying.sent
+    copying.copy(1, 1.0)
     with monkeypatch.context() as stuck:
         stuck.setattr("evenkeel.engine.saver.STUCK_S", 0.0)
         assert not saver.busy  # as it says in the vote of step 2
     store.moved()
     assert saver.busy
-    of_one_value(state, 2.0)
-    saver.copy(Version(2, 1), last=False)
-    of_one_value(state, 3.0)
+    copying.copy(2, 2.0)
+    copying.train(3.0)
     store.free.set()
     saver.close()
     events = [sent.get_nowait() for _ in range(sent.qsize())]
@@ -212,45 +234,33 @@ def test_a_writer_that_was_stuck_and_moves_again_copies_nothing_later(
         (m.PartFailed, Version(2, 1)),
         (m.PartWritten, Version(1, 1)),
     ]
-    assert {step: {float(x) for part in parts for x in part} for step, parts in store.parts.items()} == {1: {1.0}}
+    assert store.values() == {1: {1.0}}
 
 
-def test_the_last_step_is_copied_when_there_is_room(tmp_path: Path) -> None:
+def test_the_last_step_is_copied_when_there_is_room(copying: Copying) -> None:
     """No step comes after it, so that it is whole whenever it is copied."""
-    job, store = Tiny(tmp_path)(WorkerId("a")), Copied()
-    job.save = store.save
-    sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
-    saver, state = begun(job, sent)
-    of_one_value(state, 1.0)
-    saver.copy(Version(8, 1), last=False)
-    of_one_value(state, 2.0)
-    saver.copy(Version(9, 1), last=True)
-    store.free.set()
-    saver.close()
-    assert {step: {float(x) for part in parts for x in part} for step, parts in store.parts.items()} == {
-        8: {1.0},
-        9: {2.0},
-    }
+    copying.copy(8, 1.0)
+    copying.copy(9, 2.0, last=True)
+    copying.store.free.set()
+    copying.saver.close()
+    assert copying.store.values() == {8: {1.0}, 9: {2.0}}
 
 
-def test_a_part_is_told_again(tmp_path: Path) -> None:
+def test_a_part_is_told_again(copying: Copying, tmp_path: Path) -> None:
     """As often as it is asked for: written, or failed."""
-    job, store = Tiny(tmp_path)(WorkerId("a")), Copied()
-    job.save = store.save
-    sent: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
-    saver, _ = begun(job, sent)
+    saver, sent = copying.saver, copying.sent
     saver.tell_again()
     assert sent.empty()
-    saver.copy(Version(1, 1), last=False)
+    copying.copy(1, 1.0)
     saver.tell_again()
     assert sent.empty()
-    store.free.set()
+    copying.store.free.set()
     written = sent.get()
     assert isinstance(written, m.PartWritten)
     saver.tell_again()
     assert sent.get_nowait() == written
-    job.save = partial(open, tmp_path / "nowhere" / "part")  # fails
-    saver.copy(Version(2, 1), last=False)
+    copying.job.save = partial(open, tmp_path / "nowhere" / "part")  # fails
+    copying.copy(2, 1.0)
     failed = sent.get()
     assert isinstance(failed, m.PartFailed) and failed.version == Version(2, 1)
     saver.tell_again()

@@ -74,6 +74,14 @@ class Started:
                 raise AssertionError(f"ended too early: {self.process.communicate()}")
             self.process_pause()
 
+    def until_said(self, words: str) -> None:
+        """Returns when this was printed; what was printed until then is not in Finished.out."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if words in line:
+                return
+        raise AssertionError(f"ended without saying {words!r}: {self.process.communicate()}")
+
     def has_event(self, name: str) -> bool:
         return any(event["event"] == name for event in self.directory.events())
 

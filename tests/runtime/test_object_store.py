@@ -125,7 +125,7 @@ def test_a_stop_while_the_server_is_away(remote: Site, link: Proxy) -> None:
     run = remote.start(wanted)
     run.after_step(6)
     link.cut()
-    time.sleep(10)
+    run.until_said("the store has failed for")
     run.process.terminate()
     stopped = run.finish()
     assert stopped.status == 143

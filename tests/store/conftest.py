@@ -5,7 +5,8 @@ from pathlib import Path
 import fsspec
 import pytest
 import s3fs
-from servers import BUCKET, S3, Ceph, Moto, require_ceph
+from proxy import Proxy
+from servers import BUCKET, S3, Ceph, Moto, options, require_ceph
 
 from evenkeel.store.files import Files, open_files
 
@@ -60,6 +61,36 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
     server = Ceph(tmp_path_factory.mktemp("ceph"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(moto: S3) -> S3:
+    """What is behind the link."""
+    return moto
+
+
+@pytest.fixture(scope="module")
+def proxy(server: S3) -> Iterator[Proxy]:
+    """One for all tests of a server, for then they share a client, which is slow to build."""
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest) -> str:
+    return f"s3://{BUCKET}/{abs(hash(request.node.nodeid)):x}"
+
+
+@pytest.fixture
+def link(proxy: Proxy) -> Iterator[Proxy]:
+    yield proxy
+    proxy.heal()
+
+
+@pytest.fixture
+def linked(link: Proxy, root: str) -> Files:
+    return open_files(root, options(link))
 
 
 @pytest.fixture(scope="session")

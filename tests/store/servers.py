@@ -23,6 +23,8 @@ from typing import IO, Any
 import boto3
 import pytest
 from botocore.config import Config
+from children import PART
+from proxy import Proxy
 
 BUCKET = "tests"
 KEY, SECRET = "testkey", "testsecret"
@@ -251,6 +253,14 @@ class Ceph:
             "rgw_run_sync_thread": "false",
         }
         return "[global]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
+
+
+def options(server: S3 | Proxy, **changed: Any) -> dict[str, Any]:
+    """To reach what listens at server.port: as they are by default, but for small parts, and one quick repetition less
+    before the client gives up."""
+    base = {"endpoint_url": f"http://127.0.0.1:{server.port}", "key": KEY, "secret": SECRET}
+    quick = {"default_block_size": PART, "config_kwargs": {"retries": {"total_max_attempts": 2}}}
+    return {**base, **quick, **changed}
 
 
 def require_ceph() -> None:

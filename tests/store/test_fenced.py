@@ -2,16 +2,14 @@
 
 import os
 import threading
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from checkpoint_state import checkpoints, commit, make_state, save, write_parts
 from proxy import Proxy
-from servers import BUCKET, KEY, S3, SECRET
+from servers import S3, options
 
 from evenkeel.core.ids import Version
 from evenkeel.store.errors import JournalFenced, StoreError
@@ -29,37 +27,9 @@ SLOW = "503 Slow Down", "SlowDown"
 HERE = Holder.this("cluster-a")
 
 
-def options(port: int) -> dict[str, Any]:
-    config = {"retries": {"total_max_attempts": 2}}
-    return {"endpoint_url": f"http://127.0.0.1:{port}", "key": KEY, "secret": SECRET, "config_kwargs": config}
-
-
-@pytest.fixture(scope="module")
-def proxy(moto: S3) -> Iterator[Proxy]:
-    proxy = Proxy(moto.port)
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def root() -> str:
-    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
-
-
 @pytest.fixture
 def direct(moto: S3, root: str) -> Files:
-    return open_files(root, options(moto.port))
-
-
-@pytest.fixture
-def link(proxy: Proxy) -> Iterator[Proxy]:
-    yield proxy
-    proxy.heal()
-
-
-@pytest.fixture
-def linked(link: Proxy, root: str) -> Files:
-    return open_files(root, options(link.port))
+    return open_files(root, options(moto))
 
 
 def at_once(_: float) -> bool:
@@ -100,18 +70,23 @@ def held(files: Files, report: Callable[[Trouble], None]) -> Files:
     return RunDirectory(files).fenced(fence).patient(report, threading.Event().wait).files
 
 
-@pytest.mark.parametrize(("take", "error"), TAKEN)
-def test_who_has_lost_the_run_completes_no_checkpoint(
-    take: Callable[[Files], None], error: type[StoreError], link: Proxy, linked: Files, direct: Files
-) -> None:
-    """The run goes on from 20 elsewhere when the request for 30's manifest is sent again at last."""
+def superseded(take: Callable[[Files], None], link: Proxy, linked: Files, direct: Files) -> Files:
+    """As `held`; when a request is refused for the first time, somebody else takes the run, and the link is healed."""
 
     def report(_: Trouble) -> None:
         if link.refused:
             take(direct)
             link.heal()
 
-    files = held(linked, report)
+    return held(linked, report)
+
+
+@pytest.mark.parametrize(("take", "error"), TAKEN)
+def test_who_has_lost_the_run_completes_no_checkpoint(
+    take: Callable[[Files], None], error: type[StoreError], link: Proxy, linked: Files, direct: Files
+) -> None:
+    """The run goes on from 20 elsewhere when the request for 30's manifest is sent again at last."""
+    files = superseded(take, link, linked, direct)
     save(direct, STATE, 20)
     parts = write_parts(direct, Version(30, 1), STATE)
     link.refuse(MANIFEST, *SLOW)
@@ -125,12 +100,7 @@ def test_who_has_lost_the_run_completes_no_checkpoint(
 def test_who_has_lost_the_run_removes_no_checkpoint(
     take: Callable[[Files], None], error: type[StoreError], link: Proxy, linked: Files, direct: Files
 ) -> None:
-    def report(_: Trouble) -> None:
-        if link.refused:
-            take(direct)
-            link.heal()
-
-    files, gone = held(linked, report), list[int]()
+    files, gone = superseded(take, link, linked, direct), list[int]()
     for step in (20, 30):
         save(direct, STATE, step)
     link.refuse(REMOVAL, *SLOW)

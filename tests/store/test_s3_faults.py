@@ -5,13 +5,13 @@ import multiprocessing
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from children import DATA, PART, PIECE, upload, upload_and_die
 from proxy import Proxy
-from servers import BUCKET, KEY, S3, SECRET, Ceph
+from servers import BUCKET, S3, Ceph, options
 
 from evenkeel.store.errors import StoreError
 from evenkeel.store.failures import transient
@@ -24,43 +24,12 @@ PATIENT = Patience(total_s=120, first_s=0.2, most_s=1)
 HUSH = "hush-9f3c57e1a2"
 
 
-@pytest.fixture
-def root(request: pytest.FixtureRequest) -> str:
-    return f"s3://{BUCKET}/{abs(hash(request.node.nodeid)):x}"
-
-
-def options(server: S3 | Proxy, **changed: Any) -> dict[str, Any]:
-    """As they are by default, but for small parts, and one quick repetition less before the client gives up."""
-    base = {"endpoint_url": f"http://127.0.0.1:{server.port}", "key": KEY, "secret": SECRET}
-    quick = {"default_block_size": PART, "config_kwargs": {"retries": {"total_max_attempts": 2}}}
-    return {**base, **quick, **changed}
-
-
 @pytest.fixture(scope="module", params=["moto", pytest.param("rgw", marks=pytest.mark.rgw)])
 def server(request: pytest.FixtureRequest) -> S3:
     """What is behind the link: neither forgets anything while it is cut off, and the one is quick, the other real."""
     if request.param == "moto":
         return cast(S3, request.getfixturevalue("moto"))
     return cast(Ceph, request.getfixturevalue("ceph")).s3
-
-
-@pytest.fixture(scope="module")
-def proxy(server: S3) -> Iterator[Proxy]:
-    """One for all tests of a server, for then they share a client, which is slow to build."""
-    proxy = Proxy(server.port)
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def link(proxy: Proxy) -> Iterator[Proxy]:
-    yield proxy
-    proxy.heal()
-
-
-@pytest.fixture
-def linked(link: Proxy, root: str) -> Files:
-    return open_files(root, options(link))
 
 
 def retried(call: Callable[[], Any], told: list[Trouble]) -> Any:

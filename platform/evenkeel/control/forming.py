@@ -114,7 +114,7 @@ def _wait_for_places(s: State, now: float) -> None:
     assert isinstance(s.mode, Gathering)
     what = "the layout for those that are here has no place for the only holders of some state"
     if s.mode.places_until is None and s.policy.checkpoint_every is not None:
-        back = s.committed.step - (s.saved[0].step if s.saved else 0)
+        back = s.committed.step - saving.newest(s).step
         s.mode = replace(s.mode, places_until=now + max(s.policy.gather_s, back * s.liveness.step_s))
     if s.mode.places_until is None or now < s.mode.places_until or saving.newer_is_coming(s):
         _wait_for(s, f"workers: {what}")

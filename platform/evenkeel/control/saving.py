@@ -178,8 +178,7 @@ def end_if_failing(s: State) -> None:
 def committed(s: State, now: float, event: m.CheckpointCommitted) -> None:
     """The manifest is there. Also of an attempt that was given up here: what is complete can be gone back to."""
     s.manifests.discard(event.version)
-    if event.version not in (*s.saved, *s.distrusted) and in_line(s, event.version):
-        s.saved = newest_first([event.version, *s.saved])
+    _keep(s, event.version)
     s.saved = [v for v in s.saved if v.step not in event.removed]
     upload = s.uploads.pop(event.version, None)
     for older in [v for v in s.uploads if _age(v) < _age(event.version) and not s.uploads[v].committing]:
@@ -308,8 +307,7 @@ def damaged(s: State, version: Version, error: str) -> None:
 
 def found(s: State, version: Version) -> None:
     """Its manifest was said not to be written, and is there."""
-    if version not in (*s.saved, *s.distrusted) and in_line(s, version):
-        s.saved = newest_first([version, *s.saved])
+    if _keep(s, version):
         s.log("checkpoint_found", checkpoint=version.step)
 
 
@@ -318,10 +316,22 @@ def forgotten(s: State) -> None:
     if s.saving is None or s.policy.checkpoint_every is None:
         return
     version = Version(s.saving.step, s.saving.generation)
-    if version not in (*s.saved, *s.distrusted) and in_line(s, version):
+    if _is_new(s, version):
         s.pending |= Flags.CHECKPOINT
         error = "the controller that was to complete it is gone"
         s.log("checkpoint_failed", checkpoint=version.step, error=error, in_a_row=s.save_failures)
+
+
+def _keep(s: State, version: Version) -> bool:
+    """Whether a checkpoint that is there is one more that can be gone back to."""
+    new = _is_new(s, version)
+    if new:
+        s.saved = newest_first([version, *s.saved])
+    return new
+
+
+def _is_new(s: State, version: Version) -> bool:
+    return version not in (*s.saved, *s.distrusted) and in_line(s, version)
 
 
 def newest(s: State) -> Version:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from evenkeel.control import messages as m
 from evenkeel.core.batches import batches
@@ -26,6 +26,8 @@ from evenkeel.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from evenkeel.runtime.spec import RunSpec
+
+T = TypeVar("T")
 
 BATCH_BYTES = 64 << 20
 """Read in one go: so much that neighbours in a file are read together, so little that progress shows."""
@@ -115,14 +117,7 @@ def read(run: RunDirectory, version: Version, wants: Sequence[Want], moved: Call
     found = _open(run, version)
     for batch in batches(wants, lambda want: want.buffer.nbytes, BATCH_BYTES):
         moved()
-        try:
-            found.read(batch)
-        except CheckpointDamaged:
-            raise
-        except StoreError:
-            moved()
-            found = _open(run, version)  # not if the store as a whole is out of reach
-            _read_again(found, batch)
+        found, _ = _twice(run, found, partial(Checkpoint.read, wants=batch), moved)
 
 
 def look(run: RunDirectory, command: m.LookAt) -> m.Looked:
@@ -134,22 +129,38 @@ def look(run: RunDirectory, command: m.LookAt) -> m.Looked:
     error = ""
     try:
         found = _open(run, command.version)
-        try:
-            damaged = next(found.damage(thorough=False, also=command.file), None)
-        except StoreError:
-            damaged = _look_again(_open(run, command.version), command.file)
+        _, damaged = _twice(run, found, lambda it: next(it.damage(thorough=False, also=command.file), None))
         error = "" if damaged is None else str(damaged)
-    except CheckpointDamaged as damaged:
-        error = str(damaged)
+    except CheckpointDamaged as damage:
+        error = str(damage)
     return m.Looked(command.version, command.file, error)
 
 
-def _look_again(found: Checkpoint, file: str) -> CheckpointDamaged | None:
-    """As _read_again."""
+def _twice(
+    run: RunDirectory, found: Checkpoint, use: Callable[[Checkpoint], T], moved: Callable[[], None] = lambda: None
+) -> tuple[Checkpoint, T]:
+    """What `use` finds in a checkpoint; after a failure of the store it is opened anew, and used once more.
+
+    The store may have come back since; if not, though the manifest can be read, it is this checkpoint, for however
+    long one waits.
+
+    Raises:
+        CheckpointDamaged: see `read`.
+        StoreError: the manifest cannot be read either: the store as a whole is out of reach.
+    """
     try:
-        return next(found.damage(thorough=False, also=file), None)
+        return found, use(found)
+    except CheckpointDamaged:
+        raise
+    except StoreError:
+        moved()
+        found = _open(run, found.manifest.version)
+    try:
+        return found, use(found)
     except StoreError as error:
-        return CheckpointDamaged(str(error))
+        damaged = CheckpointDamaged(str(error))
+        damaged.file = error.file
+        raise damaged from error
 
 
 def _open(run: RunDirectory, version: Version) -> Checkpoint:
@@ -159,16 +170,6 @@ def _open(run: RunDirectory, version: Version) -> Checkpoint:
         what = f"the checkpoint of step {version.step}, generation {version.generation}, {there}"
         raise CheckpointDamaged(f"{run.files.where(folder(version.step))}: {what}")
     return found
-
-
-def _read_again(found: Checkpoint, batch: Sequence[Want]) -> None:
-    """The store may have come back since; if not, it is this checkpoint, for however long one waits."""
-    try:
-        found.read(batch)
-    except StoreError as error:
-        damaged = CheckpointDamaged(str(error))
-        damaged.file = error.file
-        raise damaged from error
 
 
 def shapes(model: ModelShape) -> Mapping[str, tuple[int, ...]]:
