@@ -176,7 +176,10 @@ def _situation(s: State, b: Balance, steps_left: int) -> Situation:
 
 def plan(s: State, candidates: Sequence[WorkerInfo]) -> Planned | Infeasible:
     """The layout for these workers: the one that is wanted if all who have a place in it are here and there is none for
-    more of them, else one by what is known of their speeds. Who was evicted is no candidate if there is a world without."""
+    more of them, else one by what is known of their speeds.
+
+    Who was evicted is no candidate if there can be a world without.
+    """
     if not s.policy.rebalance:
         return plan_layout(candidates, s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
     b = balance_of(s)

@@ -116,9 +116,9 @@ class Tracker:
     def speeds(self) -> Speeds:
         """Paces of the workers and costs of the layers that explain what was measured, each time being their product.
 
-        Where nothing but the model says how the layers of two stages compare, its costs do. A worker's pace is first the
-        median over its layers, each as often as it costs, as a cost that is wrong for one of them must not make it slow; then its whole time over
-        the costs that follow from that.
+        Where nothing but the model says how the layers of two stages compare, its costs do. A worker's pace is first
+        the median over its layers, each as often as it costs, as a cost that is wrong for one of them must not make it
+        slow; then its whole time over the costs that follow from that.
         """
         known = {w: x for w, x in self.workers.items() if x.pass_s.value is not None}
         paces = {worker: _first_pace(x, self.prior) for worker, x in known.items()}

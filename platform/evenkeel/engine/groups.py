@@ -28,6 +28,10 @@ class GroupSpec:
     separate: bool = False
 
 
+Received = tuple[WorkerId, int, float, bool]
+"""From whom large messages came, their bytes, the seconds from first to last byte, and whether isend sent them."""
+
+
 class _Closable(Group, Protocol):
     def connect(self) -> None: ...
 
@@ -38,10 +42,6 @@ class _Closable(Group, Protocol):
         """Breaks what the mesh does not reach; does not block."""
 
     def close(self) -> None: ...
-
-
-Received = tuple[WorkerId, int, float, bool]
-"""From whom large messages came, their bytes, the seconds from first to last byte, and if they are isend's."""
 
 
 Make = Callable[[str, int, Sequence[WorkerInfo], Mesh], _Closable]

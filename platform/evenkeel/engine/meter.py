@@ -45,7 +45,7 @@ class Meter:
         self._on = self._detailed = False
 
     def begin(self, on: bool, detailed: bool) -> None:
-        """A step begins.
+        """The passes of a training step begin.
 
         Args:
             on: whether it is measured; the first one of a generation is not, it is slow for reasons of its own.
@@ -53,13 +53,17 @@ class Meter:
         """
         self._on, self._detailed, self._at = on, detailed and self._tells_layers, None
 
+    def end(self) -> None:
+        """They are through; those of a validation do not count."""
+        self._on = self._detailed = False
+
     def now(self) -> Mark:
         """This moment, on a clock that stands still while the worker waits for others."""
         if not self._on:
             return 0.0
         if not self._on_gpu:
             return time.perf_counter() - self._progress.waited_s
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -118,6 +122,7 @@ def _seconds(spans: Sequence[tuple[Mark, Mark]]) -> list[float]:
     for began, ended in spans:
         if isinstance(began, float) and isinstance(ended, float):
             found.append(ended - began)
-        elif isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event) and ended.query():
-            found.append(began.elapsed_time(ended) / 1000)
+        elif isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
+            if ended.query():  # type: ignore[no-untyped-call]
+                found.append(began.elapsed_time(ended) / 1000)
     return found

@@ -1,6 +1,5 @@
 """Executes one stage's list of passes (plan/schedule.py): receive, compute, send, micro-batch by micro-batch."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ from evenkeel.engine.groups import Pending
 from evenkeel.engine.meter import Meter
 from evenkeel.engine.model import Hidden
 from evenkeel.engine.progress import Progress
+from evenkeel.engine.slowdown import Slowdown
 from evenkeel.plan.schedule import Action, Kind
 
 
@@ -100,7 +100,7 @@ class Executor:
         exit_: what goes on to the stage after; None in the last one.
         meter: told of every pass of a training step.
         before_last: called before the last backward pass: after it all gradients are final.
-        slowdown: how many times as long each pass is to take; burns real time.
+        slowdown: makes each pass take longer.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Executor:
         *,
         meter: Meter | None = None,
         before_last: Callable[[], None] = lambda: None,
-        slowdown: float = 1.0,
+        slowdown: Slowdown | None = None,
     ) -> None:
         self.first, self.last = stage == 0, stage == stages - 1
         self._stage, self._stages = stage, stages
@@ -130,7 +130,7 @@ class Executor:
         self._faults = faults
         self._meter = meter
         self._before_last = before_last
-        self._slowdown = slowdown
+        self._slowdown = slowdown or Slowdown()
         self._flight: dict[int, tuple[Tensor | None, Tensor]] = {}
         self._sent: deque[tuple[Pending, Tensor]] = deque()
         flights = _most_in_flight(actions)
@@ -191,10 +191,10 @@ class Executor:
             hidden = self._activations.take(self._progress.communicating()).detach()
             hidden.requires_grad_(keep and self._returns)
         mark = self._meter.now() if self._meter is not None else None
-        began = time.perf_counter()
         self._faults.fire("forward", self._progress.step)
+        began = self._slowdown.begin()
         output = self._compute.forward(micro, hidden)
-        self._burn(began)
+        self._slowdown.end(began, self._progress.step)
         if keep and self._meter is not None and mark is not None:
             self._meter.forward(mark)
         if self.last:
@@ -208,15 +208,15 @@ class Executor:
         hidden, output = self._flight.pop(micro)
         gradient = None if self._gradients is None else self._gradients.take(self._progress.communicating())
         mark = self._meter.now() if self._meter is not None else None
-        began = time.perf_counter()
         self._faults.fire("backward", self._progress.step)
+        began = self._slowdown.begin()
         if output.requires_grad:  # not in a first stage without parameters
             root = output if gradient is None else _Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
             torch.autograd.backward((root,))
         self._progress.layer = -1
         if self._meter is not None:
             self._meter.at(-1)
-        self._burn(began)
+        self._slowdown.end(began, self._progress.step)
         if self._meter is not None and mark is not None:
             self._meter.backward(mark)
         if self._returns:
@@ -240,14 +240,6 @@ class Executor:
         handle, _ = self._sent.popleft()
         with self._progress.communicating():
             handle.wait()
-
-    def _burn(self, began: float) -> None:
-        if self._slowdown > 1.0:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            until = began + self._slowdown * (time.perf_counter() - began)
-            while time.perf_counter() < until:
-                pass
 
 
 class _Weighted(torch.autograd.Function):

@@ -22,6 +22,7 @@ from evenkeel.engine.pipeline import Boundary, Executor
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
+from evenkeel.engine.slowdown import Slowdown
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.engine.sums import GradientSums
 from evenkeel.plan.comparison import compared
@@ -61,13 +62,14 @@ class Training:
         faults: Faults,
         saver: Saver,
         mirrors: Mirrors,
+        slowdown: Slowdown,
         send: Callable[[Event], None],
     ) -> None:
         self.job, self.settings = job, job.settings
         self.world, self.me, self.place = world, me, world.layout.places[me]
         self.memory, self.groups = memory, groups
         self.seat, self.progress, self.faults, self.send = seat, progress, faults, send
-        self.saver, self.mirrors = saver, mirrors
+        self.saver, self.mirrors, self._slowdown = saver, mirrors, slowdown
         self._pipeline = world.layout.pipelines[self.place.pipeline]
         tensor = groups[tensor_name(self.place.pipeline, self.place.stage)] if world.layout.tensor > 1 else None
         watched = None if tensor is None else _Watched(tensor, progress)
@@ -96,8 +98,6 @@ class Training:
 
     def begin(self, step: int) -> None:
         self.progress.step = step
-        measured = self.world.measure_every is not None and step > self.world.base.step + 1
-        self.meter.begin(measured, detailed=self.seat.measures(step))
 
     def compute(self) -> Sums:
         """Adds the gradients of this pipeline's share of the step to the buffers.
@@ -106,7 +106,12 @@ class Training:
             Loss and tokens of the share, on the first TP rank of the last stage; nothing elsewhere.
         """
         self._train.begin()
-        return self._counted(self._executor.run(), self._train)
+        step = self.progress.step
+        measured = self.world.measure_every is not None and step > self.world.base.step + 1
+        self.meter.begin(measured, detailed=self.seat.measures(step))
+        loss = self._executor.run()
+        self.meter.end()
+        return self._counted(loss, self._train)
 
     def evaluate(self) -> Sums:
         """Loss and tokens of this pipeline's share of the validation, counted by the same worker as in `compute`."""
@@ -140,7 +145,7 @@ class Training:
             self.faults,
             before_last=self.sums.overlap,
             meter=self.meter,
-            slowdown=self.settings.slowdown.get(self.place.rank, 1.0),
+            slowdown=self._slowdown,
         )
 
     def _counted(self, loss: Tensor, passes: "_Passes") -> Sums:
@@ -210,6 +215,8 @@ class _Passes:
         if self._last:
             x, tokens = self._loss(x, self._moved(targets), self._group)
             self.tokens = self.tokens + tokens
+            if x.requires_grad:
+                x.register_hook(self._marks[-1])  # type: ignore[no-untyped-call]  # the loss counts with the last layer
         self._end()
         return x
 

@@ -59,7 +59,7 @@ class _Pipeline:
         self._fits = fits
 
     def furthest(self, limit: float) -> list[int] | None:
-        """Where each stage ends at the latest, the borders 0 and depth included; None if not all layers find a place."""
+        """Where each stage ends at the latest, with the borders 0 and depth; None if not all layers find a place."""
         bounds = [0]
         for stage in range(len(self._paces)):
             stop = self.reach(stage, bounds[-1], limit)
