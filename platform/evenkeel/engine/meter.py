@@ -122,7 +122,10 @@ def _seconds(spans: Sequence[tuple[Mark, Mark]]) -> list[float]:
     for began, ended in spans:
         if isinstance(began, float) and isinstance(ended, float):
             found.append(ended - began)
-        elif isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
-            if ended.query():  # type: ignore[no-untyped-call]
-                found.append(began.elapsed_time(ended) / 1000)
+        elif isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event) and _is_through(ended):
+            found.append(began.elapsed_time(ended) / 1000)
     return found
+
+
+def _is_through(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
