@@ -161,7 +161,6 @@ def _situation(s: State, b: Balance, steps_left: int) -> Situation:
     policy = s.policy
     return Situation(
         workers=infos,
-        step_s=_step_s(b),
         steps_left=steps_left,
         pause_s=b.pause_s,
         stage_fits=_room(s, layout),
@@ -212,7 +211,7 @@ def opened(s: State, world: World) -> None:
             what=change.what,
             reason=change.reason,
             predicted_gain_s=round(change.gain_s, 6),
-            predicted_gain=round(change.gain_s / max(_step_s(b), change.now_s), 4),
+            predicted_gain=round(change.gain_s / change.now_s, 4),
             pause_s=round(b.pause_s, 6),
             workers=list(change.out),
         )

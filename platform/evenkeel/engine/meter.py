@@ -1,6 +1,8 @@
 """What a worker measures of its steps: its passes, without what it waits for, and what comes in from whom how fast.
 
-On a GPU the times are those of events on its stream, read after the step is through: nothing waits for the device.
+On a GPU the times are those of events on its stream, read after the step is through: nothing waits for the device. On
+the CPU they are processor time of the training thread, which stands still where that waits. Workers share cores there,
+with each other and with what else runs: the clock on the wall would tell of the neighbours more than of the worker.
 """
 
 import time
@@ -13,7 +15,6 @@ import torch
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.vote import Timing
 from evenkeel.engine.groups import GroupSet
-from evenkeel.engine.progress import Progress
 
 Mark = float | torch.cuda.Event
 
@@ -32,12 +33,11 @@ class Meter:
         layers: tuple[int, int],
         tells_layers: bool,
         device: torch.device,
-        progress: Progress,
         groups: GroupSet,
     ) -> None:
         self._worker, self._layers, self._tells_layers = worker, layers, tells_layers
         self._on_gpu = device.type == "cuda"
-        self._progress, self._groups = progress, groups
+        self._groups = groups
         self._forwards: list[tuple[Mark, Mark]] = []
         self._backwards: list[tuple[Mark, Mark]] = []
         self._parts: list[tuple[int, Mark, Mark]] = []
@@ -58,11 +58,11 @@ class Meter:
         self._on = self._detailed = False
 
     def now(self) -> Mark:
-        """This moment, on a clock that stands still while the worker waits for others."""
+        """This moment, on a clock that stands still while the worker waits for others; see above."""
         if not self._on:
             return 0.0
         if not self._on_gpu:
-            return time.perf_counter() - self._progress.waited_s
+            return time.thread_time()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event

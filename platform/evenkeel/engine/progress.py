@@ -1,6 +1,5 @@
 """Where a training thread is: written by it at every turn, read by control threads at any time."""
 
-import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -20,12 +19,9 @@ class Progress:
 
     Attributes:
         layer: index of the model's layer whose code runs, -1 outside of any.
-        waited_s: seconds for which the thread was blocked by others, in all.
     """
 
-    __slots__ = (
-        "_running", "_waiting", "collective", "generation", "layer", "micro", "phase", "step", "waited_s", "waiting",
-    )  # fmt: skip
+    __slots__ = ("_running", "_waiting", "collective", "generation", "layer", "micro", "phase", "step", "waiting")
 
     def __init__(self) -> None:
         self.generation = 0
@@ -35,7 +31,6 @@ class Progress:
         self.collective = 0
         self.waiting = False
         self.layer = -1
-        self.waited_s = 0.0
         self._running: Callable[[], bool] = _never
         self._waiting = _Waiting(self)
 
@@ -73,21 +68,18 @@ class Progress:
 
 
 class _Waiting:
-    __slots__ = ("_progress", "_since")
+    __slots__ = ("_progress",)
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._since = 0.0
 
     def __enter__(self) -> None:
         self._progress.collective += 1
         self._progress.waiting = True
-        self._since = time.perf_counter()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.waited_s += time.perf_counter() - self._since
         self._progress.waiting = False
 
 

@@ -89,7 +89,7 @@ class Training:
         )
         stage = self._pipeline.stages[self.place.stage]
         layers = (stage.start, stage.stop)
-        self.meter = Meter(me, layers, self.place.tp == 0, memory.device, progress, groups)
+        self.meter = Meter(me, layers, self.place.tp == 0, memory.device, groups)
         self._train = _Passes(self, job.train, self._training_samples)
         actions = one_f_one_b(self.place.stage, self._depth, self._pipeline.share)
         self._executor = self._make_executor(self._train, actions)

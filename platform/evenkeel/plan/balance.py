@@ -50,7 +50,6 @@ class Situation:
 
     Attributes:
         workers: who could have a place, members first.
-        step_s: what a step takes, with all that no layout changes; 0 if that is not known.
         steps_left: after the one that is under way.
         pause_s: what a change costs.
         min_gain: see MIN_GAIN.
@@ -59,7 +58,6 @@ class Situation:
     """
 
     workers: tuple[WorkerInfo, ...]
-    step_s: float
     steps_left: int
     pause_s: float
     stage_fits: Fits
@@ -82,14 +80,13 @@ def decide(layout: Layout, measured: Speeds, at: Situation) -> Keep | Rebalance:
     best = _best_for_all(layout, speeds, at, now_s)
     without = _without_slowest(layout, speeds, at, now_s)
     least = min(now_s, best.then_s if best else now_s)
-    step_s = max(at.step_s, now_s)
-    if without is not None and least - without.then_s >= at.min_gain * step_s:
+    if without is not None and least - without.then_s >= at.min_gain * now_s:
         best = without
     if best is None:
         return Keep(f"as good as it can be: {now_s:.3g} s of passes a step")
-    gain = best.gain_s / step_s
+    gain = best.gain_s / now_s
     if gain < at.min_gain:
-        return Keep(f"other {best.what} would win {gain:.1%} of a step, less than {at.min_gain:.0%}")
+        return Keep(f"other {best.what} would win {gain:.1%} of the passes, less than {at.min_gain:.0%}")
     if best.gain_s * at.steps_left <= at.pause_s:
         win = f"{best.gain_s:.3g} s in each of the {at.steps_left} steps that are left"
         return Keep(f"other {best.what} would win {win}; the pause costs {at.pause_s:.3g} s")

@@ -12,7 +12,8 @@ from evenkeel.plan.batch import shares, slowest_finish
 from evenkeel.plan.recut import recut
 
 MIN_GAIN = 0.1
-"""The least part of a step's time that a change must win: far above what is measured of equal workers by chance."""
+"""The least part of the time of a step's passes that a change must win: far above what chance makes of equals."""
+
 Fits = Callable[[int, int, int, int], bool]
 """Whether stage j of pipeline i has the memory for layers start to stop; see memory.stage_fits."""
 
@@ -105,9 +106,9 @@ def recut_by(layout: Layout, speeds: Speeds, fits: Fits = anything) -> Layout:
 
 def _recut(pipeline: Pipeline, speeds: Speeds, fits: Callable[[int, int, int], bool]) -> Pipeline:
     now = tuple((stage.start, stage.stop) for stage in pipeline.stages)
-    cuts = recut(speeds.costs, [speeds.stage_pace(stage) for stage in pipeline.stages], now, fits)
+    cuts = recut(speeds.costs, [speeds.stage_pace(stage) for stage in pipeline.stages], now, fits, HARDLY)
     if cuts is None or cuts == now:
         return pipeline
     stages = tuple(Stage(*layers, stage.members) for layers, stage in zip(cuts, pipeline.stages, strict=True))
     after = replace(pipeline, stages=stages)
-    return after if speeds.slowest_s(after) < HARDLY * speeds.slowest_s(pipeline) else pipeline
+    return after if speeds.slowest_s(after) < speeds.slowest_s(pipeline) else pipeline
