@@ -10,6 +10,7 @@ from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
 from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
+from evenkeel.plan import timing
 from evenkeel.plan.comparison import Compared, read_vote
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.reshard import transfers
@@ -17,6 +18,7 @@ from evenkeel.plan.state import Slice, slices
 from evenkeel.sim import ballot
 from evenkeel.sim.memory import TORN, History, Memory, join
 from evenkeel.sim.mirror import Mirrorer
+from evenkeel.sim.pace import Pace
 from evenkeel.sim.store import Writer
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class SimWorker:
         self.asked: tuple[int, int] | None = None
         self.torn_sums = False
         self.raises = False
+        self.pace = Pace(self)
         self.compared: dict[Compared, frozenset[str]] = {}
         self.struck: set[str] = set()
         """Kinds of the faults that it met."""
@@ -266,15 +269,13 @@ class SimWorker:
         self.torn_sums = False
         place = world.layout.places[self.info.worker_id]
         pipeline = tuple(w for s in world.layout.pipelines[place.pipeline].stages for w in s.members)
-        self.work(
-            "forward", self.fleet.scenario.step_s, lambda: self.meet(f"pipe{place.pipeline}", pipeline, self._reduce)
-        )
+        met = f"pipe{place.pipeline}"
+        self.work("forward", self.pace.work_s(world), lambda: self.meet(met, pipeline, self._reduce))
 
     def _reduce(self) -> None:
         if self.raises:
             self.raises = False
-            self._raise("a bad operator")
-            return
+            return self._raise("a bad operator")
         world = self.member.world
         assert world is not None
         self.enter("reduce")
@@ -309,8 +310,10 @@ class SimWorker:
             self.park()
 
     def _saw(self, values: tuple[float, ...]) -> bool:
-        vote = read_vote(self.member.generation, self.step, values, ballot.parts(self))
-        if not self.member.see(vote):
+        assert self.member.world is not None
+        summed, timings = timing.split(self.member.world, self.step, values)
+        vote = read_vote(self.member.generation, self.step, summed, ballot.parts(self))
+        if not self.member.see(vote, timings):
             return False
         self.memory.keep_only({h.shard for h in self.member.trained})
         self.member.begin_commit()
