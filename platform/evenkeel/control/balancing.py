@@ -12,6 +12,8 @@ from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.vote import Timing
 from evenkeel.core.world import World
 from evenkeel.plan.balance import Keep, Rebalance, Situation, decide
+from evenkeel.plan.copies import shards_in
+from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.layout import Infeasible, Planned, plan_layout
 from evenkeel.plan.memory import Uses, fits, stage_fits
 from evenkeel.plan.speeds import MIN_GAIN, Fits, Speeds
@@ -83,7 +85,7 @@ def measured(s: State, world: World, timings: Sequence[Timing]) -> bool:
     steps_left = s.policy.last_step - s.committed.step - 1
     if b.wanted is not None or b.judged is not None or steps_left < 1:
         return False
-    decision = decide(world.layout, b.tracker.speeds(), _situation(s, b, steps_left))
+    decision = decide(world.layout, b.tracker.speeds(), _situation(s, b, world, steps_left))
     if isinstance(decision, Keep):
         b.lost_s = 0.0
         return False
@@ -152,9 +154,8 @@ def _step_s(b: Balance) -> float:
     return median(b.steps_s) if b.steps_s else 0.0
 
 
-def _situation(s: State, b: Balance, steps_left: int) -> Situation:
-    layout = s.layout
-    assert layout is not None
+def _situation(s: State, b: Balance, world: World, steps_left: int) -> Situation:
+    layout = world.layout
     members = [s.roster.alive[w] for w in layout.members if w in s.roster.alive]
     spares = [info for w, info in sorted(s.roster.alive.items()) if w not in layout.places and w not in b.benched]
     infos = (*members, *spares)
@@ -164,10 +165,20 @@ def _situation(s: State, b: Balance, steps_left: int) -> Situation:
         steps_left=steps_left,
         pause_s=b.pause_s,
         stage_fits=_room(s, layout),
-        fits=lambda x: fits(x, policy.model, _infos(s, x), policy.precision, _uses(s), policy.copies),
+        fits=lambda x: (
+            _has_state(s, world, x) and fits(x, policy.model, _infos(s, x), policy.precision, _uses(s), policy.copies)
+        ),
         without=lambda workers: _plan(s, workers, b.tracker.speeds()),
         min_gain=min(0.9, MIN_GAIN * 2**b.failed),
     )
+
+
+def _has_state(s: State, world: World, layout: Layout) -> bool:
+    """Whether those who stay keep all of the state between them: only members of a world move anything."""
+    if set(layout.members) >= set(world.layout.members):
+        return True
+    kept = shards_in(world, s.policy.model)
+    return not lost_slices(s.policy.model, (kept[w] for w in world.layout.members if w in layout.places))
 
 
 # ---------------------------------------------------------------- when a world is formed

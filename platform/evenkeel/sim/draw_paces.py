@@ -27,7 +27,7 @@ def with_paces(scenario: Scenario, rng: Random) -> Scenario:
     )
     slow = rng.choice((0.0, 0.3, 0.3, 0.6))
     factors = rng.choice(((2.0,), (4.0,), (1.3, 3.0), (30.0,)))
-    paces = Paces(slow, factors, outliers=rng.choice((0.0, 0.05)), slow_links=rng.choice((0.0, 0.0, 0.3)))
+    paces = Paces(slow, factors, outliers=rng.choice((0.0, 0.2)), slow_links=rng.choice((0.0, 0.0, 0.3)))
     size = wish.max_workers
     faults = scenario.faults if rng.random() < 0.4 else ()
     if rng.random() < 0.4:

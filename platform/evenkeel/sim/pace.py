@@ -5,6 +5,7 @@ from random import Random
 from statistics import median
 from typing import TYPE_CHECKING
 
+from evenkeel.control.speeds import SAMPLES
 from evenkeel.core.layout import Layout
 from evenkeel.core.vote import Timing
 from evenkeel.core.world import World
@@ -25,7 +26,7 @@ class Paces:
 
     Attributes:
         slow: how many of them take longer, by a factor of `factors`.
-        outliers: how often one sample of a worker is several times off, for no reason.
+        outliers: how often one sample of a worker is several times off, for no reason, and those about it are not.
         slow_links: how many of them receive everything slowly.
     """
 
@@ -48,6 +49,7 @@ class Pace:
             self.factor = self._rng.choice(self.paces.factors) if self._rng.random() < self.paces.slow else 1.0
             self.rate = LINK / 20 if self._rng.random() < self.paces.slow_links else LINK
         self._passes: list[float] = []
+        self._since_odd = SAMPLES
 
     def work_s(self, world: World) -> float:
         """Virtual seconds of the passes of a step, without what slows the worker for a time."""
@@ -59,8 +61,7 @@ class Pace:
         speeds = true_speeds(self._worker, world.layout)
         pass_s = speeds.stage_s(pipeline.stages[place.stage])
         if self._worker.step > world.base.step + 1:
-            noise = self._rng.uniform(0.97, 1.03) * (self._rng.choice((1, 1, 6)) if self._odd() else 1)
-            self._passes.append(pass_s * self._worker.slow * noise)
+            self._passes.append(pass_s * self._worker.slow * self._rng.uniform(0.97, 1.03))
         return pipeline.share * pass_s
 
     def timing(self, world: World) -> Timing:
@@ -81,7 +82,11 @@ class Pace:
         return self._worker.fleet.scenario.step_s * 1e-3 * LINK / self.rate if place.stage else 0.0
 
     def _odd(self) -> bool:
-        return self.paces is not None and self._rng.random() < self.paces.outliers
+        """Not twice within what the controller takes for another speed: that would be one."""
+        self._since_odd += 1
+        odd = self.paces is not None and self._rng.random() < self.paces.outliers and self._since_odd > SAMPLES
+        self._since_odd = 0 if odd else self._since_odd
+        return odd
 
 
 def costs_of(worker: "SimWorker") -> tuple[float, ...]:

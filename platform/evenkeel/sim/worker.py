@@ -37,8 +37,7 @@ class SimWorker:
         self.mirrorer = Mirrorer(self)
         self.alive = True
         self.ready = False
-        self.hung_until = 0.0
-        self.cut_until = 0.0
+        self.hung_until = self.cut_until = 0.0
         self.slow = 1.0
         self.task = 0
         self.phase = "parked"
@@ -46,8 +45,7 @@ class SimWorker:
         self.waiting = False
         self.collective = 0
         self.asked: tuple[int, int] | None = None
-        self.torn_sums = False
-        self.raises = False
+        self.torn_sums = self.raises = False
         self.pace = Pace(self)
         self.compared: dict[Compared, frozenset[str]] = {}
         self.struck: set[str] = set()
@@ -275,7 +273,8 @@ class SimWorker:
     def _reduce(self) -> None:
         if self.raises:
             self.raises = False
-            return self._raise("a bad operator")
+            self._raise("a bad operator")
+            return
         world = self.member.world
         assert world is not None
         self.enter("reduce")
