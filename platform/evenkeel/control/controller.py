@@ -11,7 +11,7 @@ from typing import assert_never
 from evenkeel.control import beginning, divergence, forming, progress, repair, saving, watch
 from evenkeel.control import messages as m
 from evenkeel.control.entries import NOTHING_SHOWN, Shown
-from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling, members_of
+from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling
 from evenkeel.control.policy import Policy
 from evenkeel.control.roster import Roster
 from evenkeel.control.state import State
@@ -142,14 +142,14 @@ def _advance(s: State, now: float) -> None:
         match s.mode:
             case Gathering():
                 forming.try_form(s, now)
-            case Forming(world, joined):
-                if joined >= members_of(s.mode):
+            case Forming(world, awaited):
+                if not awaited:
                     forming.run(s, now, world)
-            case Aborting(world, answers=answers):
-                if set(s.survivors(world)) <= answers.keys():
+            case Aborting(awaited=awaited):
+                if not awaited:
                     repair.settle(s, now, s.mode)
-            case Settling(world, done=done):
-                if set(s.survivors(world)) <= done.keys():
+            case Settling(awaited=awaited, done=done):
+                if not awaited:
                     repair.conclude(s, now, done)
             case Running() | Ended():
                 pass
@@ -197,7 +197,7 @@ def _replay(s: State, entries: Sequence[m.Entry], shown: Shown, again: bool) -> 
     s.saved_at_step = s.committed.step
     if world is None:
         return
-    s.mode = Aborting(world, 0, 0.0, ran=False)
+    s.mode = Aborting(world, 0, 0.0, ran=False, awaited=set())
     if witness is not None and witness.generation == world.generation and not s.decided(world):
         s.witness = witness
         s.committed = Version(witness.step, witness.generation)

@@ -197,7 +197,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     divergence.opened(s, world)
     beginning.opened(s, world)
     s.pending &= ~Flags.PAUSE
-    s.mode = Forming(world)
+    s.mode = Forming(world, set(layout.members))
     s.liveness.begin(now)
     if s.incident is not None:
         s.incident.formed(now)
