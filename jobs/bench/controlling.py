@@ -7,7 +7,7 @@ import argparse
 import cProfile
 import pstats
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from bench.planning import large_model
@@ -58,6 +58,7 @@ class Drill:
         self._started = 0
         self._shards: dict[WorkerId, Shard] = {}
         self._version = Version(0, 0)
+        self._vote: Vote | None = None
 
     def begin(self) -> None:
         """From nothing to the first steps."""
@@ -79,7 +80,7 @@ class Drill:
         output = self._hear("lost", [m.WorkerLost(worker, "node lost") for worker in dead])
         start = sum(command.count for command in output if isinstance(command, m.Start))
         position = m.Position(world.generation, self._version.step + 1, PARKED)
-        answers = {shard: m.Answer(position, (m.Held(shard, self._version),)) for shard in set(self._shards.values())}
+        answers = {shard: m.Answer(position, (m.Held(shard, self._version),), saw=self._vote) for shard in set(self._shards.values())}
         output = self._hear(
             "answers",
             [
@@ -133,21 +134,24 @@ class Drill:
             values[Slot.ONES], values[Slot.STEP] = world.size, step * world.size
             values[Slot.TOKENS] = values[Slot.LOSS] = 1.0
             report = m.Report(Vote(world.generation, step, tuple(values)), self.now)
-            self._version = Version(step, world.generation)
+            self._version, self._vote = Version(step, world.generation), report.vote
             self._hear("step" if i else "first step", [m.Reported(world.leader, (report,))])
 
     def _hear(self, phase: str, events: Sequence[m.Event]) -> list[m.Command]:
         self.now += 0.01
-        hear: Callable[[], list[m.Command]] = self._one_by_one(events)
+        hear = self._one_by_one if self._alone else self._at_once
         with self.profile if phase == self._profiled else nullcontext():
             began = time.process_time()
-            commands = hear()
+            commands = hear(events)
             took = time.process_time() - began
         self.spent.setdefault(phase, []).append(took)
         return commands
 
-    def _one_by_one(self, events: Sequence[m.Event]) -> Callable[[], list[m.Command]]:
-        return lambda: [command for event in events for command in self.controller.step(self.now, event).commands]
+    def _one_by_one(self, events: Sequence[m.Event]) -> list[m.Command]:
+        return [command for event in events for command in self.controller.step(self.now, event).commands]
+
+    def _at_once(self, events: Sequence[m.Event]) -> list[m.Command]:
+        return [command for output in self.controller.several(self.now, events) for command in output.commands]
 
 
 INCIDENT = ("lost", "answers", "settled", "form", "joined", "spares", "first step")

@@ -243,6 +243,13 @@ def could_grow(s: State, world: World) -> bool:
     return isinstance(planned, Planned) and len(planned.layout.members) > world.size
 
 
+def grow(s: State) -> None:
+    """Workers have become ready: the present world pauses if they would make a larger one."""
+    if s.arrived and isinstance(s.mode, Running) and not s.pending and could_grow(s, s.mode.world):
+        ask_flags(s, Flags.PAUSE)
+    s.arrived = False
+
+
 def ask_flags(s: State, flags: Flags) -> None:
     """Flags only request: they stay pending until a committed vote carries them (rule 16)."""
     s.pending |= flags
