@@ -223,8 +223,8 @@ BUGS = (
         0,
         (
             FORMING,
-            "        for w, holdings in sorted(s.holdings.items())\n",
-            "        for w, holdings in sorted(s.holdings.items())[:-1]\n",
+            "    for w, holdings in sorted(s.holdings.items()):\n",
+            "    for w, holdings in sorted(s.holdings.items())[:-1]:\n",
         ),
     ),
     bug(

@@ -108,7 +108,8 @@ class State:
         return world_of(self.mode)
 
     def survivors(self, world: World) -> tuple[WorkerId, ...]:
-        return tuple(i.worker_id for i in world.members if i.worker_id in self.roster.alive)
+        alive = self.roster.alive
+        return tuple([worker for worker in world.layout.members if worker in alive])
 
     def decided(self, world: World) -> bool:
         """Whether its open step is settled, once and for all (rule 6)."""

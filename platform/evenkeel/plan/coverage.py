@@ -36,7 +36,8 @@ def _united(model: ModelShape, shards: Iterable[Shard]) -> list[Shard]:
     """Shards that have between them what the given ones have: one for each place, with all that its holders own."""
     owned: dict[Shard, list[tuple[int, int]]] = {}
     whole: set[Shard] = set()
-    for shard in set(shards):
+    objects = {id(shard): shard for shard in shards}  # many workers may share one
+    for shard in set(objects.values()):
         if shard.owned is None:
             whole.add(shard)
         else:
