@@ -75,6 +75,7 @@ class Drawn:
         """In order of time, up to `until_s`."""
         rate = self.per_node_day / DAY_S
         racks = [nodes[i : i + self.rack] for i in range(0, len(nodes), self.rack)]
+        units: list[tuple[str, tuple[str, ...], float]]
         units = [(f"{seed}/node/{node}", (node,), rate * (1 - self.rack_share)) for node in nodes]
         units += [(f"{seed}/rack/{members[0]}", tuple(members), rate * self.rack_share) for members in racks]
         outages = (self._outages(Random(name), members, rate, until_s) for name, members, rate in units if rate)
