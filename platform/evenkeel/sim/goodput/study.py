@@ -30,7 +30,7 @@ class Point:
         varied: by the option's name. What is not varied is the same in all points.
     """
 
-    varied: Mapping[str, float | None]
+    varied: Mapping[str, int | None]
     outcomes: tuple[Outcome, ...]
 
     @property
@@ -54,7 +54,7 @@ class Point:
 
 
 def study(
-    settings: Sequence[tuple[Mapping[str, float | None], Setting]],
+    settings: Sequence[tuple[Mapping[str, int | None], Setting]],
     seeds: Sequence[int],
     simulate: Callable[[Setting], Outcome],
 ) -> Iterator[Point]:
