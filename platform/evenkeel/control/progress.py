@@ -1,7 +1,6 @@
 """Steps that commit, members that join, and the end of the run."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from evenkeel.control import forming, repair, saving
 from evenkeel.control import messages as m
@@ -16,7 +15,7 @@ def joined(s: State, event: m.Joined) -> None:
     if not isinstance(s.mode, Forming) or event.generation != s.mode.world.generation:
         return
     if event.worker_id in s.roster.alive:
-        s.mode = replace(s.mode, joined=s.mode.joined | {event.worker_id})
+        s.mode.awaited.discard(event.worker_id)
     if s.incident is not None:
         s.incident.regroup_s = max(s.incident.regroup_s, event.regroup_s)
         s.incident.reshard_s = max(s.incident.reshard_s, event.reshard_s)
@@ -84,7 +83,7 @@ def end_if_over(s: State) -> None:
     The end is journalled before commands are carried out: with a metrics line among them it waits for the next tick, or
     with a crash in between that line would never be written.
     """
-    shown = any(isinstance(command, m.Metrics) for command in s.commands)
+    shown = s.over and any(isinstance(command, m.Metrics) for command in s.commands)
     if not s.over or shown or s.uploads or isinstance(s.mode, Ended):
         return
     if s.policy.checkpoint_every is None or saving.is_saved(s):
