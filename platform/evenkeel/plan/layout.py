@@ -227,12 +227,12 @@ def _shape(layout: Layout) -> str:
 
 def _change(layout: Layout, previous: Layout) -> str:
     """What became of the previous layout, in words; names at most three workers."""
-    stays = [w for w in layout.members if w in previous.places and previous.shard(w) == layout.shard(w)]
     same = [(p.micro_stop, [(s.start, s.stop, len(s.members)) for s in p.stages]) for p in layout.pipelines] == [
         (p.micro_stop, [(s.start, s.stop, len(s.members)) for s in p.stages]) for p in previous.pipelines
     ]
     if not same:
-        return f"another shape than before, {len(stays)} workers keep their layers"
+        stays = sum(previous.shards.get(worker) == shard for worker, shard in layout.shards.items())
+        return f"another shape than before, {stays} workers keep their layers"
     swaps = [(new, old) for new, old in zip(layout.members, previous.members, strict=True) if new != old]
     if not swaps:
         return "as before"

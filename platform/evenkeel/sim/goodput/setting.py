@@ -50,7 +50,7 @@ class Never:
 
 @dataclass(frozen=True)
 class Setting:
-    """One simulated run. Workers have one device each; `data`, `pipeline` and `tensor` are the degrees at full strength.
+    """One simulated run. A worker has one device; `data`, `pipeline` and `tensor` are the degrees at full strength.
 
     Attributes:
         nodes: there at the beginning. More than full strength and `spares` need stand by without workers on them.
