@@ -98,3 +98,8 @@ def test_the_best_and_the_cheapest() -> None:
     assert cheapest(points("spares", {1: [0.5], 2: [0.9]})) is None  # it costs nothing
     assert cheapest(points("spares", {1: [0.0], 2: [0.9]}, cost=1.0)) is None  # a token of the first has no price
     assert found[0].shares == {c: pytest.approx({"productive": 0.55, "redo": 0.45}.get(c, 0.0)) for c in CAUSES}
+
+
+def test_goodput_is_a_share() -> None:
+    (point,) = points("spares", {0: [0.99, 0.7]})
+    assert (point.goodput.low, point.goodput.high) == (0.0, 1.0)

@@ -93,7 +93,7 @@ def _show_one(result: Result) -> None:
 
 def _went_back(point: Point) -> str:
     places = list(dict.fromkeys(place for o in point.outcomes for place in o.restores))
-    counts = [(place, point.mean(lambda o, place=place: o.restores.get(place, 0))) for place in places]
+    counts = [(place, fmean(o.restores.get(place, 0) for o in point.outcomes)) for place in places]
     told = [f"{count:,.1f} to the {place}" for place, count in counts if count]
     return f"; went back {', '.join(told)}" if told else "; never went back"
 
@@ -134,13 +134,16 @@ def _enough(result: Result, axis: str) -> str:
     point = enough(result.points, axis)
     order = sorted(result.points, key=lambda p: float("inf") if p.varied[axis] is None else p.varied[axis] or 0.0)
     more = order[order.index(point) + 1 :]
-    said = f"{_where(result, point)}: goodput {percent(point.goodput)}"
+    said = f"{_where(result, point)}, goodput {percent(point.goodput)}"
+    worth = f"{100 * WORTH:g} points"
     if more:
-        gains = ", ".join(f"{value_text(axis, p.varied[axis])} {_points(gain(point, p))}" for p in more)
-        return f"Enough: {said}. More gain less than {100 * WORTH:g} points ({gains})."
+        gains = "; ".join(f"{value_text(axis, p.varied[axis])}: {_points(gain(point, p))}" for p in more)
+        return f"Enough: {said}. More gain less than {worth} ({gains})."
+    if 1 - point.goodput.mean < WORTH:
+        return f"Enough: {said}. More could not gain {worth}."
     before = order[-2]
     step = f"{_points(gain(before, point))} points over {value_text(axis, before.varied[axis])}"
-    return f"Not shown to be enough: {said}, the most that was tried, still gains {step}. Try more."
+    return f"Not enough for sure: {said}, the most that was tried, gains {step}."
 
 
 def _best(result: Result) -> str:
@@ -148,7 +151,7 @@ def _best(result: Result) -> str:
     (axis,) = result.axes
     others = [p for p in result.points if p is not top]
     losses = [(value_text(axis, p.varied[axis]), gain(top, p)) for p in others]
-    told = ", ".join(f"{value} {_points(loss)}" for value, loss in losses)
+    told = "; ".join(f"{value}: {_points(loss)}" for value, loss in losses)
     unsure = [value for value, loss in losses if loss.high is not None and loss.high >= 0]
     line = f"Best: {_where(result, top)}, goodput {percent(top.goodput)} (others, in points: {told})."
     return f"{line} Not worse for sure: {', '.join(unsure)}." if unsure else line

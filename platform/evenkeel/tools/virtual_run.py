@@ -66,7 +66,7 @@ def of_config(paths: Sequence[Path]) -> Trained:
     from evenkeel.engine.model import model_shape
     from evenkeel.models.registry import load_model
 
-    config = load_config(paths)
+    config = load_config(paths, ["run.name=simulated"])  # which it need not have
     try:
         shape = model_shape(load_model(config.model.name, config.model.options))
     except ConfigError as error:
@@ -245,7 +245,7 @@ def at_full_strength(trained: Trained, nodes: int, devices: int) -> Trained:
     batches = trained.micro_batches or PER_PIPELINE * data
     if batches < data:
         raise bad("--micro-batches", f"is {batches}, for {data} pipelines; each needs at least 1")
-    least = min(trained.min_workers or pipeline * tensor, workers)
+    least = trained.min_workers or pipeline * tensor
     return replace(trained, data=data, pipeline=pipeline, tensor=tensor, micro_batches=batches, min_workers=least)
 
 

@@ -35,7 +35,11 @@ class Point:
 
     @property
     def goodput(self) -> Estimate:
-        return estimate([outcome.goodput for outcome in self.outcomes])
+        """Its interval ends where goodput does, at 0 and 1."""
+        found = estimate([outcome.goodput for outcome in self.outcomes])
+        if found.low is None or found.high is None:
+            return found
+        return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
 
     @property
     def shares(self) -> dict[str, float]:
