@@ -58,6 +58,11 @@ class Controller:
     def roster(self) -> Roster:
         return self._state.roster
 
+    @property
+    def saves_after(self) -> int | None:
+        """The step after which it will ask for a checkpoint, by what it knows now; None if it does not know."""
+        return saving.due_at(self._state)
+
     def step(self, now: float, event: m.Event) -> m.Output:
         """What one event, heard at `now` (seconds, never going back), leads to. An ended controller answers nothing."""
         s = self._state
