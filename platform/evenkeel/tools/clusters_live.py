@@ -33,9 +33,7 @@ def live_cluster(address: str | None, use_gpu: bool, catalogue: Catalogue) -> Cl
     return found
 
 
-def _kinds(
-    nodes: Iterable[Mapping[str, float]], use_gpu: bool, catalogue: Catalogue
-) -> Iterable[tuple[NodeKind, int]]:
+def _kinds(nodes: Iterable[Mapping[str, float]], use_gpu: bool, catalogue: Catalogue) -> Iterable[tuple[NodeKind, int]]:
     for node in nodes:
         devices = int(node.get("GPU" if use_gpu else "CPU", 0))
         if devices:
