@@ -186,7 +186,9 @@ def _compare(answer: Answer, even: Plan | Infeasible, console: Console) -> None:
         _lines(console, [f"there is no such layout: {even.reason}"])
         return
     print_table(("", "planned", "uniform"), comparison(answer.plan, even), ("planned", "uniform"))
-    _say(console, f"planned is {even.step_s / answer.plan.step_s:.3g} times as fast")
+    gain = f"{even.step_s / answer.plan.step_s:.3g}"
+    equal = "planned and uniform are equally fast"
+    _say(console, equal if gain == "1" else f"planned is {gain} times as fast as uniform")
 
 
 def comparison(plan: Plan, even: Plan) -> list[list[str]]:

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,11 +16,19 @@ from evenkeel.plan.layout import Infeasible
 from evenkeel.plan.parallel import Limits, choose, uniform
 from evenkeel.plan.plans import Plan
 from evenkeel.plan.workload import Profile, Workload
-from evenkeel.tools.clusters import read_cluster
+from evenkeel.tools.clusters import MOST, read_cluster
 from evenkeel.tools.devices import Catalogue, catalogue
 from evenkeel.tools.plan_text import Answer, record, show
 
 LIVE = "live"
+
+UNSAID: dict[str, Any] = {
+    "run": {"name": "plan"},
+    "scaling": {"workers": [1, MOST]},
+    "parallel": {"data": None, "pipeline": None},
+    "faults": [],
+}
+"""In place of what the files say for a run, which has some devices and not others; the command line still wins."""
 
 
 class Other(StrEnum):
@@ -78,7 +86,7 @@ def plan(
     sys.path.append(str(Path.cwd()))  # where a user's own "module:function" lies
     known = catalogue(devices)
     asked = _asked(
-        load_config(config or (), overrides or (), {"run": {"name": "plan"}}), cluster, address, profile, known
+        load_config(config or (), overrides or (), UNSAID), cluster, address, profile, known
     )
     with Console(stderr=True).status("planning"):
         answer = _answer(asked, compare)
@@ -90,11 +98,11 @@ def plan(
 
 def _asked(config: Config, said: str, address: str | None, measured: str | None, known: Catalogue) -> Asked:
     """Raises ConfigError for whatever of it is no good."""
-    from evenkeel.tools.work import work_of
-
     if address is not None and said != LIVE:
         raise ConfigError(f"is for the cluster {LIVE!r}, not for {said!r}", "--address")
     cluster = _live(config, address, known) if said == LIVE else read_cluster(said, known)
+    from evenkeel.tools.work import work_of  # torch: not for what is refused already
+
     on_cpu = all(kind.device.name == "cpu" for kind, _ in cluster.nodes)
     limits = Limits(tensor=config.parallel.tensor, copies=config.redundancy.copies or 1)
     return Asked(config, cluster, work_of(config, "cpu" if on_cpu else "cuda"), limits, None)
