@@ -54,9 +54,14 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Infeasible:
-    """No layout is possible; the reason says what is waited for."""
+    """No layout is possible; the reason says what is waited for.
+
+    Attributes:
+        short_bytes: that each device lacks; 0 where memory is not why.
+    """
 
     reason: str
+    short_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ class Record:
     restores: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(SOURCES, 0)))
     decisions: list[tuple[float, str]] = field(default_factory=list)
 
-    def heard(self, event: m.Event) -> None:
+    def heard(self, events: Sequence[m.Event]) -> None:
         """The controller hears this."""
-        self.events += 1
-        self.messages += isinstance(event, FROM_WORKERS)
+        self.events += len(events)
+        self.messages += sum(isinstance(event, FROM_WORKERS) for event in events)
 
     def said(self, commands: Sequence[m.Command]) -> None:
         """The controller says this."""

@@ -183,22 +183,20 @@ class Run:
         if self.ended:
             return
         self._account()
-        for event in events:
-            self._step(self.now, event)
+        self._pass_on(self.now, events)
         self._look_ahead()
 
-    def _step(self, now: float, event: m.Event) -> None:
-        self.record.heard(event)
-        output = self.controller.step(now, event)
-        for entry in output.journal:
-            self.record.entry(now, entry)
-            if isinstance(entry, m.Restored):
-                self.ledger.take_back(entry.base.step)
-                self.step = entry.base.step
-        if output.commands:
+    def _pass_on(self, now: float, events: Sequence[m.Event]) -> None:
+        self.record.heard(events)
+        for output in self.controller.several(now, events):
+            for entry in output.journal:
+                self.record.entry(now, entry)
+                if isinstance(entry, m.Restored):
+                    self.ledger.take_back(entry.base.step)
+                    self.step = entry.base.step
+            self.record.said(output.commands)
             for command in output.commands:
                 self._carry_out(command)
-            self.record.said(output.commands)
         self._cause = self._cause_now()
 
     def _carry_out(self, command: m.Command) -> None:
@@ -404,7 +402,7 @@ class Run:
         training.hold(held_by)
         if training.halted:
             self._position = m.Position(world.generation, last, PARKED)
-        self._step(at, m.Reported(world.leader, tuple(m.Report(vote, at) for vote in votes)))
+        self._pass_on(at, [m.Reported(world.leader, tuple(m.Report(vote, at) for vote in votes))])
 
     def _look_ahead(self) -> None:
         """Wakes up at the next step whose vote matters at its time."""
