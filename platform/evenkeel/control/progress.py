@@ -31,10 +31,11 @@ def reported(s: State, now: float, reports: Iterable[m.Report]) -> None:
         if report.vote.step > s.visible + 1:
             repair.break_world(s, now, "a report is missing")
             return
-        _committed(s, now if i == len(fresh) else since + (now - since) * i / len(fresh), report)
+        at = now if report is fresh[-1] else since + (now - since) * i / len(fresh)
+        _committed(s, at, report, newest=report is fresh[-1])
 
 
-def _committed(s: State, now: float, report: m.Report) -> None:
+def _committed(s: State, now: float, report: m.Report, newest: bool) -> None:
     """A step that everybody has committed, or will: a completed vote proves that all are alive."""
     vote = report.vote
     if isinstance(s.mode, Forming):
@@ -48,17 +49,17 @@ def _committed(s: State, now: float, report: m.Report) -> None:
         if s.incident is not None:
             s.log("incident", **s.incident.fields(now))
             s.incident = None
-        _after_step(s, now, s.mode.world, vote)
+        _after_step(s, now, s.mode.world, vote, newest)
 
 
-def _after_step(s: State, now: float, world: World, vote: Vote) -> None:
+def _after_step(s: State, now: float, world: World, vote: Vote, newest: bool) -> None:
     verdict = s.trouble.verdict(vote.step + 1)
     if verdict is not None:
         s.end("failed", verdict)
     elif vote.flags & (Flags.PAUSE | Flags.STOP):
         s.pending &= ~Flags.PAUSE
         repair.break_world(s, now, "stop" if vote.flags & Flags.STOP else "pause")
-    elif vote.step < s.policy.last_step:
+    elif newest and vote.step < s.policy.last_step:
         if saving.due(s, vote.step):
             s.pending |= Flags.CHECKPOINT
         if s.pending:
