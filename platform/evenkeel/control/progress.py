@@ -1,6 +1,6 @@
 """Steps that commit, members that join, and the end of the run."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from evenkeel.control import forming, repair, saving
 from evenkeel.control import messages as m
@@ -21,18 +21,17 @@ def joined(s: State, event: m.Joined) -> None:
         s.incident.reshard_s = max(s.incident.reshard_s, event.reshard_s)
 
 
-def reported(s: State, now: float, reports: Iterable[m.Report]) -> None:
+def reported(s: State, now: float, reports: Sequence[m.Report]) -> None:
     """Steps of which nothing was heard until now: each of them took as long as the others, as far as is known."""
-    fresh = [report for report in reports if s.accepts(report.vote)]
-    since = s.liveness.progress_at
-    for i, report in enumerate(fresh, 1):
+    since, last = s.liveness.progress_at, reports[-1].vote.step if reports else 0
+    each = (now - since) / max(1, last - s.visible)
+    for report in reports:
         if not s.accepts(report.vote):
             continue
         if report.vote.step > s.visible + 1:
             repair.break_world(s, now, "a report is missing")
             return
-        at = now if report is fresh[-1] else since + (now - since) * i / len(fresh)
-        _committed(s, at, report, newest=report is fresh[-1])
+        _committed(s, now - each * (last - report.vote.step), report, newest=report is reports[-1])
 
 
 def _committed(s: State, now: float, report: m.Report, newest: bool) -> None:

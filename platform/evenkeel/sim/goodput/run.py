@@ -25,7 +25,6 @@ from evenkeel.sim.goodput.training import Training
 
 NO_LAST_STEP = 10**12
 PARKED, REGROUP, REDUCE = (m.PHASES.index(phase) for phase in ("parked", "regroup", "reduce"))
-NONE = Flags.NONE
 PARTS = 200
 Asked = m.Abort | m.Settle
 
@@ -69,6 +68,7 @@ class Run:
         self._probed: list[WorkerId] = []
         self._last: World | None = None
         self._vote_at = 0
+        self._step_s = 0.0
         self._wakes_at = self._timer_at = inf
         self.controller = Controller(_policy(setting, folded, slots))
         for name in setting.nodes:
@@ -202,6 +202,8 @@ class Run:
     def _carry_out(self, command: m.Command) -> None:
         """Of commands that go to many, the first stands for all."""
         match command:
+            case m.Metrics() | m.Status():
+                pass
             case m.Abort() | m.Settle():
                 self._ask(command)
             case m.Form(world=world):
@@ -227,8 +229,6 @@ class Run:
                 self._end(f"{status}: {error}" if error else status)
             case m.Log():
                 self.record.log(command)
-            case m.Metrics() | m.Status():
-                pass
             case _:
                 assert_never(command)
 
@@ -357,7 +357,10 @@ class Run:
         if world.mirror_every is not None and world.base != INITIAL:
             held_by.append(("checkpoint", self._mirror(world, world.base)))
         step_s = self._pace.step_s(world.layout)
-        self._training = training = Training(world, step_s, self.setting.tokens_per_step, world.base.step, self.now)
+        training = Training(world, step_s, self.setting.tokens_per_step, world.base.step, self.now)
+        if step_s == self._step_s or self.setting.checkpoint_every != 0:
+            training.fresh = 2
+        self._training, self._step_s = training, step_s
         training.hold(held_by)
         self._position = replace(self._position, phase=REDUCE)
         regroup_s, reshard_s = joining.regroup_s, joining.reshard_s
@@ -387,7 +390,7 @@ class Run:
         flags = training.flags(last, self.saving.busy_until, self.holdings.mirroring_until)
         self._hold(training, at)
         self.ledger.commit(at, first, last - training.step, training.step_s)
-        votes = [training.vote(step, NONE) for step in range(first, last)] + [training.vote(last, flags)]
+        votes = training.votes(last, flags)
         self.step = last
         version = Version(last, world.generation)
         held_by: list[tuple[str, float]] = []
