@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import log1p
 from random import Random
 
 import pytest
@@ -41,20 +43,20 @@ class Told:
         return iter(self.told)
 
 
-@dataclass(frozen=True)
-class OneOfAll:
-    """Somewhere every `mean_s` a node fails, and is there again at once."""
+def one_after_the_other(mean_s: float, failures: int, seed: int) -> tuple[Told, float]:
+    """Of two nodes one fails, and is there again at once; and when the last one does.
 
-    mean_s: float
-
-    def changes(self, nodes: Sequence[str], seed: int, until_s: float) -> Iterator[Change]:
-        random = Random(seed)
-        at_s = random.expovariate(1 / self.mean_s)
-        while at_s < until_s:
-            node = random.choice(nodes)
-            yield Change(at_s, node, there=False)
-            yield Change(at_s, node, there=True)
-            at_s += random.expovariate(1 / self.mean_s)
+    Times between two failures are exponentially distributed: one from each of as many equally likely ranges, in any
+    order. What is lost with a failure does not depend on the ones before, so that order does not matter, and with the
+    ranges few failures give what many would.
+    """
+    random = Random(seed)
+    gaps = [-mean_s * log1p(-(i + random.random()) / failures) for i in range(failures)]
+    random.shuffle(gaps)
+    times = list(accumulate(gaps))
+    nodes = [random.choice(("node0", "node1")) for _ in times]
+    told = [Change(at_s, node, there) for at_s, node in zip(times, nodes, strict=True) for there in (False, True)]
+    return Told(tuple(told)), times[-1]
 
 
 def model(layers: int) -> ModelShape:
@@ -228,13 +230,13 @@ def random_setting(seed: int) -> Setting:
         copies=random.choice([None, 1, 2]),
         mirror_every=random.choice([0, 7]),
         checkpoint_every=random.choice([0, 13, 40, None]),
-        duration_s=20_000.0,
+        duration_s=10_000.0,
         seed=seed,
         per_node=random.choice([False, True]),
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_told_by_the_stretch_is_as_told_step_by_step(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = simulate_one(random_setting(seed))
     adds_up(merged)
@@ -246,7 +248,7 @@ def test_told_by_the_stretch_is_as_told_step_by_step(seed: int, monkeypatch: pyt
     assert merged.messages < single.messages
 
 
-@pytest.mark.parametrize("seed", range(12, 18))
+@pytest.mark.parametrize("seed", range(12, 16))
 def test_one_worker_for_a_tp_group_is_as_one_for_each_device(seed: int) -> None:
     """But for how often a checkpoint is best: of failures that are usual there are fewer with fewer workers."""
     given = replace(random_setting(seed), tensor=2, devices_per_node=4, checkpoint_every=13)
@@ -268,14 +270,24 @@ def test_the_same_seed_gives_the_same() -> None:
 # ---------------------------------------------------------------- against theory
 
 
-@pytest.mark.parametrize(("mean_s", "save_s", "restart_s", "every_s"), [(600, 5, 60, 74.2), (6490, 60, 300, 843)])
+@pytest.mark.parametrize(
+    ("mean_s", "save_s", "restart_s", "every_s", "count"),
+    [
+        (11135, 20, 300, 654, 100),
+        (6490, 60, 300, 843, 100),
+        (72115, 120, 600, 4081, 100),
+        (600, 5, 60, 74.2, 100),
+        (811, 60, 300, 273, 400),
+    ],
+)
 def test_checkpoints_alone_reach_what_theory_says(
-    mean_s: float, save_s: float, restart_s: float, every_s: float
+    mean_s: float, save_s: float, restart_s: float, every_s: float, count: int
 ) -> None:
     """Daly 2006: whatever dies, all go back to the last checkpoint, also while one is written or they restart."""
+    failures, duration_s = one_after_the_other(mean_s, count, seed=1)
     costs = Costs(regroup_s=restart_s, save_stall_s=save_s)
-    given = setting(2, data=1, pipeline=2, min_workers=2, costs=costs, checkpoint_every=10, step_s=every_s / 10)
-    outcome = simulate_one(replace(given, failures=OneOfAll(mean_s), duration_s=1500 * mean_s, seed=1))
+    given = setting(2, data=1, pipeline=2, min_workers=2, costs=costs, checkpoint_every=20, step_s=every_s / 20)
+    outcome = simulate_one(replace(given, failures=failures, duration_s=duration_s))
     adds_up(outcome)
     assert outcome.ended == ""
     assert outcome.goodput == pytest.approx(efficiency(every_s, save_s, mean_s, restart_s), rel=0.01)
@@ -300,7 +312,7 @@ def test_a_run_is_driven_by_steps_and_ranks() -> None:
 
 def test_nobody_has_a_rank_that_is_not_there() -> None:
     run = Run(setting(2))
-    with pytest.raises(ValueError, match="nobody has rank 0 at 0.000 s"):
+    with pytest.raises(ValueError, match="nobody has rank 0"):
         run.lose(0)
     assert run.until_step(3, at_most=100.0)
     run.lose(1)
