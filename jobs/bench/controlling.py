@@ -1,10 +1,11 @@
 """How long the controller works on what it hears in a large run: the real one, with workers that answer what is right.
 
-    python -m bench.controlling [--nodes N] [--copies R] [--alone] [--profile PHASE]
+For finding out what to make faster: python -m bench.controlling --help, from the folder jobs.
 """
 
 import argparse
 import cProfile
+import gc
 import pstats
 import time
 from collections.abc import Sequence
@@ -80,7 +81,10 @@ class Drill:
         output = self._hear("lost", [m.WorkerLost(worker, "node lost") for worker in dead])
         start = sum(command.count for command in output if isinstance(command, m.Start))
         position = m.Position(world.generation, self._version.step + 1, PARKED)
-        answers = {shard: m.Answer(position, (m.Held(shard, self._version),), saw=self._vote) for shard in set(self._shards.values())}
+        answers = {
+            shard: m.Answer(position, (m.Held(shard, self._version),), saw=self._vote)
+            for shard in set(self._shards.values())
+        }
         output = self._hear(
             "answers",
             [
@@ -163,8 +167,11 @@ def main() -> None:
     parser.add_argument("--copies", type=int, metavar="R")
     parser.add_argument("--alone", action="store_true", help="every event is heard by itself")
     parser.add_argument("--incidents", type=int, default=3, metavar="N")
+    parser.add_argument("--no-gc", action="store_true", help="without Python's cyclic garbage collector")
     parser.add_argument("--profile", default="", metavar="PHASE", help="what it does in this phase")
     options = parser.parse_args()
+    if options.no_gc:
+        gc.disable()
     drill = Drill(options.nodes, options.copies, options.alone, options.profile)
     drill.begin()
     for _ in range(options.incidents):
@@ -172,7 +179,9 @@ def main() -> None:
     drill.ask_everybody()
     for phase, seconds in drill.spent.items():
         print(f"{phase:12}", " ".join(f"{1000 * each:9.2f}" for each in seconds), "ms")
-    whole = [sum(parts) for parts in zip(*(drill.spent[phase][-options.incidents :] for phase in INCIDENT), strict=True)]
+    whole = [
+        sum(parts) for parts in zip(*(drill.spent[phase][-options.incidents :] for phase in INCIDENT), strict=True)
+    ]
     print("incidents   ", " ".join(f"{1000 * each:9.2f}" for each in whole), "ms")
     if options.profile:
         pstats.Stats(drill.profile).sort_stats("tottime").print_stats(25)

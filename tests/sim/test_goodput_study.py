@@ -23,7 +23,7 @@ def outcome(goodput: float, cost: float = 0.0) -> Outcome:
     return Outcome(100.0, seconds, 0, 100 * goodput, 200.0, cost, 1, {}, 1, 1, ())
 
 
-def points(axis: str, goodputs: dict[float | None, Sequence[float]], cost: float = 0.0) -> list[Point]:
+def points(axis: str, goodputs: dict[int | None, Sequence[float]], cost: float = 0.0) -> list[Point]:
     return [Point({axis: value}, tuple(outcome(g, cost * (value or 0)) for g in gs)) for value, gs in goodputs.items()]
 
 
@@ -85,7 +85,7 @@ def test_a_gain_is_paired() -> None:
         ({1: [0.95], 2: [0.95], None: [0.95]}, 1),
     ],
 )
-def test_enough(goodputs: dict[float | None, Sequence[float]], expected: float | None) -> None:
+def test_enough(goodputs: dict[int | None, Sequence[float]], expected: int | None) -> None:
     assert enough(points("copies", goodputs), "copies").varied["copies"] == expected
 
 
@@ -98,3 +98,8 @@ def test_the_best_and_the_cheapest() -> None:
     assert cheapest(points("spares", {1: [0.5], 2: [0.9]})) is None  # it costs nothing
     assert cheapest(points("spares", {1: [0.0], 2: [0.9]}, cost=1.0)) is None  # a token of the first has no price
     assert found[0].shares == {c: pytest.approx({"productive": 0.55, "redo": 0.45}.get(c, 0.0)) for c in CAUSES}
+
+
+def test_goodput_is_a_share() -> None:
+    (point,) = points("spares", {0: [0.99, 0.7]})
+    assert (point.goodput.low, point.goodput.high) == (0.0, 1.0)

@@ -11,7 +11,7 @@ from evenkeel.plan.copies import Copies, place_copies, shards
 from evenkeel.plan.flat import ALIGNMENT, flat_places
 from evenkeel.plan.mirrors import are_needed, keepers_of
 from evenkeel.plan.state import KINDS
-from evenkeel.plan.writers import written_by
+from evenkeel.plan.writers import ranges_written
 
 FOR_STATE = 0.8
 """Of a device's memory; the rest is for activations, what is communicated, and the allocator's waste."""
@@ -83,10 +83,8 @@ def host_bytes(
         uses: `mirrors` is taken as it is, whether they are needed or not.
     """
     each = len(KINDS) * WIDTHS[precision].state
-    parts = {
-        worker: each * sum(span.stop - span.start for span in written_by(worker, ownership, layout, model))
-        for worker in layout.members
-    }
+    written = ranges_written(ownership, layout, model)
+    parts = {worker: each * sum(stop - start for start, stop in ranges) for worker, ranges in written.items()}
     kept = dict.fromkeys(layout.members, 0)
     if uses.mirrors:
         for worker, keeper in keepers_of(layout.members, ownership.node_of).items():
@@ -108,9 +106,9 @@ def copies_that_fit(
         None, "" where all who hold a parameter can keep its state.
     """
     infos = tuple(members)
-    room = _room(infos)
-    if not any(room.values()):
+    if not any(info.memory for info in infos):
         return None, ""
+    room = _room(infos)
     node_of = {info.worker_id: info.node_id for info in infos}
     on_cpu = {info.worker_id for info in infos if info.device == "cpu"}
     most = len(layout.pipelines)

@@ -30,12 +30,16 @@ class Point:
         varied: by the option's name. What is not varied is the same in all points.
     """
 
-    varied: Mapping[str, float | None]
+    varied: Mapping[str, int | None]
     outcomes: tuple[Outcome, ...]
 
     @property
     def goodput(self) -> Estimate:
-        return estimate([outcome.goodput for outcome in self.outcomes])
+        """Its interval ends where goodput does, at 0 and 1."""
+        found = estimate([outcome.goodput for outcome in self.outcomes])
+        if found.low is None or found.high is None:
+            return found
+        return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
 
     @property
     def shares(self) -> dict[str, float]:
@@ -54,7 +58,7 @@ class Point:
 
 
 def study(
-    settings: Sequence[tuple[Mapping[str, float | None], Setting]],
+    settings: Sequence[tuple[Mapping[str, int | None], Setting]],
     seeds: Sequence[int],
     simulate: Callable[[Setting], Outcome],
 ) -> Iterator[Point]:
