@@ -1,0 +1,239 @@
+"""How long each layer of a model takes on this device, and what it keeps for the backward pass: measured.
+
+Layers that are built alike are measured together. Of a small model all layers take their turns, one after another as in
+training, so that none finds its parameters in a cache that it would not find them in; of a large one, whose parameters
+fit no cache, one of each kind.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from evenkeel.core.model import Shard
+from evenkeel.engine.build import build_shapes
+from evenkeel.engine.collective import Group, Op
+from evenkeel.engine.job import Job
+from evenkeel.engine.model import LayerSpec, cast_inputs, default_init, loss_group
+from evenkeel.engine.parallel import set_group
+from evenkeel.engine.pipeline import Weighted
+from evenkeel.engine.random import RandomKey, bind_random
+from evenkeel.engine.state import PRECISIONS, ShardState
+from evenkeel.plan.memory import state_bytes
+from evenkeel.plan.workload import LayerTime
+
+SMALL = 2**30
+"""Bytes of state up to which every layer of a model is built."""
+WARM_UP = 2
+"""Rounds that are not counted: memory is allocated, and libraries choose how to compute."""
+FEWEST, MOST = 5, 50
+"""Rounds that are."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProfile:
+    """A layer for one micro-batch, on one TP rank.
+
+    Attributes:
+        kept_bytes: of all tensors that the backward pass needs, parameters aside.
+    """
+
+    time: LayerTime
+    kept_bytes: int
+
+
+def measure_layers(
+    job: Job, device: torch.device, budget_s: float, group: Group | None = None
+) -> tuple[LayerProfile, ...]:
+    """Each layer of the model, on the first micro-batch of the training data or on what else would enter it.
+
+    Args:
+        budget_s: after so many seconds no further round begins, once there were FEWEST.
+        group: the TP group that all members measure together, each calling this; None: TP 1. The times are those of
+            its slowest member.
+    """
+    kinds = alike(job)
+    chosen = range(len(kinds)) if _state_bytes(job) <= SMALL else sorted(set(kinds))
+    benches = {index: _Bench(job, index, device, group) for index in chosen}
+    until = time.perf_counter() + budget_s
+    times: dict[int, list[LayerTime]] = {kind: [] for kind in kinds}
+    for done in range(WARM_UP + MOST):
+        taken = {index: bench.run() for index, bench in benches.items()}
+        if done >= WARM_UP:
+            for index, laps in taken.items():
+                times[kinds[index]].append(laps.time())
+        if _any_says(time.perf_counter() > until and done + 1 >= WARM_UP + FEWEST, group, device):
+            break
+    found = {kind: _slowest(_middle(samples), group, device) for kind, samples in times.items()}
+    kept = {kind: benches[kind].kept_bytes() for kind in found}
+    return tuple(LayerProfile(found[kind], kept[kind]) for kind in kinds)
+
+
+def alike(job: Job) -> tuple[int, ...]:
+    """For each layer the index of the first one that is built like it and takes the same input.
+
+    The last layer, after which the loss comes, is like no other.
+    """
+    seen: dict[Any, int] = {}
+    last = len(job.model.layers) - 1
+    return tuple(
+        seen.setdefault((_built(spec), job.boundaries[index], index == last), index)
+        for index, spec in enumerate(job.model.layers)
+    )
+
+
+def _built(spec: LayerSpec) -> tuple[Any, ...]:
+    """What a layer consists of: its modules by name and type, what they hold beside tensors, and the tensors' shapes."""
+    return tuple(
+        (path, type(module).__qualname__, tuple((k, _said(v)) for k, v in vars(module).items()), tuple(_shapes(module)))
+        for path, module in build_shapes(spec.build).named_modules()
+    )
+
+
+def _said(value: object) -> str:
+    plain = isinstance(value, bool | int | float | str | tuple | list | None)
+    return repr(value) if plain else str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _shapes(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        yield name, tuple(tensor.shape)
+
+
+def _state_bytes(job: Job) -> int:
+    return state_bytes(job.shape, Shard(0, job.shape.depth, 0, 1), job.settings.precision).total
+
+
+class _Bench:
+    """One layer on this device, as a stage of its own; without the optimizer's state, which no pass needs."""
+
+    def __init__(self, job: Job, index: int, device: torch.device, group: Group | None) -> None:
+        part, parts = (0, 1) if group is None else (group.rank, group.size)
+        shard = Shard(index, index + 1, part, parts, owned=())
+        self._loss, self._loss_group = job.model.loss, loss_group(job.model, group)
+        self._first, self._last = index == 0, index == job.shape.depth - 1
+        self._device = device
+        self._key = RandomKey(job.settings.seed)
+        self._stage = ShardState(job.model, job.shape, shard, job.settings.precision, device, job.settings.seed).stage
+        set_group(self._stage, group)
+        bind_random(self._stage, self._key)
+        generator = torch.Generator(device).manual_seed(job.settings.seed)
+        for name, parameter in self._stage.named():
+            default_init(name, parameter.data, generator)
+        self._input, self._targets = self._samples(job, index, generator)
+        output = self._forward().detach()
+        floating = output.is_floating_point()
+        self._gradient = torch.randn(output.shape, dtype=output.dtype, device=device) if floating else output
+
+    def run(self) -> "_Laps":
+        """One forward and one backward pass."""
+        self._input.grad = None
+        laps = _CudaLaps() if self._device.type == "cuda" else _ClockLaps()
+        output = self._forward()
+        laps.lap()
+        if output.requires_grad:
+            root = output if self._last else Weighted.apply(output, self._gradient)  # type: ignore[no-untyped-call]
+            torch.autograd.backward((root,))
+        laps.lap()
+        return laps
+
+    def kept_bytes(self) -> int:
+        """Of the tensors that autograd saves, each piece of memory once; without what is there anyway."""
+        there = {t.untyped_storage().data_ptr() for t in (*self._stage.parameters(), *self._stage.buffers())}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in there:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = self._forward()
+        del output  # not before: what is freed may be given out again, and counted as the same
+        return sum(kept.values())
+
+    def _forward(self) -> Tensor:
+        self._key.at(1, 0)
+        output: Tensor = self._stage(self._input)
+        return self._loss(output, self._targets, self._loss_group)[0] if self._last else output
+
+    def _samples(self, job: Job, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What enters the layer, and the targets."""
+        dtype = PRECISIONS[job.settings.precision]
+        indices = range(min(job.settings.micro_batch, len(job.train)))
+        inputs, targets = (cast_inputs(tensor, self._device, dtype) for tensor in job.train.get(indices))
+        if self._first:
+            return inputs, targets
+        hidden = job.boundaries[index]
+        if not hidden.dtype.is_floating_point:
+            return torch.zeros(hidden.shape, dtype=hidden.dtype, device=self._device), targets
+        drawn = torch.randn(hidden.shape, dtype=hidden.dtype, device=self._device, generator=generator)
+        return drawn.requires_grad_(), targets
+
+
+class _Laps(Protocol):
+    """The times of a forward and a backward pass; begins when it is made, then a lap is called after each."""
+
+    def lap(self) -> None: ...
+
+    def time(self) -> LayerTime:
+        """Waits for the device if need be."""
+
+
+class _ClockLaps:
+    def __init__(self) -> None:
+        self._marks = [time.perf_counter()]
+
+    def lap(self) -> None:
+        self._marks.append(time.perf_counter())
+
+    def time(self) -> LayerTime:
+        begun, middle, end = self._marks
+        return LayerTime(middle - begun, end - middle)
+
+
+class _CudaLaps:
+    """By events in the device's queue, so that nothing waits before a whole round is queued, as in training."""
+
+    def __init__(self) -> None:
+        self._events: list[torch.cuda.Event] = []
+        self.lap()
+
+    def lap(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append(event)
+
+    def time(self) -> LayerTime:
+        begun, middle, end = self._events
+        end.synchronize()
+        return LayerTime(begun.elapsed_time(middle) / 1000, middle.elapsed_time(end) / 1000)
+
+
+def _middle(samples: Sequence[LayerTime]) -> LayerTime:
+    return LayerTime(median(s.forward_s for s in samples), median(s.backward_s for s in samples))
+
+
+def _slowest(taken: LayerTime, group: Group | None, device: torch.device) -> LayerTime:
+    """Over the members of the group."""
+    if group is None:
+        return taken
+    times = torch.tensor([taken.forward_s, taken.backward_s], dtype=torch.float64, device=device)
+    group.all_reduce(times, Op.MAX)
+    forward_s, backward_s = times.tolist()
+    return LayerTime(forward_s, backward_s)
+
+
+def _any_says(here: bool, group: Group | None, device: torch.device) -> bool:
+    """The same answer on every member of the group."""
+    if group is None:
+        return here
+    said = torch.tensor([float(here)], dtype=torch.float64, device=device)
+    group.all_reduce(said, Op.MAX)
+    return bool(said.item())
