@@ -1,10 +1,5 @@
 """Layers and links measured: on real modules and between real processes."""
 
-import json
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -88,7 +88,7 @@ def alike(job: Job) -> tuple[int, ...]:
 
 
 def _built(spec: LayerSpec) -> tuple[Any, ...]:
-    """What a layer consists of: its modules by name and type, what they hold beside tensors, and the tensors' shapes."""
+    """What a layer consists of: modules by name and type, what they hold beside tensors, the shapes of these."""
     return tuple(
         (path, type(module).__qualname__, tuple((k, _said(v)) for k, v in vars(module).items()), tuple(_shapes(module)))
         for path, module in build_shapes(spec.build).named_modules()
