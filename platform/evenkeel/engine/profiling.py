@@ -6,8 +6,9 @@ fit no cache, one of each kind.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from statistics import median
 from typing import Any, Protocol
 
@@ -74,6 +75,11 @@ def measure_layers(
     return tuple(LayerProfile(found[kind], kept[kind]) for kind in kinds)
 
 
+def output_bytes(job: Job) -> tuple[int, ...]:
+    """What each layer hands on of one micro-batch; the last one nothing."""
+    return (*(prod(hidden.shape) * hidden.dtype.itemsize for hidden in job.boundaries[1:]), 0)
+
+
 def alike(job: Job) -> tuple[int, ...]:
     """For each layer the index of the first one that is built like it and takes the same input.
 
@@ -118,6 +124,8 @@ class _Bench:
         self._loss, self._loss_group = job.model.loss, loss_group(job.model, group)
         self._first, self._last = index == 0, index == job.shape.depth - 1
         self._device = device
+        # Processor time: what else a machine does meanwhile is not the layer's. But waiting for the TP group is.
+        self._clock = time.thread_time if group is None else time.perf_counter
         self._key = RandomKey(job.settings.seed)
         self._stage = ShardState(job.model, job.shape, shard, job.settings.precision, device, job.settings.seed).stage
         set_group(self._stage, group)
@@ -133,7 +141,7 @@ class _Bench:
     def run(self) -> "_Laps":
         """One forward and one backward pass."""
         self._input.grad = None
-        laps = _CudaLaps() if self._device.type == "cuda" else _ClockLaps()
+        laps = _CudaLaps() if self._device.type == "cuda" else _ClockLaps(self._clock)
         output = self._forward()
         laps.lap()
         if output.requires_grad:
@@ -187,11 +195,12 @@ class _Laps(Protocol):
 
 
 class _ClockLaps:
-    def __init__(self) -> None:
-        self._marks = [time.perf_counter()]
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._marks = [clock()]
 
     def lap(self) -> None:
-        self._marks.append(time.perf_counter())
+        self._marks.append(self._clock())
 
     def time(self) -> LayerTime:
         begun, middle, end = self._marks
@@ -206,7 +215,7 @@ class _CudaLaps:
         self.lap()
 
     def lap(self) -> None:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self._events.append(event)
 
