@@ -70,7 +70,7 @@ def _measured(config: Config, again: bool) -> tuple[RunDirectory, ProfileRecord]
     found = None if again else prepared.directory.read_profile()
     if found is not None:
         missing = set(degrees(prepared.config)) - found.degrees()
-        why = found.key.difference(profile_key(prepared))
+        why = profile_key(prepared).difference(found.key)
         if not why and not missing:
             return prepared.directory, found
         why = why or f"it has no times for TP {', '.join(map(str, sorted(missing)))}"
