@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_runs import SAVING, Finished, Site
+from ray_runs import SAVING, Finished, Site, merged
 
 from evenkeel.config import ConfigError
 from evenkeel.runtime import profiling
 from evenkeel.runtime.profiling import choose_nodes
-from evenkeel.store.profiles import ProfileRecord
+from evenkeel.store.profiles import Key, ProfileRecord
 from evenkeel.store.run_directory import RunDirectory
 from evenkeel.tools.profiling import profile
 
@@ -59,10 +59,9 @@ def times(record: ProfileRecord) -> dict[tuple[str, int], int]:
     return {key: len(layers) for key, layers in record.profile.layers.items()}
 
 
-def test_measured_once_kept_and_reused_by_who_it_fits(
-    site: Site, truth: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_measured_once_kept_shown_and_of_no_consequence_to_the_losses(
+    site: Site, truth: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(site.folder)
     file, own = site._config(SAVING, "run"), site._own("run")
     first, err = said(capsys, *own, config=[file])
     directory = RunDirectory.at(first.pop("directory"))
@@ -73,44 +72,62 @@ def test_measured_once_kept_and_reused_by_who_it_fits(
     assert record.kept_bytes[1] == record.kept_bytes[2] > record.output_bytes[1] > record.output_bytes[-1] == 0
     again, err = said(capsys, *own, config=[file])
     assert err == "" and again["time"] == first["time"]
-    shown, _ = said(capsys, directory.url)
-    assert shown["time"] == first["time"]
     profile([directory.url])
     assert "blocks.1" in capsys.readouterr().out
-    other, err = said(capsys, *own, "train.micro_batch=4", config=[file])
-    assert "profile.json does not fit: it is of micro-batch 2, not 4; measuring" in err
-    assert other["time"] > first["time"]
     done = site.run(SAVING)
     assert (done.status, done.err) == (0, "")
     assert [line["loss"] for line in done.directory.metrics()] == [line["loss"] for line in truth.directory.metrics()]
-    # By now its config.yaml says what a profile is to be of.
-    run, _ = said(capsys, directory.url, again=True)
-    assert run["key"]["micro_batch"] == 2
+    assert directory.read_profile() == record
 
 
-def test_tp_groups_are_measured_together(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    found, _ = said(capsys, *site._own("run"), config=[site._config(TENSOR, "run")])
+def test_one_that_does_not_fit_is_measured_anew_and_tp_groups_together(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = Key("decoder", "fp32", 4, ("embed",), "")
+    site._directory("run").write_profile(ProfileRecord(key, (), (), (), (1,), (0,), 0.0, 0.0))
+    found, err = said(capsys, *site._own("run"), config=[site._config(TENSOR, "run")])
+    assert "profile.json does not fit: it is of micro-batch 4, not 2; measuring" in err
     record = site._directory("run").read_profile()
     assert record is not None and found["seconds"] == record.seconds
     assert times(record) == {("cpu", 1): 4, ("cpu", 2): 4} and record.degrees() == {1, 2}
 
 
-def test_a_model_of_ones_own(site: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_measured_by_its_own_configuration_wherever_it_lies_now(
+    site: Site, truth: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.copy(truth)
+    moved = site.folder / "elsewhere"
+    (site.folder / "runs" / "run").rename(moved)
+    found, _ = said(capsys, str(moved))
+    assert found["directory"] == str(moved) and (moved / "profile.json").exists()
+    assert found["key"]["layers"] == ["embed", "blocks.0", "blocks.1", "head"]
+
+
+@pytest.fixture
+def code(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A user's own code in the working directory."""
     monkeypatch.chdir(site.folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "of_my_own", raising=False)
     (site.folder / "of_my_own.py").write_text(OWN)
-    data = {"name": "of_my_own:data", "path": "none"}
-    file = site._config({"model": {"name": "of_my_own:model"}, "data": data}, "run")
-    own = [*site._own("run"), "data.path=none"]
-    text = json.loads(file.read_text())
-    for name in ("model", "angry"):
-        file.write_text(json.dumps({**text, "model": {"name": f"of_my_own:{name}"}}))
-        if name == "model":
-            found, _ = said(capsys, *own, config=[file])
-            assert found["key"]["layers"] == ["a", "b"] and found["kept_bytes"][0] == 2 * 4 * 4
-        else:
-            with pytest.raises(ConfigError, match=r"model.name: could not be measured: RuntimeError: not on this dev"):
-                profile(own, config=[file])
+    return site
+
+
+def own_model(site: Site, name: str) -> Path:
+    file = site.folder / "own.json"
+    own = {"model": {"name": f"of_my_own:{name}"}, "data": {"name": "of_my_own:data"}}
+    file.write_text(json.dumps({**merged({}), **own}))
+    return file
+
+
+def test_a_model_of_ones_own(code: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = said(capsys, *code._own("run"), config=[own_model(code, "model")])
+    assert found["key"]["layers"] == ["a", "b"] and found["output_bytes"] == [2 * 8 * 4, 0]
+
+
+def test_what_a_model_raises_is_told_in_one_line(code: Site) -> None:
+    with pytest.raises(ConfigError, match=r"model\.name: could not be measured: RuntimeError: not on this device$"):
+        profile(code._own("run"), config=[own_model(code, "angry")])
 
 
 def test_some_workers_of_each_kind_of_node_are_enough() -> None:

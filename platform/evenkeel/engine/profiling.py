@@ -32,8 +32,8 @@ SMALL = 2**30
 """Bytes of state up to which every layer of a model is built."""
 WARM_UP = 2
 """Rounds that are not counted: memory is allocated, and libraries choose how to compute."""
-FEWEST, MOST = 5, 50
-"""Rounds that are."""
+FEWEST, MOST = 2, 52
+"""Rounds in all. Of as few as WARM_UP the last one counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def measure_layers(
     """Each layer of the model, on the first micro-batch of the training data or on what else would enter it.
 
     Args:
-        budget_s: after so many seconds no further round begins, once there were FEWEST.
+        budget_s: after so many seconds no further round begins; FEWEST are made all the same.
         group: the TP group that all members measure together, each calling this; None: TP 1. The times are those of
             its slowest member.
     """
@@ -62,17 +62,16 @@ def measure_layers(
     chosen = range(len(kinds)) if _state_bytes(job) <= SMALL else sorted(set(kinds))
     benches = {index: _Bench(job, index, device, group) for index in chosen}
     until = time.perf_counter() + budget_s
-    times: dict[int, list[LayerTime]] = {kind: [] for kind in kinds}
-    for done in range(WARM_UP + MOST):
+    rounds: list[dict[int, LayerTime]] = []
+    while len(rounds) < MOST and not (len(rounds) >= FEWEST and _any_says(time.perf_counter() > until, group, device)):
         taken = {index: bench.run() for index, bench in benches.items()}
-        if done >= WARM_UP:
-            for index, laps in taken.items():
-                times[kinds[index]].append(laps.time())
-        if _any_says(time.perf_counter() > until and done + 1 >= WARM_UP + FEWEST, group, device):
-            break
-    found = {kind: _slowest(_middle(samples), group, device) for kind, samples in times.items()}
-    kept = {kind: benches[kind].kept_bytes() for kind in found}
-    return tuple(LayerProfile(found[kind], kept[kind]) for kind in kinds)
+        rounds.append({index: laps.time() for index, laps in taken.items()})
+    counted = rounds[min(WARM_UP, len(rounds) - 1) :]
+    found: dict[int, LayerProfile] = {}
+    for kind in dict.fromkeys(kinds):
+        middle = _middle([taken[index] for taken in counted for index in chosen if kinds[index] == kind])
+        found[kind] = LayerProfile(_slowest(middle, group, device), benches[kind].kept_bytes())
+    return tuple(found[kind] for kind in kinds)
 
 
 def output_bytes(job: Job) -> tuple[int, ...]:
@@ -134,9 +133,7 @@ class _Bench:
         for name, parameter in self._stage.named():
             default_init(name, parameter.data, generator)
         self._input, self._targets = self._samples(job, index, generator)
-        output = self._forward().detach()
-        floating = output.is_floating_point()
-        self._gradient = torch.randn(output.shape, dtype=output.dtype, device=device) if floating else output
+        self._gradient = None if self._last else self._activations(job, index + 1, generator)
 
     def run(self) -> "_Laps":
         """One forward and one backward pass."""
@@ -178,11 +175,14 @@ class _Bench:
         inputs, targets = (cast_inputs(tensor, self._device, dtype) for tensor in job.train.get(indices))
         if self._first:
             return inputs, targets
+        hidden = self._activations(job, index, generator)
+        return hidden.requires_grad_(hidden.is_floating_point()), targets
+
+    def _activations(self, job: Job, index: int, generator: torch.Generator) -> Tensor:
+        """Of the shape and type of what enters this layer."""
         hidden = job.boundaries[index]
-        if not hidden.dtype.is_floating_point:
-            return torch.zeros(hidden.shape, dtype=hidden.dtype, device=self._device), targets
-        drawn = torch.randn(hidden.shape, dtype=hidden.dtype, device=self._device, generator=generator)
-        return drawn.requires_grad_(), targets
+        made = torch.zeros(hidden.shape, dtype=hidden.dtype, device=self._device)
+        return made.normal_(generator=generator) if hidden.dtype.is_floating_point else made
 
 
 class _Laps(Protocol):
