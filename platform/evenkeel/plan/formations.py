@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, floor, inf, log
 
-from evenkeel.plan.cost import held_and_worked, hierarchical_all_reduce_s, layer_times, params_per_rank, send_s
+from evenkeel.plan.cost import (
+    all_reduce_s,
+    held_and_worked,
+    hierarchical_all_reduce_s,
+    layer_times,
+    params_per_rank,
+    send_s,
+)
 from evenkeel.plan.hardware import Link, NodeKind
 from evenkeel.plan.memory import WIDTHS
 from evenkeel.plan.workload import LayerTime, Profile, Workload
@@ -143,7 +150,7 @@ class Costs:
     def after_s(self, kind: int, elements: int, depth: int) -> tuple[float, float]:
         """Once per step, for so many parameters: the sum of gradients with the update, and the update alone.
 
-        The sum is a hierarchical all-reduce, as stages of a pipeline share a node before pipelines do; where parts of
+        The sum is an all-reduce, flat or by nodes, in which stages of a pipeline come before pipelines; where parts of
         the optimizer state are owned it is a reduce-scatter, and parameters, which are not wider than gradients, are
         gathered. The update reads and writes all state once, also where only a part is owned: so that copies are given
         up for memory only.
@@ -151,9 +158,9 @@ class Costs:
         node, members = self.scope.kinds[kind], self.scope.sums_over
         update = 2 * elements * self.state_width(1.0) / node.device.bytes_per_s
         near = min(members, max(1, node.devices // self.scope.tensor // depth))
-        link = self.scope.link
-        summed = hierarchical_all_reduce_s(self.width.grads * elements, ceil(members / near), near, node.inside, link)
-        return summed + update, update
+        size, link = self.width.grads * elements, self.scope.link
+        by_nodes = hierarchical_all_reduce_s(size, ceil(members / near), near, node.inside, link)
+        return min(by_nodes, all_reduce_s(size, members, link)) + update, update
 
     def formation(self, kinds: Sequence[int], cuts: Sequence[tuple[int, int]]) -> Formation:
         times = [self.stage_s(kind, *cut) for kind, cut in zip(kinds, cuts, strict=True)]

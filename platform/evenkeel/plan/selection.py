@@ -31,14 +31,17 @@ class Selection:
     bound_s: float
 
 
-def deal(pipelines: Sequence[tuple[Formation, int]], micro_batches: int) -> tuple[Group, ...]:
+def deal(pipelines: Sequence[tuple[Formation, int]], micro_batches: int, minimum: int = 0) -> tuple[Group, ...]:
     """The shares that make the slowest finish earliest, as plan/batch.shares does, but by classes of equal pipelines.
 
     A class splits where its share is not whole; who gets no micro-batch is left out.
+
+    Args:
+        minimum: what each pipeline gets at least; together not more than there are.
     """
     counts = [count for _, count in pipelines]
     kinds = [formation for formation, _ in pipelines]
-    given = _most_below(kinds, counts, micro_batches)
+    given = _most_below(kinds, counts, micro_batches, minimum)
     left = micro_batches - sum(n * k for n, k in zip(counts, given, strict=True))
     heap = [(f.finish_s(given[i] + 1), i) for i, f in enumerate(kinds)]
     heapify(heap)
@@ -56,13 +59,13 @@ def deal(pipelines: Sequence[tuple[Formation, int]], micro_batches: int) -> tupl
     return tuple(groups)
 
 
-def _most_below(kinds: Sequence[Formation], counts: Sequence[int], micro_batches: int) -> list[int]:
+def _most_below(kinds: Sequence[Formation], counts: Sequence[int], micro_batches: int, minimum: int) -> list[int]:
     """Shares of a step in which not all micro-batches get done, near the one in which they do."""
     low, high = 0.0, min(f.finish_s(micro_batches) for f in kinds)
-    shares = [0] * len(kinds)
+    shares = [minimum] * len(kinds)
     for _ in range(30):
         middle = (low + high) / 2
-        now = [f.share(middle) for f in kinds]
+        now = [max(minimum, f.share(middle)) for f in kinds]
         if sum(n * k for n, k in zip(counts, now, strict=True)) < micro_batches:
             low, shares = middle, now
         else:
@@ -145,7 +148,9 @@ def _gains(kinds: Sequence[Formation], step_s: float, search: Search) -> list[in
 
 
 def _dealt(kinds: Sequence[Formation], numbers: Sequence[int], search: Search) -> Selection | None:
-    groups = deal([(f, n) for f, n in zip(kinds, numbers, strict=True) if n], search.micro_batches)
+    pipelines = [(f, n) for f, n in zip(kinds, numbers, strict=True) if n]
+    minimum = 1 if search.at_least > 1 and sum(numbers) <= search.micro_batches else 0
+    groups = deal(pipelines, search.micro_batches, minimum)
     if sum(count for _, count, _ in groups) < search.at_least:
         return None
     return Selection(groups, finish_s(groups), 0.0)
