@@ -32,7 +32,7 @@ MOST_PACES = 600
 
 PACE_STEP = 1.002
 
-MOST_MIXED = 400
+MOST_MIXED = 200
 """Formations of several kinds are as deep as leaves at most so many of them; of one kind they may be deeper."""
 
 MOST_EXACT = 5000

@@ -77,7 +77,7 @@ def choose(
     """
     limits = limits or Limits()
     check(cluster, work, micro_batches)
-    every = [Costs(scope, work, profile) for scope in _scopes(cluster, work, micro_batches, limits, profile)]
+    every = [Costs(scope, work, profile) for scope in scopes(cluster, work, micro_batches, limits, profile)]
     if not every:
         return Infeasible(_no_degree(cluster, work, limits))
     every.sort(key=lambda costs: costs.fluid_s(micro_batches))
@@ -107,7 +107,7 @@ def uniform(
     """
     limits = limits or Limits()
     check(cluster, work, micro_batches)
-    every = [Costs(scope, work, profile) for scope in _scopes(cluster, work, micro_batches, limits, profile)]
+    every = [Costs(scope, work, profile) for scope in scopes(cluster, work, micro_batches, limits, profile)]
     best = _best_uniform(every, micro_batches, limits)
     if best is None:
         return Infeasible("no number of equal pipelines of equally many layers per stage fits into the memory")
@@ -134,7 +134,7 @@ def check(cluster: Cluster, work: Workload, micro_batches: int) -> None:
                 raise ValueError(f"{name} of {device.name} is {value}; it must be positive")
 
 
-def _scopes(
+def scopes(
     cluster: Cluster, work: Workload, micro_batches: int, limits: Limits, profile: Profile | None
 ) -> Iterator[Scope]:
     """All kinds of node, and those whose links are at least so fast; and one node of a kind alone, by its own link."""
@@ -193,7 +193,8 @@ def _within(costs: Costs, micro_batches: int, limits: Limits, best: _Best | None
     free = formations(costs, 0.0, limits.stages)
     parts, least_s = 1, bound_s(free, search)
     worth = 0.0 if sum(units) <= EXACT_UNITS else WORTH
-    while parts == 1 or limits.copies * parts <= min(micro_batches, sum(units)):
+    fewest = min((len(f.kinds) for f in free), default=1)
+    while parts == 1 or limits.copies * parts <= min(micro_batches, sum(units) // fewest):
         worth_s = step_s * (1 if parts == 1 else 1 - worth)
         if least_s >= worth_s:
             break
@@ -202,6 +203,8 @@ def _within(costs: Costs, micro_batches: int, limits: Limits, best: _Best | None
         selection = select(kinds, replace(search, at_least=at_least, beat_s=worth_s))
         if selection is not None:
             found, step_s = _Best(costs, selection, parts), selection.step_s
+        if kinds == free:
+            break
         parts *= 2
     low_s = found.selection.bound_s if found else step_s
     return found, min(low_s, max(least_s, step_s * (1 - worth)))

@@ -131,7 +131,8 @@ def select(kinds: Sequence[Formation], search: Search) -> Selection | None:
     low = bound_s(kinds, search)
     if low >= search.beat_s:
         return best
-    exact = sum(search.units) <= EXACT_UNITS and prod(n + 1 for n in search.units) <= MOST_STATES
+    states = prod(n + 1 for n in search.units)
+    exact = states <= MOST_STATES if sum(search.units) <= EXACT_UNITS else states * search.at_least <= MOST_STATES
     return (_exactly if exact else _nearly)(kinds, search, low) or best
 
 
@@ -147,13 +148,21 @@ def _gains(kinds: Sequence[Formation], step_s: float, search: Search) -> list[in
     return [min(search.micro_batches, f.share(step_s)) for f in kinds]
 
 
-def _dealt(kinds: Sequence[Formation], numbers: Sequence[int], search: Search) -> Selection | None:
+def _dealt(kinds: Sequence[Formation], numbers: Sequence[int], search: Search) -> Selection:
     pipelines = [(f, n) for f, n in zip(kinds, numbers, strict=True) if n]
-    minimum = 1 if search.at_least > 1 and sum(numbers) <= search.micro_batches else 0
-    groups = deal(pipelines, search.micro_batches, minimum)
-    if sum(count for _, count, _ in groups) < search.at_least:
-        return None
+    if search.at_least > 1:
+        pipelines = _no_more_than(pipelines, search.micro_batches)
+    groups = deal(pipelines, search.micro_batches, 1 if search.at_least > 1 else 0)
     return Selection(groups, finish_s(groups), 0.0)
+
+
+def _no_more_than(pipelines: Sequence[tuple[Formation, int]], most: int) -> list[tuple[Formation, int]]:
+    """As many pipelines as can have a micro-batch each, those that do one fastest."""
+    kept = []
+    for formation, count in sorted(pipelines, key=lambda pipeline: pipeline[0].finish_s(1)):
+        kept.append((formation, min(count, most)))
+        most -= kept[-1][1]
+    return [(formation, count) for formation, count in kept if count]
 
 
 def _exactly(kinds: Sequence[Formation], search: Search, low: float) -> Selection | None:
@@ -180,18 +189,21 @@ def _exactly(kinds: Sequence[Formation], search: Search, low: float) -> Selectio
 
 def _nearly(kinds: Sequence[Formation], search: Search, low: float) -> Selection | None:
     columns = [f.units for f in kinds]
-    low = _relaxed_s(kinds, search, low)
-    step = CLOSE
-    while low < search.beat_s:
-        step_s = min(low * (1 + step), search.beat_s)
+
+    def within(step_s: float) -> Selection | None:
         most, numbers = whole(columns, _gains(kinds, step_s, search), search.units, search.at_least)
-        found = _dealt(kinds, numbers, search) if most >= search.micro_batches else None
-        if found is not None and found.step_s < search.beat_s:
-            return replace(found, bound_s=min(low, found.step_s))
-        if step_s >= search.beat_s:
-            break
-        step *= 2
-    return None
+        return _dealt(kinds, numbers, search) if most >= search.micro_batches else None
+
+    bound = low = _relaxed_s(kinds, search, low)
+    step, best = CLOSE, None
+    while best is None and low < search.beat_s * (1 - CLOSE):
+        step_s = min(bound * (1 + step), search.beat_s * (1 - CLOSE / 2))
+        best = within(step_s)
+        low, step = (low, step) if best else (step_s, 2 * step)
+    while best and best.step_s - low > 10 * CLOSE * low:
+        found = within((low + best.step_s) / 2)
+        best, low = (found, low) if found else (best, (low + best.step_s) / 2)
+    return best and replace(best, bound_s=min(bound, best.step_s))
 
 
 def _relaxed_s(kinds: Sequence[Formation], search: Search, low: float) -> float:

@@ -88,7 +88,7 @@ def relaxed(
 
     kept, rows, limits = _program(columns, gains, units, at_least)
     if not kept:
-        return NEVER, ()
+        return (NEVER if at_least > 1 else 0.0), ()
     done = linprog([-gains[c] for c in kept], A_ub=rows, b_ub=limits, method="highs")
     if done.status != 0 or done.fun is None:
         return NEVER, ()
@@ -101,13 +101,13 @@ def whole(columns: Sequence[Column], gains: Sequence[int], units: Column, at_lea
 
     kept, rows, limits = _program(columns, gains, units, at_least)
     if not kept:
-        return NEVER, []
+        return (NEVER if at_least > 1 else 0), [0] * len(columns)
     done = milp(
         [-gains[c] for c in kept],
         integrality=[1] * len(kept),
         bounds=Bounds(0, float("inf")),
         constraints=LinearConstraint(rows, ub=limits),
-        options={"mip_rel_gap": 1e-3, "node_limit": 2000},
+        options={"mip_rel_gap": 1e-3, "node_limit": 100},
     )
     if done.x is None:
         return NEVER, []
