@@ -214,7 +214,7 @@ def _outcome(goodput: float, cost: float) -> Outcome:
         ),
         (
             {"spares": {0: [0.8], 2: [0.9]}},
-            "Not enough for sure: spares 2, goodput 90.00 %, the most that was tried, gains +10.00 points over 0.",
+            "Not shown to be enough: spares 2, goodput 90.00 %, the most that was tried, gains +10.00 points over 0.",
         ),
         (
             {"copies": {1: [0.8], None: [0.9995]}},
@@ -241,9 +241,26 @@ def test_a_sweep_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     head, title, none, five, *_, last = capsys.readouterr().out.splitlines()
     assert head.endswith("24 h, 3 seeds")
     assert title.split("  ")[0] == "mirror every"
-    assert none.split() == ["none", "83.33", "%", "68.99", "to", "97.68", "16.67", "%", "3.0", "0.001204"]
-    assert five.split() == ["5", "90.00", "%", "90.00", "to", "90.00", "10.00", "%", "3.0", "0.006667"]
+    assert none.split() == ["none", "83.33", "68.99", "to", "97.68", "16.67", "3.0", "0.001204"]
+    assert five.split() == ["5", "90.00", "90.00", "to", "90.00", "10.00", "3.0", "0.006667"]
     assert last == "6,000 events in 1.0 s of CPU time, 6,000 a second"
+
+
+def test_a_sweep_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Small causes share a column then; the sum is still all of the time."""
+    seconds = dict.fromkeys(CAUSES, 864.0) | {"productive": 81216.0, "starved": 432.0, "redo": 432.0}
+    outcome = Outcome(86400.0, seconds, 10, 1e9, 3.6e6, 1.0, 3, {}, 1000, 2000, ())
+    made = tuple(Point({"spares": n}, (outcome,) * 3) for n in (0, 1))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    goodput_text.show(Result(setting(), 3, ("spares",), made, (0.5, 0.5)))
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "goodput" in line)
+    assert "rest" in head
+    assert "redo" not in head
+    (row,) = [line.split() for line in lines if line.split()[:2] == ["0", "94.00"]]
+    shares = [float(word) for word in (row[1], *row[5:-2])]
+    assert sum(shares) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
