@@ -1,10 +1,11 @@
 """How long the controller works on what it hears in a large run: the real one, with workers that answer what is right.
 
-    python -m bench.controlling [--nodes N] [--copies R] [--alone] [--profile PHASE]
+    python -m bench.controlling [--nodes N] [--copies R] [--alone] [--no-gc] [--profile PHASE]
 """
 
 import argparse
 import cProfile
+import gc
 import pstats
 import time
 from collections.abc import Sequence
@@ -163,8 +164,11 @@ def main() -> None:
     parser.add_argument("--copies", type=int, metavar="R")
     parser.add_argument("--alone", action="store_true", help="every event is heard by itself")
     parser.add_argument("--incidents", type=int, default=3, metavar="N")
+    parser.add_argument("--no-gc", action="store_true", help="without Python's cyclic garbage collector")
     parser.add_argument("--profile", default="", metavar="PHASE", help="what it does in this phase")
     options = parser.parse_args()
+    if options.no_gc:
+        gc.disable()
     drill = Drill(options.nodes, options.copies, options.alone, options.profile)
     drill.begin()
     for _ in range(options.incidents):

@@ -4,9 +4,9 @@
 Gathering -> Forming -> Running -> Aborting -> Settling -> Gathering, and Ended; see modes.py for what each carries.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import assert_never
+from typing import Any, assert_never
 
 from evenkeel.control import beginning, divergence, forming, progress, repair, saving, watch
 from evenkeel.control import messages as m
@@ -89,6 +89,8 @@ class Controller:
         for event in (*events, None):
             if isinstance(s.mode, Ended):
                 break
+            if _is_one_of_many(s, event):
+                continue
             written, said = len(s.journal), len(s.commands)
             if event is not None:
                 _hear(s, now, event)
@@ -98,6 +100,25 @@ class Controller:
                 outputs.append(s.output(written, said))
         outputs.append(s.output())
         return tuple(outputs)
+
+
+_WAITING = (Forming, Aborting, Settling)
+"""Modes that end when everybody has said something."""
+_EACH: dict[type, Callable[[State, Any], None]] = {
+    m.Joined: progress.joined,
+    m.Answered: repair.answered,
+    m.Settled: repair.settled,
+}
+"""What each of thousands says, and who takes it down."""
+
+
+def _is_one_of_many(s: State, event: m.Event | None) -> bool:
+    """Takes down what nothing follows from, as others have yet to say the same."""
+    mode, take = s.mode, _EACH.get(type(event))
+    if take is None or not isinstance(mode, _WAITING) or len(mode.awaited) < 2:
+        return False
+    take(s, event)
+    return True
 
 
 def _hear(s: State, now: float, event: m.Event) -> None:
@@ -126,6 +147,17 @@ def _conclude(s: State, now: float) -> None:
 
 def _handle(s: State, now: float, event: m.Event) -> None:
     match event:
+        # First those that each of thousands of workers sends.
+        case m.Joined():
+            progress.joined(s, event)
+        case m.Answered():
+            repair.answered(s, event)
+        case m.Settled():
+            repair.settled(s, event)
+        case m.PartWritten():
+            saving.written(s, now, event)
+        case m.Located():
+            watch.located(s, now, event)
         case m.Started():
             _started(s, now, event)
         case m.WorkerReady(worker):
@@ -141,21 +173,11 @@ def _handle(s: State, now: float, event: m.Event) -> None:
         case m.NotFinite(worker_id, step, what):
             s.trouble.not_finite = f"{worker_id} met {what} in step {step}"
             s.log("not_finite", worker_id=worker_id, text=what)
-        case m.Answered():
-            repair.answered(s, event)
-        case m.Settled():
-            repair.settled(s, event)
-        case m.Joined():
-            progress.joined(s, event)
         case m.MemoryUsed():
             s.log("memory", **asdict(event))
-        case m.Located():
-            watch.located(s, now, event)
         case m.Finished(_, generation, reports, eval_loss):
             progress.reported(s, now, reports)
             progress.finished(s, generation, eval_loss)
-        case m.PartWritten():
-            saving.written(s, now, event)
         case m.PartFailed():
             saving.failed(s, now, event)
         case m.StillWriting():

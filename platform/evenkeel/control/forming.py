@@ -9,6 +9,7 @@ from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
 from evenkeel.core.ids import INITIAL, NodeId, Version
 from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.model import Shard
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import few_that_have_all, lost_slices
@@ -264,10 +265,12 @@ def send_flags(s: State, world: World) -> None:
 def _sources(s: State) -> tuple[Source, ...]:
     """Who holds the committed version, by lineage: step and generation must both agree (rule 7)."""
     found: list[Source] = []
+    shards: dict[int, tuple[Shard, ...]] = {}  # many workers may share one sequence object; then it is looked at once
     for w, holdings in sorted(s.holdings.items()):
-        shards = [held.shard for held in holdings if held.version == s.committed]
-        # A mirror may be of the committed version too.
-        found += [Source(w, shard) for shard in (dict.fromkeys(shards) if len(shards) > 1 else shards)]
+        if id(holdings) not in shards:
+            held = (held.shard for held in holdings if held.version == s.committed)
+            shards[id(holdings)] = tuple(dict.fromkeys(held))  # a mirror may be of the committed version too
+        found += [Source(w, shard) for shard in shards[id(holdings)]]
     return tuple(found)
 
 

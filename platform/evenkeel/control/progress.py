@@ -17,8 +17,7 @@ def joined(s: State, event: m.Joined) -> None:
     if event.worker_id in s.roster.alive:
         s.mode.awaited.discard(event.worker_id)
     if s.incident is not None:
-        s.incident.regroup_s = max(s.incident.regroup_s, event.regroup_s)
-        s.incident.reshard_s = max(s.incident.reshard_s, event.reshard_s)
+        s.incident.joined(event.regroup_s, event.reshard_s)
 
 
 def reported(s: State, now: float, reports: Iterable[m.Report]) -> None:

@@ -106,12 +106,10 @@ def looked(s: State, now: float, event: m.Looked) -> None:
 
 
 def answered(s: State, event: m.Answered) -> None:
-    match s.mode:
-        case Aborting(world, ask) if (ask, world.generation) == (event.ask, event.generation):
-            s.mode.answers[event.worker_id] = event.answer
-            s.mode.awaited.discard(event.worker_id)
-        case _:
-            pass
+    mode = s.mode
+    if isinstance(mode, Aborting) and mode.ask == event.ask and mode.world.generation == event.generation:
+        mode.answers[event.worker_id] = event.answer
+        mode.awaited.discard(event.worker_id)
 
 
 def settle(s: State, now: float, mode: Aborting) -> None:
@@ -152,10 +150,11 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
         kill(s, now, worker, cause)
     open_step = s.committed.step + 1
     in_next = any(_was_in_step(a, world, open_step) for a in answers.values())
+    prepared = any(a.prepared is not None and a.prepared == s.committed for a in answers.values())
     vote = s.decision.vote
     if vote is not None and vote.step > s.visible:
         saving.show(s, now, vote, None)
-    if vote is not None and any(a.prepared == s.committed for a in answers.values()):
+    if vote is not None and prepared:
         # Whoever saw the vote has finished its commit before it answered; these commit by the decision.
         s.log("step_rolled_forward", reason=s.decision.reason)
         if s.incident is not None:
@@ -190,12 +189,10 @@ def settled(s: State, event: m.Settled) -> None:
     It must not: of two rounds' commands the older may arrive last, and who commits by that one refuses the newer
     meanwhile. To wait for the newer's word would end in killing a worker that did all it was told.
     """
-    match s.mode:
-        case Settling(world) if world.generation == event.generation:
-            s.mode.done[event.worker_id] = event.held
-            s.mode.awaited.discard(event.worker_id)
-        case _:
-            pass
+    mode = s.mode
+    if isinstance(mode, Settling) and mode.world.generation == event.generation:
+        mode.done[event.worker_id] = event.held
+        mode.awaited.discard(event.worker_id)
 
 
 def conclude(s: State, now: float, done: dict[WorkerId, tuple[m.Held, ...]]) -> None:

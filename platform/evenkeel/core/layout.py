@@ -86,19 +86,19 @@ class Layout:
 
     @cached_property
     def places(self) -> Mapping[WorkerId, Place]:
-        return dict(zip(self.members, _places(self._shape), strict=True))
+        return dict(zip(self.members, _places(self.shape), strict=True))
 
     @cached_property
     def shards(self) -> Mapping[WorkerId, Shard]:
         """What each worker holds."""
-        return dict(zip(self.members, _shards(self._shape), strict=True))
+        return dict(zip(self.members, _shards(self.shape), strict=True))
 
     def shard(self, worker: WorkerId) -> Shard:
         """What the worker holds. Raises KeyError for a worker that has no place."""
         return self.shards[worker]
 
     @property
-    def _shape(self) -> "_Shape":
+    def shape(self) -> "Shape":
         return tuple(tuple((s.start, s.stop, len(s.members)) for s in p.stages) for p in self.pipelines)
 
     @property
@@ -106,12 +106,12 @@ class Layout:
         return sum(p.share for p in self.pipelines)
 
 
-_Shape = tuple[tuple[tuple[int, int, int], ...], ...]
+Shape = tuple[tuple[tuple[int, int, int], ...], ...]
 """Of each pipeline's stages: layers (start, stop) and how many members."""
 
 
 @lru_cache(maxsize=8)
-def _places(shape: _Shape) -> tuple[Place, ...]:
+def _places(shape: Shape) -> tuple[Place, ...]:
     """By rank."""
     places: list[Place] = []
     for i, pipeline in enumerate(shape):
@@ -121,7 +121,7 @@ def _places(shape: _Shape) -> tuple[Place, ...]:
 
 
 @lru_cache(maxsize=8)
-def _shards(shape: _Shape) -> tuple[Shard, ...]:
+def _shards(shape: Shape) -> tuple[Shard, ...]:
     """By rank; of equal ones there is one object."""
     whole = cache(Shard)
     stages = (stage for pipeline in shape for stage in pipeline)

@@ -108,9 +108,9 @@ def copies_that_fit(
         None, "" where all who hold a parameter can keep its state.
     """
     infos = tuple(members)
-    room = _room(infos)
-    if not any(room.values()):
+    if not any(info.memory for info in infos):
         return None, ""
+    room = _room(infos)
     node_of = {info.worker_id: info.node_id for info in infos}
     on_cpu = {info.worker_id for info in infos if info.device == "cpu"}
     most = len(layout.pipelines)

@@ -45,7 +45,7 @@ def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | No
         chunks = [pool[i : i + tensor] for i in range(0, len(pool) - tensor + 1, tensor)]
         fresh = [(None, tuple(sorted(chunk, key=lambda w: _part(w, previous)))) for chunk in chunks]
         for home, members in (*homed, *fresh):
-            units.append(Unit(members, node, min([order[w] for w in members]), home))
+            units.append(Unit(members, node, min(map(order.__getitem__, members)), home))
     return tuple(_with_homes_of_their_own(sorted(units, key=lambda unit: unit.order)))
 
 
