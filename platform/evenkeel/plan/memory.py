@@ -1,5 +1,6 @@
 """How much memory the training state takes on a worker, and how many copies of it fit."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from evenkeel.plan.flat import ALIGNMENT, flat_places
 from evenkeel.plan.mirrors import are_needed, keepers_of
 from evenkeel.plan.speeds import Fits
 from evenkeel.plan.state import KINDS
-from evenkeel.plan.writers import written_by
+from evenkeel.plan.writers import ranges_written
 
 FOR_STATE = 0.8
 """Of a device's memory; the rest is for activations, what is communicated, and the allocator's waste."""
@@ -83,10 +84,8 @@ def host_bytes(
         uses: `mirrors` is taken as it is, whether they are needed or not.
     """
     each = len(KINDS) * WIDTHS[precision].state
-    parts = {
-        worker: each * sum(span.stop - span.start for span in written_by(worker, ownership, layout, model))
-        for worker in layout.members
-    }
+    written = ranges_written(ownership, layout, model)
+    parts = {worker: each * sum(stop - start for start, stop in ranges) for worker, ranges in written.items()}
     kept = dict.fromkeys(layout.members, 0)
     if uses.mirrors:
         for worker, keeper in keepers_of(layout.members, ownership.node_of).items():
@@ -108,9 +107,9 @@ def copies_that_fit(
         None, "" where all who hold a parameter can keep its state.
     """
     infos = tuple(members)
-    room = _room(infos)
-    if not any(room.values()):
+    if not any(info.memory for info in infos):
         return None, ""
+    room = _room(infos)
     node_of = {info.worker_id: info.node_id for info in infos}
     on_cpu = {info.worker_id for info in infos if info.device == "cpu"}
     most = len(layout.pipelines)
@@ -203,8 +202,8 @@ def _count(copies: int) -> str:
 
 def _room(infos: tuple[WorkerInfo, ...]) -> Mapping[WorkerId, float]:
     """Bytes for the state, by worker; 0 where that is not known."""
-    on_cpu = [info.node_id for info in infos if info.device == "cpu"]
+    sharing = Counter(info.node_id for info in infos if info.device == "cpu")
     return {
-        info.worker_id: FOR_STATE * info.memory / (on_cpu.count(info.node_id) if info.device == "cpu" else 1)
+        info.worker_id: FOR_STATE * info.memory / (sharing[info.node_id] if info.device == "cpu" else 1)
         for info in infos
     }
