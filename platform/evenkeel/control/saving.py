@@ -79,12 +79,13 @@ def begin(s: State, now: float, vote: Vote) -> None:
 
 def written(s: State, now: float, event: m.PartWritten) -> None:
     _moved(s, now, event.worker_id)
-    if not _is_known(s, event.version):
-        return
-    upload = _upload(s, now, event.version)
-    if event.worker_id in upload.missing:
+    upload = s.uploads.get(event.version)
+    if upload is None and _is_known(s, event.version):
+        upload = _upload(s, now, event.version)
+    if upload is not None and event.worker_id in upload.missing:
         upload.add(event)
-        _go_on(s, event.version)
+        if not upload.missing:
+            _go_on(s, event.version)
 
 
 def is_one_of_many(s: State, now: float, event: m.PartWritten) -> bool:
