@@ -333,9 +333,9 @@ BUGS = (
         "steps-shown-after-other-commands",
         4,
         (
-            CONTROLLER,
-            "m.Output(tuple(s.journal), tuple(s.commands))",
-            "m.Output(tuple(s.journal), tuple(sorted(s.commands, key=lambda c: isinstance(c, m.Metrics))))",
+            STATE,
+            "tuple(self.commands[:commands]))",
+            "tuple(sorted(self.commands[:commands], key=lambda c: isinstance(c, m.Metrics))))",
         ),
     ),
     bug(
