@@ -81,7 +81,11 @@ def prepare_to_measure(config: Config) -> Prepared:
 
 def profile_key(prepared: Prepared) -> Key:
     """What a profile of this run is of."""
-    config, shape = prepared.config, prepared.spec.policy.model
+    return key_of(prepared.config, prepared.spec.policy.model)
+
+
+def key_of(config: Config, shape: ModelShape) -> Key:
+    """What a profile of this model under this configuration is of."""
     said = {
         "model": [config.model.name, hide_secrets(config.model.options)],
         "data": [config.data.name, hide_secrets(config.data.options)],
