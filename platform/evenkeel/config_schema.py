@@ -73,11 +73,13 @@ class ScalingSection:
 
 @dataclass(frozen=True, slots=True)
 class ParallelSection:
-    """Degrees. `tensor` is hard, the others are the wish at full strength; None leaves it to the planner."""
+    """Degrees. `tensor` is hard, the others are the wish at full strength; None leaves it to the planner. With
+    `rebalance` micro-batches and layers move to who does them fastest; without it all workers are taken for equal."""
 
     data: int | None = None
     pipeline: int | None = None
     tensor: int | None = None
+    rebalance: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +102,12 @@ class CheckpointSection:
 
 @dataclass(frozen=True, slots=True)
 class EmulateSection:
-    """`slowdown` maps a rank to a factor of at least 1, paid in real time."""
+    """`slowdown` maps a rank to a factor of at least 1, paid in real time, in the steps `from_step` to `to_step` (None:
+    from the first, to the last). The worker that has the rank when the run begins, or goes on, keeps the factor."""
 
     slowdown: dict[int, float] = field(default_factory=dict)
+    from_step: int | None = None
+    to_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

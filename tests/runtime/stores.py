@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "store"))
 
 from disks import small_disk
 from proxy import Proxy
-from servers import BUCKET, KEY, S3, SECRET, Ceph, Moto, require_ceph
+from servers import BUCKET, KEY, S3, SECRET, Ceph, Moto, options, require_ceph
 
 __all__ = [
     "BUCKET",
@@ -23,6 +23,7 @@ __all__ = [
     "Moto",
     "Proxy",
     "on_s3",
+    "options",
     "require_ceph",
     "slow_data",
     "small_disk",

@@ -18,7 +18,7 @@ SIGNATURE = "hush-c07e6d92b5"
 TELLING = ("hush-9f3c57e1a2", "hush-4410be7f93", TOKEN, SIGNATURE)
 """What is found of them: S3's client, like others, cuts a text at each slash."""
 
-CONFIG: dict[str, Any] = {"train": {"steps": 16}, "checkpoint": {"every_steps": 4}}
+CONFIG: dict[str, Any] = {"train": {"steps": 24}, "checkpoint": {"every_steps": 4}}
 CLOSING = '''
 """Slow data that fails once, in some step, and says all that it was given, as the clients of stores do."""
 
@@ -111,6 +111,7 @@ def killed_in_trouble(
     link.fail(errors, "503 Slow Down", "SlowDown")
     run.until(lambda: link.errors_left == 0)
     run.until(lambda: run.has_event("exception"))
+    run.until(lambda: any(told_traceback(stored(site, moto))))
     run.after_step(9)
     folder = ray_folder(run)
     (folder / "owner.json").unlink()  # or the next run that is started beside this test removes what a dead one left
@@ -144,11 +145,16 @@ def stored(site: Site, moto: S3) -> dict[str, bytes]:
     return bodies
 
 
+def told_traceback(bodies: dict[str, bytes]) -> Iterator[bool]:
+    """Of each log that was copied to the store, which a store that failed meanwhile has some seconds later."""
+    for name, data in bodies.items():
+        yield name.startswith("logs/") and b"Traceback" in data and TOLD in data
+
+
 def check_stored(bodies: dict[str, bytes]) -> None:
     """That what could hold one is there: the configuration, events of the trouble, a traceback, checkpoints."""
     assert b"***" in bodies["config.yaml"] and json.loads(bodies["run.json"])["name"] == "run"
-    logs = {name: data for name, data in bodies.items() if name.startswith("logs/")}
-    assert any(b"Traceback" in data and TOLD in data for data in logs.values()), logs.keys()
+    assert any(told_traceback(bodies)), bodies.keys()
     assert any(TOLD in data for name, data in bodies.items() if name.startswith("events"))
     assert any(name.endswith("/manifest.json") for name in bodies)
     assert any(name.startswith("lease") for name in bodies)

@@ -5,7 +5,7 @@ from typing import Any
 
 from evenkeel.core.ids import WorkerId
 
-PLANNED = ("pause", "stop", "resumed")
+PLANNED = ("pause", "rebalance", "stop", "resumed")
 """Causes that are asked for rather than suffered; the last is a run that is submitted again."""
 
 
@@ -56,6 +56,13 @@ class Incident:
         """There is a plan for a world."""
         self.attempts += 1
         self.formed_at = now
+
+    def joined(self, regroup_s: float, reshard_s: float) -> None:
+        """A member is ready; the slowest counts."""
+        if regroup_s > self.regroup_s:
+            self.regroup_s = regroup_s
+        if reshard_s > self.reshard_s:
+            self.reshard_s = reshard_s
 
     def describe(self) -> str:
         """One line for an error message."""

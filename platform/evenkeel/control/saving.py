@@ -72,14 +72,15 @@ def begin(s: State, now: float, vote: Vote) -> None:
 
 def written(s: State, now: float, event: m.PartWritten) -> None:
     _moved(s, now, event.worker_id)
-    if not _is_known(s, event.version):
-        return
-    upload = _upload(s, now, event.version)
-    if event.worker_id in upload.missing:
+    upload = s.uploads.get(event.version)
+    if upload is None and _is_known(s, event.version):
+        upload = _upload(s, now, event.version)
+    if upload is not None and event.worker_id in upload.missing:
         upload.missing.discard(event.worker_id)
         upload.parts[event.worker_id] = event.part
         upload.stall_s = max(upload.stall_s, event.stall_s)
-        _go_on(s, event.version)
+        if not upload.missing:
+            _go_on(s, event.version)
 
 
 def still_writing(s: State, now: float, event: m.StillWriting) -> None:
@@ -219,12 +220,18 @@ def next_tick(s: State) -> float | None:
 
 def due(s: State, step: int) -> bool:
     """Whether the controller is to ask for one now: with checkpoint.every_steps 0 at the optimal interval."""
+    at = due_at(s)
+    return at is not None and step >= at
+
+
+def due_at(s: State) -> int | None:
+    """The step after which it is to ask for one, by what it knows now; None if it does not know, or never is to."""
     if s.policy.checkpoint_every != 0 or s.liveness.step_s == 0 or s.uploads:
-        return False
+        return None
     workers = max(1, len(s.roster.alive))
     rate = failure_rate(s.total_losses, s.worker_seconds, workers)
     interval = checkpoint_interval(s.save_cost_s or COST_S, s.liveness.step_s, rate)
-    return step - s.saved_at_step >= interval.steps
+    return s.saved_at_step + interval.steps
 
 
 # ---------------------------------------------------------------- going back

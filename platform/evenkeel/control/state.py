@@ -17,6 +17,7 @@ from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
 
 if TYPE_CHECKING:
+    from evenkeel.control.balancing import Balance
     from evenkeel.control.saving import Upload
 
 
@@ -31,6 +32,7 @@ class State:
         decision: the last one, with the answers that it rests on.
         holdings: what each worker held when the last decision that it took part in was carried out. Of those that have
             a place in the present world it is out of date once that commits, and then has an old version.
+        arrived: workers have become ready by the events in hand.
         pending: requests that no committed vote has carried yet (rule 16).
         incident: the disturbance that is being repaired.
         over: the final model is written; what is left is to say so, at the next tick.
@@ -53,6 +55,7 @@ class State:
         unproven: versions with which a generation ended, before a vote could compare the copies of who wrote them.
         total_losses: how often nobody alive held the state, nor a mirror of it, in all lives.
         worker_seconds: time that workers worked, in all lives.
+        balance: what is known of the workers' speeds; None before anything is asked of it.
         journal, commands: what the event in hand has led to so far.
     """
 
@@ -71,6 +74,7 @@ class State:
     decision: m.Decision | None = None
     evidence: dict[str, m.Answer] = field(default_factory=dict)
     holdings: dict[WorkerId, tuple[m.Held, ...]] = field(default_factory=dict)
+    arrived: bool = False
     pending: Flags = Flags.NONE
     stop_reason: str = ""
     incident: Incident | None = None
@@ -95,6 +99,7 @@ class State:
     unproven: set[Version] = field(default_factory=set)
     total_losses: int = 0
     worker_seconds: float = 0.0
+    balance: "Balance | None" = None
     journal: list[m.Entry] = field(default_factory=list)
     commands: list[m.Command] = field(default_factory=list)
 
@@ -106,7 +111,8 @@ class State:
         return world_of(self.mode)
 
     def survivors(self, world: World) -> tuple[WorkerId, ...]:
-        return tuple(i.worker_id for i in world.members if i.worker_id in self.roster.alive)
+        alive = self.roster.alive
+        return tuple([worker for worker in world.layout.members if worker in alive])
 
     def decided(self, world: World) -> bool:
         """Whether its open step is settled, once and for all (rule 6)."""
@@ -127,6 +133,12 @@ class State:
 
     def say(self, *commands: m.Command) -> None:
         self.commands.extend(commands)
+
+    def output(self, entries: int | None = None, commands: int | None = None) -> m.Output:
+        """Takes away what has been said so far, or so much of it."""
+        output = m.Output(tuple(self.journal[:entries]), tuple(self.commands[:commands]))
+        del self.journal[:entries], self.commands[:commands]
+        return output
 
     def log(self, event: str, **fields: object) -> None:
         """A line of events.jsonl."""

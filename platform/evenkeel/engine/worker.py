@@ -27,6 +27,7 @@ from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
 from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
+from evenkeel.engine.slowdown import Slowdown, slowdown_for
 from evenkeel.engine.step import DivergedError, commit, train_step
 from evenkeel.engine.told import Clean, first_line, print_traceback
 from evenkeel.engine.training import Training, group_specs
@@ -59,7 +60,6 @@ class Worker:
         self._node = node_id
         self._job = job
         self._send = send
-        self._host = host
         self._device = torch.device(device)
         keep_freed_memory()
         job.prepare()
@@ -70,6 +70,7 @@ class Worker:
         self._holdings = Holdings(job, self._device)
         self._saver = Saver(worker_id, job, self._faults, send)
         self._mirrors = Mirrors(worker_id, job.shape, self._seat, self._faults)
+        self._slowdown: Slowdown | None = None
         self._groups: GroupSet | None = None
         self._aborts = 0
         self._tasks: queue.SimpleQueue[World | Vote | None] = queue.SimpleQueue()
@@ -77,18 +78,7 @@ class Worker:
         self._thread.start()
 
     def info(self) -> WorkerInfo:
-        cuda = self._device.type == "cuda"
-        return WorkerInfo(
-            worker_id=self._id,
-            node_id=self._node,
-            pid=os.getpid(),
-            device=self._device.type,
-            kind=torch.cuda.get_device_name(self._device) if cuda else "cpu",
-            memory=device_bytes(self._device),
-            visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES", "") if cuda else "",
-            store_host=self._host,
-            store_port=self._store.port,
-        )
+        return worker_info(self._id, self._node, self._device, self._store)
 
     def deliver(self, command: ToWorker) -> m.Event | None:
         """Carries out a command of the controller; from control threads, several at once.
@@ -207,6 +197,7 @@ class Worker:
         """Meets the others, gets the state that this world begins from, and says so."""
         begun = time.monotonic()
         self._faults.joining(world)
+        self._slowdown = self._slowdown or slowdown_for(self._id, world, self._job.settings, self._device)
         self._progress.begin(world.generation, world.base.step, lambda: self._seat.running(world.generation))
         self._progress.enter("regroup")
         groups = self._regroup(world)
@@ -228,7 +219,7 @@ class Worker:
             groups.world.barrier()
         training = Training(
             self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver, self._mirrors,
-            self._send,
+            self._slowdown, self._send,
         )  # fmt: skip
         if world.checkpoint_every is not None:
             self._saver.begin(memory.state, world.layout, training.copies)
@@ -324,6 +315,22 @@ class Worker:
         layer = "" if at.layer < 0 else self._job.shape.layers[at.layer].name
         text = first_line(f"{type(error).__name__}: {error}", self._job.clean)
         return m.Fault(open_step, at.phase, at.micro, layer, text, broken)
+
+
+def worker_info(worker_id: WorkerId, node_id: NodeId, device: torch.device, store: StoreServer) -> WorkerInfo:
+    """What this process says of itself."""
+    cuda = device.type == "cuda"
+    return WorkerInfo(
+        worker_id=worker_id,
+        node_id=node_id,
+        pid=os.getpid(),
+        device=device.type,
+        kind=torch.cuda.get_device_name(device) if cuda else "cpu",
+        memory=device_bytes(device),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES", "") if cuda else "",
+        store_host=store.host,
+        store_port=store.port,
+    )
 
 
 def _die(clean: Clean) -> NoReturn:

@@ -1,7 +1,7 @@
 """The layout planner: pipelines, stages and TP groups for the workers that are here, and their shares."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from evenkeel.core.ids import WorkerId
@@ -10,6 +10,7 @@ from evenkeel.core.model import ModelShape
 from evenkeel.plan.assign import Seat, assign
 from evenkeel.plan.batch import shares
 from evenkeel.plan.cuts import Cuts, most_stages, slowest_stage, stage_cuts
+from evenkeel.plan.speeds import MIN_GAIN, Fits, Speeds, anything, recut_by, with_shares
 from evenkeel.plan.units import Unit, form_units
 
 
@@ -77,7 +78,13 @@ class _Limits:
 
 
 def plan_layout(
-    workers: Sequence[WorkerInfo], wish: Wish, model: ModelShape, micro_batches: int, previous: Layout | None
+    workers: Sequence[WorkerInfo],
+    wish: Wish,
+    model: ModelShape,
+    micro_batches: int,
+    previous: Layout | None,
+    speeds: Speeds | None = None,
+    room: Callable[[Layout], Fits] = lambda _: anything,
 ) -> Planned | Infeasible:
     """The layout for who is here.
 
@@ -94,6 +101,9 @@ def plan_layout(
         workers: who is ready, in order of preference: members first, then spares. Only those with the members' kind of
             device are used, at first the most frequent one.
         previous: the layout to stay close to; of its members only those in `workers` are alive.
+        speeds: as far as they are measured. A layout of the previous one's shape keeps its cuts and shares then;
+            another one gets such by speed, where they differ. None: all are taken for equal.
+        room: which cuts of a layout's stages its members have the memory for; see memory.stage_fits.
 
     Raises:
         ValueError: if there is no micro-batch, or a layer's cost is negative.
@@ -114,10 +124,32 @@ def plan_layout(
     if len(units) < needed:
         return Infeasible(_waits(len(workers), len(usable), len(units), tensor, needed))
     depths = _depths(len(units), _pipelines(len(units), wish, limits, costs, micro_batches))
-    cuts = [stage_cuts(costs, depth) for depth in depths]
+    same = speeds is not None and previous is not None and _has_shape(previous, depths, tensor)
+    cuts = _cuts_of(previous) if same and previous else [stage_cuts(costs, depth) for depth in depths]
     layout = _build(units, cuts, costs, model, micro_batches, previous)
+    if same and previous:
+        layout = with_shares(layout, [pipeline.share for pipeline in previous.pipelines])
+    elif speeds is not None:
+        layout = _by_speed(layout, speeds.for_all(usable), room(layout))
     unused = tuple(w.worker_id for w in workers if w.worker_id not in layout.places)
     return Planned(layout, _reason(layout, wish, limits, len(workers), previous), unused)
+
+
+def _has_shape(layout: Layout, depths: Sequence[int], tensor: int) -> bool:
+    return layout.tensor == tensor and [len(pipeline.stages) for pipeline in layout.pipelines] == list(depths)
+
+
+def _cuts_of(layout: Layout) -> list[Cuts]:
+    return [tuple((stage.start, stage.stop) for stage in pipeline.stages) for pipeline in layout.pipelines]
+
+
+def _by_speed(layout: Layout, speeds: Speeds, fits: Fits) -> Layout:
+    """Other shares, or cuts and shares, where that wins enough: equal workers get equal work, whatever was measured."""
+    now_s = speeds.finish_s(layout)
+    for changed in (speeds.shared(layout), recut_by(layout, speeds, fits)):
+        if speeds.finish_s(changed) <= (1 - MIN_GAIN) * now_s:
+            layout, now_s = changed, speeds.finish_s(changed)
+    return layout
 
 
 def _costs(model: ModelShape) -> tuple[float, ...]:
@@ -133,6 +165,8 @@ def _limits(wish: Wish, costs: Sequence[float], micro_batches: int, tensor: int)
 
 def _of_one_device(workers: Sequence[WorkerInfo], previous: Layout | None) -> list[WorkerInfo]:
     """Those of one device, as a process group cannot mix them: the members' device, else the most frequent one."""
+    if len({worker.device for worker in workers}) == 1:
+        return list(workers)
     members = [worker for worker in workers if previous and worker.worker_id in previous.places]
     count = Counter(worker.device for worker in members or workers)
     device = max(count, key=lambda d: count[d], default="")  # ties go to the first
@@ -232,12 +266,10 @@ def _shape(layout: Layout) -> str:
 
 def _change(layout: Layout, previous: Layout) -> str:
     """What became of the previous layout, in words; names at most three workers."""
-    stays = [w for w in layout.members if w in previous.places and previous.shard(w) == layout.shard(w)]
-    same = [(p.micro_stop, [(s.start, s.stop, len(s.members)) for s in p.stages]) for p in layout.pipelines] == [
-        (p.micro_stop, [(s.start, s.stop, len(s.members)) for s in p.stages]) for p in previous.pipelines
-    ]
-    if not same:
-        return f"another shape than before, {len(stays)} workers keep their layers"
+    ends, ended = ([pipeline.micro_stop for pipeline in each.pipelines] for each in (layout, previous))
+    if layout.shape != previous.shape or ends != ended:
+        stays = sum(previous.shards.get(worker) == shard for worker, shard in layout.shards.items())
+        return f"another shape than before, {stays} workers keep their layers"
     swaps = [(new, old) for new, old in zip(layout.members, previous.members, strict=True) if new != old]
     if not swaps:
         return "as before"

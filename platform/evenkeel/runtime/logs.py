@@ -4,11 +4,14 @@ import io
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, TextIO
 
 from evenkeel.runtime.compat import log_folder
 from evenkeel.store.errors import StoreError
+from evenkeel.store.files import Files
+from evenkeel.store.retry import retrying
 from evenkeel.store.run_directory import RunDirectory
 
 
@@ -20,13 +23,12 @@ class ProcessLog:
     """
 
     def __init__(self, folder: str, name: str) -> None:
-        self._run = RunDirectory.at(folder)
-        self._name = f"logs/{name}.log"
-        local = self._run.log_folder
-        self._path = Path(local) / f"{name}.log" if local is not None else log_folder() / f"evenkeel-{name}.log"
-        self._remote = local is None
+        run = RunDirectory.at(folder)
+        local = run.log_folder
+        path = Path(local) / f"{name}.log" if local is not None else log_folder() / f"evenkeel-{name}.log"
+        self._copied = None if local is not None else CopiedLog(path, run.files, f"logs/{name}.log")
         try:
-            take_over(self._path)
+            take_over(path)
         except OSError as error:
             logging.warning("the log stays where Ray keeps it, because it cannot be opened: %s", error)
 
@@ -34,10 +36,33 @@ class ProcessLog:
         """Makes what was written so far visible in the run directory."""
         sys.stdout.flush()
         sys.stderr.flush()
-        if not self._remote:
-            return
+        if self._copied is not None:
+            self._copied.copy()
+
+
+class CopiedLog:
+    """A local file, and its copy on a store that may fail."""
+
+    def __init__(self, path: Path, files: Files, name: str) -> None:
+        self._path, self._files, self._name = path, files, name
+        self._one_at_a_time = threading.Lock()  # or a copy that was read earlier could be the last one to arrive
+
+    def copy(self) -> None:
+        """Copies what is there now. If the store fails this returns all the same, and tries on in the background:
+        whoever publishes a traceback has something to repair."""
         try:
-            self._run.files.replace(self._name, self._path.read_bytes())
+            self._once()
+        except (OSError, StoreError) as error:
+            logging.warning("the log could not be copied, and will be tried again: %s", error)
+            threading.Thread(target=self._patiently, name="log", daemon=True).start()
+
+    def _once(self) -> None:
+        with self._one_at_a_time:
+            self._files.replace(self._name, self._path.read_bytes())
+
+    def _patiently(self) -> None:
+        try:
+            retrying(self._once, lambda _: None, threading.Event().wait)
         except (OSError, StoreError) as error:
             logging.warning("the log could not be copied: %s", error)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from evenkeel.core.model import ModelShape
 from evenkeel.data.dataset import Data
 from evenkeel.engine.model import Model, boundaries_of, model_shape
 from evenkeel.engine.state import PRECISIONS
+from evenkeel.observe.console import emulation_text
 from evenkeel.plan.cuts import most_stages
 from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
 from evenkeel.plan.learning_rate import learning_rate
@@ -68,7 +70,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         shape = model_shape(made)
     check_degrees(config, shape)
     found = with_absolute_data(config)
-    with _blamed(config, "data.name", repr(config.data.name)):
+    with blamed(config, "data.name", repr(config.data.name)):
         data = make_data(found, made)
         fingerprint = data.train.fingerprint()
         inputs, _ = check_samples(data.train.get(range(1)))
@@ -95,6 +97,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         faults=controller_faults(config),
         seed=config.run.seed,
         keep=config.checkpoint.keep,
+        emulated=emulated(config),
     )
     need = Need(config.scaling.workers[1] + config.scaling.spares, each, config.scaling.workers[0])
     return Prepared(config, directory, spec, need, fingerprint, JobMaker(found, directory.url, fingerprint, model))
@@ -165,6 +168,7 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         mirror_every=config.redundancy.mirror_every,
         checkpoint_every=config.checkpoint.every_steps,
         max_checkpoint_failures=config.checkpoint.max_failures,
+        rebalance=config.parallel.rebalance,
     )
 
 
@@ -183,6 +187,13 @@ def controller_faults(config: Config) -> tuple[ControllerFault, ...]:
         for key, fault in zip(config.fault_keys(), config.faults, strict=True)
         if fault.target == CONTROLLER
     )
+
+
+def emulated(config: Config) -> dict[str, Any]:
+    """Fields of the event that tells of workers made slow; nothing where there are none."""
+    emulate = config.emulate
+    slow = {str(rank): factor for rank, factor in emulate.slowdown.items() if factor > 1}
+    return {"slowdown": slow, "from_step": emulate.from_step, "to_step": emulate.to_step} if slow else {}
 
 
 def resources(config: Config) -> dict[str, float]:
@@ -227,19 +238,20 @@ def describe(prepared: Prepared) -> str:
         f"{config.train.micro_batches} micro-batches each",
         f"needs      {need} of Ray",
         f"layout     {planned.reason}",
+        *([f"emulation  {emulation_text(prepared.spec.emulated)}"] if prepared.spec.emulated else []),
     ]
     return "\n".join(lines)
 
 
 def _model_blamed(config: Config, given: ModelSource | None) -> AbstractContextManager[None]:
     if given is None:
-        return _blamed(config, "model.name", repr(config.model.name))
+        return blamed(config, "model.name", repr(config.model.name))
     name = "the given Model" if isinstance(given, Model) else getattr(given, "__qualname__", repr(given))
-    return _blamed(config, "model", name, "Python")
+    return blamed(config, "model", name, "Python")
 
 
 @contextmanager
-def _blamed(config: Config, key: str, what: str, source: str = "") -> Iterator[None]:
+def blamed(config: Config, key: str, what: str, source: str = "") -> Iterator[None]:
     """Errors of building the model or the data become errors of the configuration, with the source that names it.
 
     Args:
