@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from bench import durable, planning
+from bench import durable, goodput, planning
 from bench.lab import Lab, Round, beside, ratios
 from bench.process import BenchError
 from bench.recovery import CASES, Healed, checks, healed
@@ -140,6 +140,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "plan": plan,
     "checkpoint": durable.checkpoint,
     "memory": durable.memory,
+    "simulate": goodput.simulate,
 }
 
 

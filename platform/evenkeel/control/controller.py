@@ -166,8 +166,8 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             _lost(s, now, worker_id, cause)
         case m.StartFailed(count, error):
             _start_failed(s, now, count, error)
-        case m.Reported(_, reports):
-            progress.reported(s, now, reports)
+        case m.Reported(_, reports, timings):
+            progress.reported(s, now, reports, timings)
         case m.Failed():
             repair.failed(s, now, event)
         case m.NotFinite(worker_id, step, what):

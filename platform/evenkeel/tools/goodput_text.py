@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from rich.console import Console
+
 from evenkeel.plan.interval import duration
 from evenkeel.sim.goodput.setting import CAUSES, Setting
 from evenkeel.sim.goodput.study import WORTH, Estimate, Point, best, cheapest, enough, gain
-from evenkeel.tools.text import print_table
+from evenkeel.tools.text import aligned, print_table
 
 MEANING = {
     "productive": "steps that stay, at full pace",
@@ -54,7 +56,8 @@ def show(result: Result) -> None:
     if len(result.points) == 1:
         _show_one(result)
     else:
-        head, rows = _sweep(result)
+        console = Console()
+        head, rows = _sweep(result, console.width if console.is_terminal else None)
         print_table(head, rows, head)
     for line in answers(result):
         print(line)
@@ -98,19 +101,33 @@ def _went_back(point: Point) -> str:
     return f"; went back {', '.join(told)}" if told else "; never went back"
 
 
-def _sweep(result: Result) -> tuple[list[str], list[list[str]]]:
+def _sweep(result: Result, width: int | None) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: one for each point. Where it would be wider than that, small causes become one column."""
+    most = {cause: max(point.shares[cause] for point in result.points) for cause in CAUSES[1:]}
+    alone = [cause for cause in CAUSES[1:] if most[cause] >= 5e-5]
+    rest: list[str] = []
+    while True:
+        head, rows = _columns(result, alone, rest)
+        if width is None or len(alone) < 2 or len(aligned(head, rows)[0]) <= width:
+            return head, rows
+        least = min(alone, key=lambda cause: most[cause])
+        alone.remove(least)
+        rest.append(least)
+
+
+def _columns(result: Result, alone: Sequence[str], rest: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     costs = [point.cost_per_token for point in result.points]
     priced = any(cost is not None and cost.mean > 0 for cost in costs)
-    shown = [cause for cause in CAUSES[1:] if any(point.shares[cause] >= 5e-5 for point in result.points)]
-    head = [NAMES[axis] for axis in result.axes] + ["goodput", "95 %", *shown, "incidents"]
+    head = [NAMES[axis] for axis in result.axes] + ["goodput %", "95 %", *alone, *(["rest"] if rest else [])]
     rows = []
     for point, cost in zip(result.points, costs, strict=True):
         row = [value_text(axis, point.varied[axis]) for axis in result.axes]
-        row += [f"{100 * point.goodput.mean:.2f} %", _interval(point.goodput)]
-        row += [f"{100 * point.shares[cause]:.2f} %" for cause in shown]
+        row += [f"{100 * point.goodput.mean:.2f}", _interval(point.goodput)]
+        row += [f"{100 * point.shares[cause]:.2f}" for cause in alone]
+        row += [f"{100 * sum(point.shares[cause] for cause in rest):.2f}"] if rest else []
         row.append(f"{point.mean(lambda o: o.incidents):,.1f}")
         rows.append(row + ([f"{cost.mean * MILLION:.4g}" if cost else "-"] if priced else []))
-    return head + (["per M tokens"] if priced else []), rows
+    return [*head, "incidents", *(["per M tokens"] if priced else [])], rows
 
 
 def answers(result: Result) -> list[str]:
@@ -143,7 +160,7 @@ def _enough(result: Result, axis: str) -> str:
         return f"Enough: {said}. More could not gain {worth}."
     before = order[-2]
     step = f"{_points(gain(before, point))} points over {value_text(axis, before.varied[axis])}"
-    return f"Not enough for sure: {said}, the most that was tried, gains {step}."
+    return f"Not shown to be enough: {said}, the most that was tried, gains {step}."
 
 
 def _best(result: Result) -> str:

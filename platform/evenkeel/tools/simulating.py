@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from evenkeel.sim.goodput.costs import Costs
-from evenkeel.sim.goodput.setting import Change, Failures, Outcome, Setting
+from evenkeel.sim.goodput.setting import Outcome, Setting
 from evenkeel.sim.goodput.study import study
 from evenkeel.tools import goodput_plot, goodput_text, virtual_run
 from evenkeel.tools import simulate_options as o
@@ -125,29 +124,14 @@ def _run(base: Setting, axes: Mapping[str, Sequence[int | None]], seeds: int) ->
 
         def simulate(setting: Setting) -> Outcome:
             began, done = time.process_time(), len(spent)
-            watched = _Watched(setting.failures, lambda at_s: tell(done + at_s / setting.duration_s))
-            outcome = simulate_one(replace(setting, failures=watched))
+            outcome = simulate_one(setting, lambda now: tell(done + now / setting.duration_s))
             spent.append(time.process_time() - began)
-            tell(len(spent))
             return outcome
 
         points = tuple(study(settings, range(seeds), simulate))
     cpu_s = tuple(sum(spent[i * seeds : (i + 1) * seeds]) for i in range(len(settings)))
     varied = tuple(name for name in axes if len(axes[name]) > 1)
     return goodput_text.Result(base, seeds, varied, points, cpu_s)
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """Failures that tell how far the simulation is, as it asks for one after the other."""
-
-    failures: Failures
-    tell: Callable[[float], None]
-
-    def changes(self, nodes: Sequence[str], seed: int, until_s: float) -> Iterator[Change]:
-        for change in self.failures.changes(nodes, seed, until_s):
-            self.tell(change.at_s)
-            yield change
 
 
 @contextmanager
