@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import ceil, floor, inf, log
 
 from evenkeel.plan.cost import (
@@ -201,6 +201,8 @@ class Costs:
 def formations(costs: Costs, owned: float, stages: int) -> tuple[Formation, ...]:
     """Every formation that fits into the memory and is faster than with fewer units of its own, at its best pace.
 
+    Of few units also those with equally many layers in each stage: they can need less time after the last pass.
+
     Args:
         owned: the part of the optimizer state that each device keeps.
         stages: at most so many.
@@ -214,7 +216,20 @@ def formations(costs: Costs, owned: float, stages: int) -> tuple[Formation, ...]
             found += [costs.formation(kinds, cuts) for kinds, cuts in table.completed()]
         if not table.open:
             break
+    if sum(costs.scope.units) <= EXACT_UNITS:
+        every = (even(costs, sorted_kinds(count)) for count in counts(costs.scope.units, stages)[1:])
+        found += [f for f in every if f is not None and costs.short_bytes(f, owned) <= 0]
     return tuple(found)
+
+
+def even(costs: Costs, kinds: Sequence[int]) -> Formation | None:
+    """Equally many layers in each stage, to within one; None if there are more stages than layers."""
+    bounds = [costs.layers * s // len(kinds) for s in range(len(kinds) + 1)]
+    return costs.formation(kinds, tuple(pairwise(bounds))) if len(kinds) <= costs.layers else None
+
+
+def sorted_kinds(count: Sequence[int]) -> tuple[int, ...]:
+    return tuple(k for k, n in enumerate(count) for _ in range(n))
 
 
 def can_be_formed(costs: Costs, owned: float, stages: int) -> int:
