@@ -87,7 +87,9 @@ def test_the_product_of_pace_and_cost_is_what_was_measured(costs: list[float], p
     """Whatever the costs by the model are, the times of the layers where they are come out as measured."""
     tracker = Tracker((1.0, 2.0, 1.0, 1.0))
     tracker.opened(column((0, 1, A), (1, 3, B), (3, 4, C)))
-    a, b, c = ([pace * cost for cost in part] for pace, part in zip(paces, (costs[:1], costs[1:3], costs[3:]), strict=True))
+    a, b, c = (
+        [pace * cost for cost in part] for pace, part in zip(paces, (costs[:1], costs[1:3], costs[3:]), strict=True)
+    )
     speeds = heard(tracker, timing(A, *a), timing(B, *b), timing(C, *c)).speeds()
     told = [speeds.paces[w] * cost for w, cost in zip((A, B, B, C), speeds.costs, strict=True)]
     assert told == pytest.approx([*a, *b, *c])

@@ -22,19 +22,19 @@ def joined(s: State, event: m.Joined) -> None:
 
 def reported(s: State, now: float, reports: Sequence[m.Report], timings: Sequence[Timing] = ()) -> None:
     """Steps of which nothing was heard until now: each of them took as long as the others, as far as is known."""
-    fresh = [report for report in reports if s.accepts(report.vote)]
-    since = s.liveness.progress_at
-    for i, report in enumerate(fresh, 1):
+    since, last = s.liveness.progress_at, reports[-1].vote.step if reports else 0
+    each = (now - since) / max(1, last - s.visible)
+    for report in reports:
         if not s.accepts(report.vote):
             continue
         if report.vote.step > s.visible + 1:
             repair.break_world(s, now, "a report is missing")
             return
-        at = now if i == len(fresh) else since + (now - since) * i / len(fresh)
-        _committed(s, at, report, timings if report is reports[-1] else ())
+        newest = report is reports[-1]
+        _committed(s, now - each * (last - report.vote.step), report, timings if newest else None)
 
 
-def _committed(s: State, now: float, report: m.Report, timings: Sequence[Timing]) -> None:
+def _committed(s: State, now: float, report: m.Report, timings: Sequence[Timing] | None) -> None:
     """A step that everybody has committed, or will: a completed vote proves that all are alive."""
     vote = report.vote
     if isinstance(s.mode, Forming):
@@ -53,7 +53,8 @@ def _committed(s: State, now: float, report: m.Report, timings: Sequence[Timing]
         _after_step(s, now, s.mode.world, vote, timings)
 
 
-def _after_step(s: State, now: float, world: World, vote: Vote, timings: Sequence[Timing]) -> None:
+def _after_step(s: State, now: float, world: World, vote: Vote, timings: Sequence[Timing] | None) -> None:
+    """`timings` are None after a step that is not the newest in what was heard: later ones say what is due."""
     verdict = s.trouble.verdict(vote.step + 1)
     if verdict is not None:
         s.end("failed", verdict)
@@ -61,7 +62,7 @@ def _after_step(s: State, now: float, world: World, vote: Vote, timings: Sequenc
         s.pending &= ~Flags.PAUSE
         wanted = balancing.CAUSE if s.balance is not None and s.balance.wanted is not None else "pause"
         repair.break_world(s, now, "stop" if vote.flags & Flags.STOP else wanted)
-    elif vote.step < s.policy.last_step:
+    elif timings is not None and vote.step < s.policy.last_step:
         if balancing.measured(s, world, timings):
             s.pending |= Flags.PAUSE
         if saving.due(s, vote.step):

@@ -72,14 +72,15 @@ def begin(s: State, now: float, vote: Vote) -> None:
 
 def written(s: State, now: float, event: m.PartWritten) -> None:
     _moved(s, now, event.worker_id)
-    if not _is_known(s, event.version):
-        return
-    upload = _upload(s, now, event.version)
-    if event.worker_id in upload.missing:
+    upload = s.uploads.get(event.version)
+    if upload is None and _is_known(s, event.version):
+        upload = _upload(s, now, event.version)
+    if upload is not None and event.worker_id in upload.missing:
         upload.missing.discard(event.worker_id)
         upload.parts[event.worker_id] = event.part
         upload.stall_s = max(upload.stall_s, event.stall_s)
-        _go_on(s, event.version)
+        if not upload.missing:
+            _go_on(s, event.version)
 
 
 def still_writing(s: State, now: float, event: m.StillWriting) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from operator import itemgetter
 
 from evenkeel.core.ids import WorkerId
 
@@ -53,6 +54,7 @@ _SLOTS = (
     (Flags.STOP, Slot.STOP),
     (Flags.MIRROR, Slot.MIRROR),
 )
+_requests = itemgetter(*(slot for _, slot in _SLOTS))
 
 
 def put_flags(ballot: list[float], flags: Flags) -> None:
@@ -120,6 +122,8 @@ class Vote:
         """The requests that are carried out with this step. Those to save, and to save and stop, wait for BUSY, that to
         mirror for MIRRORING."""
         flags = Flags.NONE
+        if not any(_requests(self.values)):
+            return flags
         for flag, slot in _SLOTS:
             if self.values[slot] > 0:
                 flags |= flag

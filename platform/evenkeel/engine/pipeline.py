@@ -211,7 +211,7 @@ class Executor:
         self._faults.fire("backward", self._progress.step)
         began = self._slowdown.begin()
         if output.requires_grad:  # not in a first stage without parameters
-            root = output if gradient is None else _Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
+            root = output if gradient is None else Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
             torch.autograd.backward((root,))
         self._progress.layer = -1
         if self._meter is not None:
@@ -242,7 +242,7 @@ class Executor:
             handle.wait()
 
 
-class _Weighted(torch.autograd.Function):
+class Weighted(torch.autograd.Function):
     """A scalar whose gradient with respect to `output` is `gradient`, to begin a backward pass with.
 
     Handing the gradient to torch.autograd.backward makes torch 2.13 import its compiler to compare two shapes: 1 to 2 s

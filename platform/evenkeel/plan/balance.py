@@ -138,7 +138,7 @@ def _slow(layout: Layout, speeds: Speeds) -> str:
     fastest = min(layout.members, key=lambda worker: speeds.paces[worker])
     slowest = max(layout.members, key=lambda worker: speeds.paces[worker])
     times = speeds.paces[slowest] / speeds.paces[fastest]
-    return f"{slowest} takes {times:.2f} times as long as {fastest}" if times > 1.05 else "the stages are uneven"
+    return f"{slowest} takes {times:.2f} times as long as {fastest}" if times > 1.05 else "the work is uneven"
 
 
 def _times(now_s: float, then_s: float) -> str:

@@ -11,7 +11,7 @@ from evenkeel.sim.scenario import Fault, Scenario
 def with_paces(scenario: Scenario, rng: Random) -> Scenario:
     """In some runs work is shared out by measured speed: most of them with some workers that are slow, and with faults
     when a world is formed anew for that."""
-    if rng.random() < 0.85 or scenario.policy.mirror_every or scenario.flips:
+    if rng.random() < 0.8 or scenario.policy.mirror_every or scenario.flips:
         return scenario
     wish = scenario.policy.wish
     if rng.random() < 0.6:
