@@ -591,15 +591,6 @@ BUGS = (
         ),
     ),
     bug(
-        "evicted-with-the-only-copy",
-        0,
-        (
-            BALANCING,
-            "    if set(layout.members) >= set(world.layout.members):\n        return True\n",
-            "    return True\n",
-        ),
-    ),
-    bug(
         "nothing-is-ever-worth-it",
         0,
         (BALANCING, "    if b.lost_s < b.pause_s:\n", "    if True:\n"),
