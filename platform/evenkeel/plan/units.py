@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
 
-
 _Group = tuple[tuple[int, int] | None, tuple[WorkerId, ...]]
 """Its home, if it has one, and its members."""
 
