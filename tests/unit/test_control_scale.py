@@ -9,9 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "jobs"))
 
-from bench.controlling import Drill  # noqa: E402
-
-from evenkeel.control.modes import Running  # noqa: E402
+from bench.controlling import Drill
+from evenkeel.control.modes import Running
 
 
 def calls(nodes: int, alone: bool) -> int:
