@@ -620,15 +620,6 @@ BUGS = (
         (SPEEDS, "if known is not None and known.place == place:", "if known is not None:"),
     ),
     bug(
-        "more-to-whom-takes-longer",
-        0,
-        (
-            "plan/speeds.py",
-            "with_shares(layout, shares(times, layout.micro_batches, 1, bubbles))",
-            "with_shares(layout, shares(times, layout.micro_batches, 1, bubbles)[::-1])",
-        ),
-    ),
-    bug(
         "nothing-is-ever-worth-it",
         0,
         (BALANCING, "    if b.lost_s < b.pause_s:\n", "    if True:\n"),
