@@ -17,6 +17,8 @@ from evenkeel.config import ConfigError
 from evenkeel.plan.cost import StageMemory
 from evenkeel.plan.plans import PipelinePlan, Plan, StagePlan
 from evenkeel.plan.workload import LayerTime
+from evenkeel.store.errors import StoreError
+from evenkeel.store.run_directory import RunDirectory
 from evenkeel.tools.devices import published
 from evenkeel.tools.plan_text import seconds, why_longer
 
@@ -228,3 +230,46 @@ def test_seconds_in_a_unit_that_suits() -> None:
         "612 s",
         "12,346 s",
     ]
+
+
+# ---------------------------------------------------------------- what was measured
+
+
+def a_profile(run: Path, *, keys: dict[str, Any]) -> None:
+    """As `evenkeel profile` leaves it: an H100 that takes 2 ms forward and 4 ms backward for each layer."""
+    from evenkeel.config import load_config
+    from evenkeel.engine.model import model_shape
+    from evenkeel.models.registry import load_model
+    from evenkeel.runtime.profiling import key_of
+    from evenkeel.store.profiles import DeviceRecord, ProfileRecord, TimesRecord
+
+    config = load_config([ROOT / "conf/local.yaml"], ["run.name=measured"], keys)
+    shape = model_shape(load_model(config.model.name, config.model.options))
+    name, depth = published().find("H100", "", "").name, shape.depth
+    times = TimesRecord(name, 1, (0.002,) * depth, (0.004,) * depth)
+    sizes = (0,) * depth
+    record = ProfileRecord(key_of(config, shape), (DeviceRecord(name, 0),), (times,), (), sizes, sizes, 1.0, 1.0)
+    directory = RunDirectory.at(str(run))
+    directory.write_profile(record)
+    directory.close()
+
+
+def test_what_was_measured_is_believed(tmp_path: Path) -> None:
+    a_profile(tmp_path, keys={})
+    found = planned("1xH100", *SMALL, "--profile", str(tmp_path))
+    (pipeline,) = found["plan"]["pipelines"]
+    (stage,) = pipeline["stages"]
+    assert (stage["forward_s"], stage["backward_s"]) == (pytest.approx(6 * 0.002), pytest.approx(6 * 0.004))
+    assert pipeline["compute_s"] == pytest.approx(8 * 6 * 0.006)
+
+
+def test_what_was_measured_of_another_model_is_refused(tmp_path: Path) -> None:
+    a_profile(tmp_path, keys={"model": {"d_ff": 128}})
+    told = refused("1xH100", *SMALL, "--profile", str(tmp_path))
+    why = "the model, or what it is given, has changed since"
+    assert told == f"{tmp_path}/profile.json: does not fit this configuration: {why}"
+
+
+def test_a_run_without_a_profile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"profile.json: is not there; measure with: evenkeel profile"):
+        CliRunner().invoke(app, ["plan", "1xH100", *SMALL, "--profile", str(tmp_path)], catch_exceptions=False)

@@ -77,6 +77,25 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """What a worker has measured since the last vote that told it; 0 or nothing where there was nothing to measure.
+
+    Attributes:
+        pass_s: seconds that one micro-batch's forward and backward pass take in its stage, without waiting for others.
+        receive_s: seconds per micro-batch in which messages of neighbouring stages came in, from their first byte on.
+        layers: pass_s, divided into the layers of the stage; told by the first TP rank only.
+        source: from whom the slowest of its large messages came, and with how many bytes per second.
+    """
+
+    worker: WorkerId
+    pass_s: float = 0.0
+    receive_s: float = 0.0
+    layers: tuple[float, ...] = ()
+    source: WorkerId | None = None
+    bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Vote:
     """The completed vote of one step in one generation. `values` are indexed by Slot, all finite.
 

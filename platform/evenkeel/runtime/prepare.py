@@ -168,6 +168,7 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         mirror_every=config.redundancy.mirror_every,
         checkpoint_every=config.checkpoint.every_steps,
         max_checkpoint_failures=config.checkpoint.max_failures,
+        rebalance=config.parallel.rebalance,
     )
 
 

@@ -96,16 +96,18 @@ def plan(
         show(answer, known, Console(highlight=False))
 
 
-def _asked(config: Config, said: str, address: str | None, measured: str | None, known: Catalogue) -> Asked:
+def _asked(config: Config, said: str, address: str | None, run: str | None, known: Catalogue) -> Asked:
     """Raises ConfigError for whatever of it is no good."""
     if address is not None and said != LIVE:
         raise ConfigError(f"is for the cluster {LIVE!r}, not for {said!r}", "--address")
     cluster = _live(config, address, known) if said == LIVE else read_cluster(said, known)
-    from evenkeel.tools.work import work_of  # torch: not for what is refused already
+    from evenkeel.tools.work import measured, work_of  # torch: not for what is refused already
 
     on_cpu = all(kind.device.name == "cpu" for kind, _ in cluster.nodes)
     limits = Limits(tensor=config.parallel.tensor, copies=config.redundancy.copies or 1)
-    return Asked(config, cluster, work_of(config, "cpu" if on_cpu else "cuda"), limits, None)
+    counted = work_of(config, "cpu" if on_cpu else "cuda")
+    believed = None if run is None else measured(config, counted.shape, run)
+    return Asked(config, cluster, counted.work, limits, believed)
 
 
 def _live(config: Config, address: str | None, known: Catalogue) -> Cluster:
