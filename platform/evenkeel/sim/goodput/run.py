@@ -165,7 +165,7 @@ class Run:
 
     def hear(self, events: Sequence[m.Event]) -> None:
         """The controller hears what happens at once."""
-        if self.ended:
+        if self.ended or not events:
             return
         self._account()
         self._pass_on(self.now, events)
@@ -270,9 +270,10 @@ class Run:
         if training is not None:
             world = training.world
             self._halt(training)
+            self.holdings.halt(self.now)
             self._fresh = training.fresh
-            began = training.step > world.base.step
-            self.holdings.stop(Version(training.step, world.generation) if began else world.base)
+            if training.step > world.base.step:
+                self.holdings.stop(Version(training.step, world.generation))
         self._members.park()
 
     def _halt(self, training: Training) -> None:
@@ -280,6 +281,7 @@ class Run:
         if not training.halted:
             self._hold(training, self.now)
             self.ledger.spend(self.now, "redo")
+            self.holdings.halt(self.now)
             self._cause = "detect"
             self._members.wait(training.step + 1)
             training.halted = True
@@ -329,7 +331,7 @@ class Run:
         """Begins a mirror; returns for how long it holds the training up."""
         costs = self.setting.costs
         whole_at = self.now + costs.mirror_stall_s + costs.mirror_send_s
-        self.holdings.mirror(world, version, self.now, whole_at)
+        self.holdings.mirror(world, version, whole_at)
         return costs.mirror_stall_s
 
     # ------------------------------------------------------------ steps
