@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from test_goodput_run import random_setting
+from goodput_settings import random_setting
 
 from evenkeel.control import messages as m
 from evenkeel.control.member import Member
@@ -25,6 +25,7 @@ class Watched(Run):
     def __init__(self, setting: Setting) -> None:
         self.members: dict[WorkerId, Member] = {}
         self.arriving: list[tuple[float, WorkerId, Version, tuple[Shard, ...]]] = []
+        self.settling: m.Decision | None = None
         self.compared = 0
         super().__init__(setting)
 
