@@ -89,7 +89,7 @@ def written(s: State, now: float, event: m.PartWritten) -> None:
 
 
 def is_one_of_many(s: State, now: float, event: m.PartWritten) -> bool:
-    """Takes down a part from which nothing follows, as others of that checkpoint are missing. False if it is another."""
+    """Takes down a part from which nothing follows, as others of that checkpoint are missing. False for any other."""
     upload = s.uploads.get(event.version)
     if upload is None or upload.error or len(upload.missing) < 2 or event.worker_id not in upload.missing:
         return False
