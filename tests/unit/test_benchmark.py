@@ -13,7 +13,7 @@ JOBS = Path(__file__).resolve().parents[2] / "jobs"
 sys.path.insert(0, str(JOBS))
 
 import benchmark  # noqa: E402
-from bench import benchmarks, lab, recovery, sides, stats  # noqa: E402
+from bench import benchmarks, lab, planning, recovery, sides, stats  # noqa: E402
 from bench.process import BenchError, CpuSeries  # noqa: E402
 from bench.rows import Bound, Result, row  # noqa: E402
 from bench.work import Steps, Work, check_complete, check_same_work  # noqa: E402
@@ -32,6 +32,7 @@ NAMES = {
     "plan": ["equal_4096", "mixed_16"],
     "checkpoint": ["stall_ratio", "cpu_ratio", "step_while_uploading", "local_write", "s3_write"],
     "memory": ["extra_host_memory", "zero1_step"],
+    "simulate": ["month_16384", "bamboo_p3", "against_real"],
 }
 
 
