@@ -144,8 +144,7 @@ class Costs:
     def bytes(self, start: int, stop: int, flying: int, owned: float) -> float:
         """On each device of a stage, as cost.stage_memory counts it."""
         state = (self.elements[stop] - self.elements[start]) * self.state_width(owned)
-        worked = max(self.worked[start:stop], default=0) if self.recompute else 0
-        return state + flying * (self.held[stop] - self.held[start]) + worked
+        return state + flying * (self.held[stop] - self.held[start]) + max(self.worked[start:stop], default=0)
 
     def after_s(self, kind: int, elements: int, depth: int) -> tuple[float, float]:
         """Once per step, for so many parameters: the sum of gradients with the update, and the update alone.
@@ -318,11 +317,18 @@ class _Table:
         return kinds, cuts
 
     def _by_memory(self, kind: int, stage: int) -> list[int]:
-        """The same within the memory, for the stage-th stage from the end."""
+        """The first layer of a stage that stops before layer j, by j, within the memory; the stage-th from the end."""
         if (kind, stage) not in self._memory:
-            room, start, starts = self._costs.scope.memory[kind], 0, [0]
-            for stop in range(1, self._costs.layers + 1):
-                while start < stop and self._costs.bytes(start, stop, stage, self._owned) > room:
+            costs, room, start = self._costs, self._costs.scope.memory[kind], 0
+            width = costs.state_width(self._owned)
+            sums = [width * n + stage * held for n, held in zip(costs.elements, costs.held, strict=True)]
+            starts = [0]
+            for stop in range(1, costs.layers + 1):
+                worked = costs.worked[stop - 1]
+                start = min(stop, bisect_left(sums, sums[stop] + worked - room, start))
+                while (
+                    costs.recompute and start < stop and sums[stop] - sums[start] + max(costs.worked[start:stop]) > room
+                ):
                     start += 1
                 starts.append(start)
             self._memory[kind, stage] = starts
