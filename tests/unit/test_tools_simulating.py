@@ -40,6 +40,7 @@ def test_a_sweep_as_json_with_a_plot(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["setting"]["workers"] == 8
     assert found["setting"]["costs"]["regroup_s"] == 20
+    assert found["setting"]["failures"] == {"per_node_day": 2.0, "repair_hours": 24.0, "rack": 1, "rack_share": 0.0}
     assert found["varied"] == ["spares"]
     none, two = found["points"]
     assert (none["varied"], two["varied"]) == ({"spares": 0}, {"spares": 2})
@@ -128,6 +129,19 @@ def test_what_is_refused(said: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         simulating.simulate(**{**ASKED, **said})
     assert message in str(caught.value)
+
+
+def test_processes_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for processes in (1, 2):
+        simulating.simulate(**ASKED, rate=3.0, seeds=2, interval="0,100", processes=processes, as_json=True)
+        told = json.loads(capsys.readouterr().out)
+        for point in told["points"]:
+            assert point.pop("cpu_s") > 0
+            assert point.pop("events_per_s") > 0
+        found.append(told)
+    assert found[0] == found[1]
+    assert len({tuple(point["goodput_by_seed"]) for point in found[0]["points"]}) == 2
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +252,8 @@ def _outcome(goodput: float, cost: float) -> Outcome:
     ],
 )
 def test_the_answer(axes: dict[str, dict[int | None, list[float]]], expected: str) -> None:
-    assert goodput_text.answers(result(axes)) == [expected]
+    theory = ["By theory no more than 2 nodes are in repair at the same time, 99 % of the time."]
+    assert goodput_text.answers(result(axes)) == [expected, *(theory if "spares" in axes else [])]
 
 
 def test_the_cheapest_is_named() -> None:

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
 from evenkeel.plan.interval import duration
-from evenkeel.sim.goodput.setting import CAUSES, Setting
+from evenkeel.sim.goodput.outages import DAY_S, Drawn, Repair, Trace
+from evenkeel.sim.goodput.setting import CAUSES, Failures, Setting
 from evenkeel.sim.goodput.study import WORTH, Estimate, Point, best, cheapest, enough, gain
+from evenkeel.sim.goodput.theory import spares_needed
 from evenkeel.tools.text import aligned, print_table
 
 MEANING = {
@@ -30,6 +33,7 @@ NAMES = {
 }
 MORE_IS_BETTER = ("spares", "copies")
 MILLION = 1e6
+SURE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ def answers(result: Result) -> list[str]:
     if len(result.axes) == 1:
         (axis,) = result.axes
         lines.append(_enough(result, axis) if axis in MORE_IS_BETTER else _best(result))
+        lines += _in_repair(result.base) if axis == "spares" else []
     else:
         top = best(result.points)
         lines.append(f"Best: {_where(result, top)}, goodput {percent(top.goodput)}.")
@@ -161,6 +166,17 @@ def _enough(result: Result, axis: str) -> str:
     before = order[-2]
     step = f"{_points(gain(before, point))} points over {value_text(axis, before.varied[axis])}"
     return f"Not shown to be enough: {said}, the most that was tried, gains {step}."
+
+
+def _in_repair(base: Setting) -> list[str]:
+    """What theory says of spares, where it does."""
+    match base.failures:
+        case Drawn(per_node_day, Repair(mean_s), _, 0.0) if isfinite(mean_s):
+            most = spares_needed(len(base.nodes), per_node_day, mean_s / DAY_S, SURE)
+            nodes = "node is" if most == 1 else "nodes are"
+            return [f"By theory no more than {most} {nodes} in repair at the same time, {100 * SURE:g} % of the time."]
+        case _:
+            return []
 
 
 def _best(result: Result) -> str:
@@ -223,9 +239,27 @@ def record(result: Result) -> dict[str, Any]:
     names = ("devices_per_node", "data", "pipeline", "tensor", "micro_batches", "step_s", "tokens_per_step")
     more = ("duration_s", "min_workers", "per_node", "price_per_device_hour")
     setting = {name: getattr(base, name) for name in (*names, *more)}
-    setting |= {"workers": base.workers, "seeds": result.seeds, "costs": asdict(base.costs)}
+    setting |= {
+        "nodes": len(base.nodes),
+        "failures": _failures(base.failures),
+        "workers": base.workers,
+        "seeds": result.seeds,
+        "costs": asdict(base.costs),
+    }
     points = [_point(point, cpu) for point, cpu in zip(result.points, result.cpu_s, strict=True)]
     return {"setting": setting, "varied": list(result.axes), "points": points, "answers": answers(result)}
+
+
+def _failures(failures: Failures) -> dict[str, Any]:
+    match failures:
+        case Drawn(per_node_day, repair, rack, rack_share):
+            hours = repair.mean_s / 3600 if isfinite(repair.mean_s) else None
+            drawn = {"per_node_day": per_node_day, "repair_hours": hours}
+            return {**drawn, "rack": rack, "rack_share": rack_share}
+        case Trace(name):
+            return {"trace": name}
+        case _:
+            return {}
 
 
 def _point(point: Point, cpu_s: float) -> dict[str, Any]:
