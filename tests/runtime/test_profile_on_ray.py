@@ -24,7 +24,8 @@ from evenkeel.engine.model import LayerSpec, Model
 
 class Angry(nn.Linear):
     def forward(self, x):
-        raise RuntimeError("not on this device") if x.requires_grad else None
+        if x.requires_grad:
+            raise RuntimeError("not on this device")
         return super().forward(x)
 
 def model(config):

@@ -333,9 +333,9 @@ BUGS = (
         "steps-shown-after-other-commands",
         4,
         (
-            CONTROLLER,
-            "m.Output(tuple(s.journal), tuple(s.commands))",
-            "m.Output(tuple(s.journal), tuple(sorted(s.commands, key=lambda c: isinstance(c, m.Metrics))))",
+            STATE,
+            "tuple(self.commands[:commands]))",
+            "tuple(sorted(self.commands[:commands], key=lambda c: isinstance(c, m.Metrics))))",
         ),
     ),
     bug(
@@ -618,15 +618,6 @@ BUGS = (
         "time-of-the-old-stage-in-the-new-one",
         0,
         (SPEEDS, "if known is not None and known.place == place:", "if known is not None:"),
-    ),
-    bug(
-        "more-to-whom-takes-longer",
-        0,
-        (
-            "plan/speeds.py",
-            "with_shares(layout, shares(times, layout.micro_batches, 1, bubbles))",
-            "with_shares(layout, shares(times, layout.micro_batches, 1, bubbles)[::-1])",
-        ),
     ),
     bug(
         "nothing-is-ever-worth-it",

@@ -13,7 +13,7 @@ JOBS = Path(__file__).resolve().parents[2] / "jobs"
 sys.path.insert(0, str(JOBS))
 
 import benchmark  # noqa: E402
-from bench import benchmarks, lab, recovery, sides, stats  # noqa: E402
+from bench import benchmarks, lab, planning, recovery, sides, stats  # noqa: E402
 from bench.process import BenchError, CpuSeries  # noqa: E402
 from bench.rows import Bound, Result, row  # noqa: E402
 from bench.work import Steps, Work, check_complete, check_same_work  # noqa: E402

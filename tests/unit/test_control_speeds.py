@@ -126,3 +126,14 @@ def test_a_slow_link_is_told_once() -> None:
     assert tracker.slow_links(nodes) == []
     heard(tracker, link(B, C, 1e8))
     assert tracker.slow_links(nodes) == [(B, C, 1e8, 1e9)]
+
+
+def test_what_was_measured_elsewhere_is_remembered() -> None:
+    """A stage of one layer for which the model has no cost: nothing else tells a slow worker from a dear layer."""
+    tracker = Tracker((0.0, 1.0, 1.0, 1.0))
+    tracker.opened(column((0, 2, A), (2, 4, B)))
+    heard(tracker, timing(A, 0.4, 4.0), timing(B, 1.0, 1.0))
+    tracker.opened(column((0, 1, A), (1, 4, B)))
+    speeds = heard(tracker, timing(A, 0.4), timing(B, 1.0, 1.0, 1.0)).speeds()
+    assert speeds.costs == pytest.approx((0.1, 1, 1, 1))
+    assert speeds.paces == pytest.approx({A: 4.0, B: 1.0})

@@ -43,7 +43,6 @@ def test_no_order_and_no_cut_has_a_faster_pace(block: int) -> None:
     for seed in range(30 * block, 30 * block + 30):
         costs, _, owned = some_costs(seed)
         found = formations(costs, owned, 64)
-        assert len({f.units for f in found}) == len(found)
         for formation in found:
             assert costs.short_bytes(formation, owned) <= 0
         for other in every_way(costs, owned):

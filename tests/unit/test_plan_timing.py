@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from random_layouts import layouts
 
 from evenkeel.core.ids import NodeId, Version, WorkerId
-from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
 from evenkeel.core.vote import SLOTS, Timing
 from evenkeel.core.world import World
 from evenkeel.plan.timing import due, slots, split
@@ -49,8 +49,6 @@ def two() -> World:
 @pytest.mark.parametrize("missing", range(5))
 def test_with_somebodys_part_missing_there_is_no_vote(missing: int) -> None:
     """As with its other guards: an aborted all-reduce may claim success with a partial sum (rule 2)."""
-    from evenkeel.core.layout import Pipeline, Stage
-
     worker = WorkerId("x")
     world = world_of(Layout((Pipeline((Stage(0, 1, (worker,)),), 0, 1),)))
     summed = [1.0] * SLOTS + list(slots(world, Timing(worker, 2.0, layers=(2.0,))))

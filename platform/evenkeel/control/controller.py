@@ -90,7 +90,7 @@ class Controller:
         for i, event in enumerate(events):
             if isinstance(s.mode, Ended):
                 break
-            if i < last and _is_one_of_many(s, event):
+            if i < last and _is_one_of_many(s, now, event):
                 continue
             written, said = len(s.journal), len(s.commands)
             _hear(s, now, event)
@@ -109,11 +109,13 @@ _EACH: dict[type, Callable[[State, Any], None]] = {
     m.Answered: repair.answered,
     m.Settled: repair.settled,
 }
-"""What each of thousands says, and who takes it down."""
+"""What each of thousands says then, and who takes it down."""
 
 
-def _is_one_of_many(s: State, event: m.Event) -> bool:
+def _is_one_of_many(s: State, now: float, event: m.Event) -> bool:
     """Takes down what nothing follows from, as others have yet to say the same."""
+    if isinstance(event, m.PartWritten):
+        return saving.is_one_of_many(s, now, event)
     mode, take = s.mode, _EACH.get(type(event))
     if take is None or not isinstance(mode, _WAITING) or len(mode.awaited) < 2:
         return False

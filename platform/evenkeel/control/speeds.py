@@ -61,13 +61,13 @@ class Tracker:
     """All that was measured in this life of the controller.
 
     Attributes:
-        prior: the layers' costs by the model, for what is not measured.
+        costs: of the layers; by the model where nothing was measured.
         paces: seconds per unit of cost, also of workers that have no place now.
         rates: bytes per second of the links, by sender and receiver; best: the highest that each has had.
         slow: links that were told to be slow.
     """
 
-    prior: tuple[float, ...]
+    costs: tuple[float, ...]
     workers: dict[WorkerId, _Worker] = field(default_factory=dict)
     paces: dict[WorkerId, float] = field(default_factory=dict)
     rates: dict[tuple[WorkerId, WorkerId], Average] = field(default_factory=dict)
@@ -112,22 +112,27 @@ class Tracker:
                 average = self.rates.setdefault(link, Average())
                 average.add(timing.bytes_per_s)
                 self.best[link] = max(self.best.get(link, 0.0), average.value or 0.0)
+        self._explain()
 
     def speeds(self) -> Speeds:
-        """Paces of the workers and costs of the layers that explain what was measured, each time being their product.
+        """What is known now."""
+        receives = {w: x.receive_s.value for w, x in self.workers.items() if x.receive_s.value}
+        return Speeds(self.costs, dict(self.paces), receives)
 
-        Where nothing but the model says how the layers of two stages compare, its costs do. A worker's pace is first
-        the median over its layers, each as often as it costs, as a cost that is wrong for one of them must not make it
-        slow; then its whole time over the costs that follow from that.
+    def _explain(self) -> None:
+        """Finds paces of the workers and costs of the layers of which each measured time is the product.
+
+        Where nothing but what was known before says how the layers of two stages compare, that does: what was measured
+        when they were elsewhere, at first the model's word. A worker's pace is first the median over its layers, each
+        as often as it costs, as a cost that is wrong for one of them must not make it slow; then its whole time over
+        the costs that follow from that.
         """
         known = {w: x for w, x in self.workers.items() if x.pass_s.value is not None}
-        paces = {worker: _first_pace(x, self.prior) for worker, x in known.items()}
-        costs = _costs(known, paces, self.prior)
+        paces = {worker: _first_pace(x, self.costs) for worker, x in known.items()}
+        self.costs = _costs(known, paces, self.costs)
         for worker, x in known.items():
             assert x.pass_s.value is not None
-            self.paces[worker] = x.pass_s.value / (sum(costs[x.place[0] : x.place[1]]) or 1.0)
-        receives = {w: x.receive_s.value for w, x in known.items() if x.receive_s.value}
-        return Speeds(costs, dict(self.paces), receives)
+            self.paces[worker] = x.pass_s.value / (sum(self.costs[x.place[0] : x.place[1]]) or 1.0)
 
     def slow_links(self, node_of: dict[WorkerId, str]) -> list[tuple[WorkerId, WorkerId, float, float]]:
         """Links that have become slow since they were asked for last: sender, receiver, bytes per second, and what

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import ceil, floor, inf, log
 
 from evenkeel.plan.cost import (
@@ -144,8 +144,7 @@ class Costs:
     def bytes(self, start: int, stop: int, flying: int, owned: float) -> float:
         """On each device of a stage, as cost.stage_memory counts it."""
         state = (self.elements[stop] - self.elements[start]) * self.state_width(owned)
-        worked = max(self.worked[start:stop], default=0) if self.recompute else 0
-        return state + flying * (self.held[stop] - self.held[start]) + worked
+        return state + flying * (self.held[stop] - self.held[start]) + max(self.worked[start:stop], default=0)
 
     def after_s(self, kind: int, elements: int, depth: int) -> tuple[float, float]:
         """Once per step, for so many parameters: the sum of gradients with the update, and the update alone.
@@ -201,6 +200,8 @@ class Costs:
 def formations(costs: Costs, owned: float, stages: int) -> tuple[Formation, ...]:
     """Every formation that fits into the memory and is faster than with fewer units of its own, at its best pace.
 
+    Of few units also those with equally many layers in each stage: they can need less time after the last pass.
+
     Args:
         owned: the part of the optimizer state that each device keeps.
         stages: at most so many.
@@ -214,7 +215,20 @@ def formations(costs: Costs, owned: float, stages: int) -> tuple[Formation, ...]
             found += [costs.formation(kinds, cuts) for kinds, cuts in table.completed()]
         if not table.open:
             break
+    if sum(costs.scope.units) <= EXACT_UNITS:
+        every = (even(costs, sorted_kinds(count)) for count in counts(costs.scope.units, stages)[1:])
+        found += [f for f in every if f is not None and costs.short_bytes(f, owned) <= 0]
     return tuple(found)
+
+
+def even(costs: Costs, kinds: Sequence[int]) -> Formation | None:
+    """Equally many layers in each stage, to within one; None if there are more stages than layers."""
+    bounds = [costs.layers * s // len(kinds) for s in range(len(kinds) + 1)]
+    return costs.formation(kinds, tuple(pairwise(bounds))) if len(kinds) <= costs.layers else None
+
+
+def sorted_kinds(count: Sequence[int]) -> tuple[int, ...]:
+    return tuple(k for k, n in enumerate(count) for _ in range(n))
 
 
 def can_be_formed(costs: Costs, owned: float, stages: int) -> int:
@@ -303,11 +317,18 @@ class _Table:
         return kinds, cuts
 
     def _by_memory(self, kind: int, stage: int) -> list[int]:
-        """The same within the memory, for the stage-th stage from the end."""
+        """The first layer of a stage that stops before layer j, by j, within the memory; the stage-th from the end."""
         if (kind, stage) not in self._memory:
-            room, start, starts = self._costs.scope.memory[kind], 0, [0]
-            for stop in range(1, self._costs.layers + 1):
-                while start < stop and self._costs.bytes(start, stop, stage, self._owned) > room:
+            costs, room, start = self._costs, self._costs.scope.memory[kind], 0
+            width = costs.state_width(self._owned)
+            sums = [width * n + stage * held for n, held in zip(costs.elements, costs.held, strict=True)]
+            starts = [0]
+            for stop in range(1, costs.layers + 1):
+                worked = costs.worked[stop - 1]
+                start = min(stop, bisect_left(sums, sums[stop] + worked - room, start))
+                while (
+                    costs.recompute and start < stop and sums[stop] - sums[start] + max(costs.worked[start:stop]) > room
+                ):
                     start += 1
                 starts.append(start)
             self._memory[kind, stage] = starts

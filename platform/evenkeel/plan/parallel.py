@@ -7,11 +7,10 @@ make the shortest step. What cannot be faster than what is known already is not 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from math import inf
 
 from evenkeel.plan.cost import link_between, send_s, stage_memory
-from evenkeel.plan.formations import EXACT_UNITS, Costs, Formation, Scope, formations
+from evenkeel.plan.formations import EXACT_UNITS, Costs, Formation, Scope, even, formations
 from evenkeel.plan.hardware import Cluster, Link, NodeKind
 from evenkeel.plan.layout import Infeasible
 from evenkeel.plan.plans import Idle, PipelinePlan, Plan, StagePlan, explain
@@ -231,15 +230,13 @@ def _uniforms(costs: Costs, micro_batches: int, limits: Limits) -> Iterator[_Bes
     units = [k for k, n in enumerate(costs.scope.units) for _ in range(n)]
     for depth in range(1, min(limits.stages, costs.layers, len(units)) + 1):
         data = min(len(units) // depth, micro_batches)
-        bounds = [costs.layers * s // depth for s in range(depth + 1)]
-        cuts = tuple(pairwise(bounds))
         orders: dict[tuple[int, ...], int] = {}
         for i in range(data):
             order = tuple(units[i * depth : (i + 1) * depth])
             orders[order] = orders.get(order, 0) + 1
         parts = 1
         while parts == 1 or limits.copies * parts <= data:
-            formed = [(costs.formation(order, cuts), count) for order, count in orders.items()]
+            formed = [(f, count) for order, count in orders.items() if (f := even(costs, order))]
             if all(costs.short_bytes(formation, 1 / parts) <= 0 for formation, _ in formed):
                 groups = _equal_shares(formed, micro_batches, data)
                 yield _Best(costs, Selection(groups, finish_s(groups), finish_s(groups)), parts)

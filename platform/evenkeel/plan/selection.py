@@ -127,7 +127,9 @@ def select(kinds: Sequence[Formation], search: Search) -> Selection | None:
     of each formation there are. The shortest step in which all micro-batches get done is found by bisection.
     """
     best = _alone(kinds, search) if search.at_least <= 1 else None
-    search = replace(search, beat_s=best.step_s if best else search.beat_s)
+    # In the longest of these each formation could do everything: more time helps nobody.
+    longest_s = max((f.finish_s(search.micro_batches) for f in kinds), default=0.0) * (1 + 1e-6)
+    search = replace(search, beat_s=best.step_s if best else min(search.beat_s, longest_s))
     low = bound_s(kinds, search)
     if low >= search.beat_s:
         return best
@@ -173,7 +175,7 @@ def _exactly(kinds: Sequence[Formation], search: Search, low: float) -> Selectio
         return _dealt(kinds, numbers, search) if most >= search.micro_batches else None
 
     best: Selection | None = None
-    high, step = min(search.beat_s, max(f.finish_s(search.micro_batches) for f in kinds) * (1 + 1e-9)), 1e-9
+    high, step = search.beat_s, 1e-9
     while best is None and low * (1 + step) < high * (1 - 1e-9):
         best = within(low * (1 + step))
         low, step = (low, step) if best else (low * (1 + step), max(1e-3, 3 * step))

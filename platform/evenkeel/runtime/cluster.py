@@ -149,7 +149,7 @@ def ray_for(need: Need, variables: Mapping[str, str], begun: bool = False) -> It
 
 
 def nodes_of(address: str | None) -> list[dict[str, float]]:
-    """What each node of a running cluster has, by Ray's names of resources.
+    """What each node of a running cluster has, by Ray's names of resources; of the one that is connected to, if any.
 
     Args:
         address: None: of the given one.
@@ -158,6 +158,8 @@ def nodes_of(address: str | None) -> list[dict[str, float]]:
         NoClusterError: if there is none, or it cannot be joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return _nodes()
     found = address or given_address()
     if found is None:
         raise NoClusterError("no cluster runs here: RAY_ADDRESS is not set, and `ray start` left none; say --address")

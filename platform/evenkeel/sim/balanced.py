@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from evenkeel.control.balancing import JUDGED
+from evenkeel.core.ids import WorkerId
 from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
 from evenkeel.plan.speeds import Speeds
@@ -26,13 +28,21 @@ class BalanceChecks:
         lasting = not any(fault.kind in ("slow", "hang") for fault in scenario.faults)
         self._watched = scenario.policy.rebalance and lasting
         self._heard = scenario.calm and not scenario.late_reports
-        self._steps = 0
+        self._steps = self._life = 0
+        self._evicted: set[WorkerId] = set()
 
     def opened(self, world: World, before: World | None) -> None:
         """A layout that was chosen for its speed is faster, and among equals nothing is changed for the sake of it."""
-        self._steps = 0
+        back = self._evicted & set(world.layout.members)
+        soon = world.cause == "pause" and self._steps < JUDGED and self._fleet.life == self._life
+        require(
+            not (back and soon), f"{back} were evicted from generation {world.generation - 1}, but come back at once"
+        )
+        self._steps, self._life, self._evicted = 0, self._fleet.life, set()
         if before is None or world.cause != "rebalance":
             return
+        self._evicted = set(before.layout.members) - set(world.layout.members)
+        self._fleet.seen["evicted"] += bool(self._evicted)
         self._fleet.seen["rebalanced in truth"] += 1
         if not self._watched or set(world.layout.members) != set(before.layout.members):
             return

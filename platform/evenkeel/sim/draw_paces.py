@@ -27,14 +27,21 @@ def with_paces(scenario: Scenario, rng: Random) -> Scenario:
     )
     slow = rng.choice((0.0, 0.3, 0.3, 0.6))
     factors = rng.choice(((2.0,), (4.0,), (1.3, 3.0), (30.0,)))
+    if rng.random() < 0.25:
+        # Some are of no use to anybody.
+        data = rng.choice((2, 3))
+        wish, slow, factors = Wish(data, 1, 1, 1, data), 0.4, (30.0,)
+        policy = replace(policy, wish=wish, micro_batches=2 * data, copies=None)
     paces = Paces(slow, factors, outliers=rng.choice((0.0, 0.2)), slow_links=rng.choice((0.0, 0.0, 0.3)))
     size = wish.max_workers
     faults = scenario.faults if rng.random() < 0.4 else ()
     if rng.random() < 0.4:
-        # When the first world makes room for the second, mostly: there is a moment of each kind for each member.
+        # When the first world makes room for the second, mostly: each member of each comes to each of these moments.
         kind = rng.choice(("crash", "crash", "controller", "hang"))
-        moment = rng.choice(("Aborting", "Settling")) if kind == "controller" else rng.choice(("regroup", "joined"))
-        countdown = 1 if kind == "controller" else size + rng.randint(1, size)
+        moment = rng.choice(("abort", "abort", "regroup", "joined"))
+        countdown = rng.randint(1, size) + (0 if moment == "abort" else size)
+        if kind == "controller":
+            moment, countdown = rng.choice(("Aborting", "Settling")), 1
         faults += (Fault(kind, moment=moment, countdown=countdown, seconds=rng.uniform(1.0, 10.0)),)
     if rng.random() < 0.3:
         seconds = rng.choice((1.0, 5.0, 20.0)) * scenario.step_s

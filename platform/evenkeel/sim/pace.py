@@ -61,7 +61,7 @@ class Pace:
         speeds = true_speeds(self._worker, world.layout)
         pass_s = speeds.stage_s(pipeline.stages[place.stage])
         if self._worker.step > world.base.step + 1:
-            self._passes.append(pass_s * self._worker.slow * self._rng.uniform(0.97, 1.03))
+            self._passes.append(pass_s * self._worker.slow * self._rng.uniform(0.92, 1.08))
         return pipeline.share * pass_s
 
     def timing(self, world: World) -> Timing:

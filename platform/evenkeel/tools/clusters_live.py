@@ -1,6 +1,6 @@
 """The devices of a Ray cluster that runs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from evenkeel.config_values import ConfigError
 from evenkeel.plan.hardware import Cluster, NodeKind
@@ -23,9 +23,17 @@ def live_cluster(address: str | None, use_gpu: bool, catalogue: Catalogue) -> Cl
         ConfigError: if it cannot be joined, has no such device, or one that no table knows.
     """
     try:
-        nodes = nodes_of(address)
+        return cluster_of(nodes_of(address), use_gpu, catalogue)
     except NoClusterError as error:
         raise ConfigError(str(error), KEY) from None
+
+
+def cluster_of(nodes: Sequence[Mapping[str, float]], use_gpu: bool, catalogue: Catalogue) -> Cluster:
+    """The devices of nodes with these resources, by Ray's names.
+
+    Raises:
+        ConfigError: if there are none, or one that no table knows.
+    """
     found = merged(_kinds(nodes, use_gpu, catalogue))
     if not found.nodes:
         what = "GPU; with scaling.use_gpu=false its CPUs are planned for" if use_gpu else "CPU"

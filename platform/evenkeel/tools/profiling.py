@@ -57,16 +57,17 @@ def _of_run(url: str, again: bool) -> tuple[RunDirectory, ProfileRecord]:
     hidden = [key for key, value in flatten(config.as_mapping()).items() if value == HIDDEN]
     if hidden:
         raise ConfigError("is a secret, which a run does not write down; measure with --config FILE", hidden[0], where)
-    storage, _, name = directory.url.rpartition("/")  # it may have been moved since
-    return _measured(replace(config, run=replace(config.run, storage_path=storage, name=name)), again)
+    return _measured(config, again, directory)
 
 
-def _measured(config: Config, again: bool) -> tuple[RunDirectory, ProfileRecord]:
+def _measured(config: Config, again: bool, moved: RunDirectory | None = None) -> tuple[RunDirectory, ProfileRecord]:
+    """`moved` is where the run lies, if that is not where its configuration says."""
     # These import torch and Ray: not before it is clear that something is to be measured.
     from evenkeel.runtime.profiling import degrees, measure, prepare_to_measure, profile_key
 
     sys.path.insert(0, str(Path.cwd()))  # where a user's own "module:function" lies, like for the workers
     prepared = prepare_to_measure(config)
+    prepared = replace(prepared, directory=moved or prepared.directory)
     found = None if again else prepared.directory.read_profile()
     if found is not None:
         missing = set(degrees(prepared.config)) - found.degrees()

@@ -8,11 +8,9 @@ from typing import assert_never
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
 from evenkeel.control.modes import Ended, Gathering, Running
-from evenkeel.control.policy import Policy
 from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import World
-from evenkeel.plan.layout import Wish
 from evenkeel.sim.clock import Clock
 from evenkeel.sim.goodput.fleet import Fleet
 from evenkeel.sim.goodput.holdings import Holdings
@@ -24,8 +22,8 @@ from evenkeel.sim.goodput.saving import Saving
 from evenkeel.sim.goodput.setting import Change, Outcome, Setting
 from evenkeel.sim.goodput.training import Training
 
-NO_LAST_STEP = 10**12
 PARTS = 200
+"""Of a run, after each of which its progress is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +45,9 @@ class Run:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        folded = setting.tensor if setting.per_node else 1
-        slots = setting.devices_per_node // folded
         self.clock = Clock()
-        self.fleet = Fleet(self.clock, slots, setting.costs, self.hear)
-        self.holdings = Holdings(setting.model, folded)
+        self.fleet = Fleet(self.clock, setting.slots, setting.costs, self.hear)
+        self.holdings = Holdings(setting.model, setting.folded)
         self.saving = Saving(self.clock, self.fleet, setting.costs, self.holdings.state_bytes, self.hear)
         self.ledger = Ledger(setting.step_s)
         self.record = Record()
@@ -67,7 +63,7 @@ class Run:
         self._step_s = 0.0
         self._fresh = 0
         self._wakes_at = self._timer_at = inf
-        self.controller = Controller(_policy(setting, folded, slots))
+        self.controller = Controller(setting.policy)
         for name in setting.nodes:
             self.fleet.come(name)
         self._changes = setting.failures.changes(setting.nodes, setting.seed, setting.duration_s)
@@ -375,23 +371,6 @@ class Run:
         if (vote_at, at) != (self._vote_at, self._wakes_at):
             self._vote_at, self._wakes_at = vote_at, at
             self.clock.at(at, self._report)
-
-
-def _policy(setting: Setting, folded: int, slots: int) -> Policy:
-    """Of `folded` devices each worker stands for, a node has `slots` workers."""
-    places = setting.workers // folded
-    tensor = setting.tensor // folded
-    fewest = -(-setting.min_workers // folded)
-    return Policy(
-        model=setting.model,
-        wish=Wish(setting.data, setting.pipeline, tensor, fewest, places),
-        micro_batches=setting.micro_batches,
-        last_step=NO_LAST_STEP,
-        spares=setting.spares * slots,
-        copies=setting.copies,
-        mirror_every=setting.mirror_every,
-        checkpoint_every=setting.checkpoint_every,
-    )
 
 
 def simulate_one(setting: Setting, progress: Callable[[float], None] = lambda now: None) -> Outcome:
