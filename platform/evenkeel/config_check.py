@@ -19,6 +19,7 @@ def check(config: Config) -> None:
     _check_run(config)
     _check_train(config)
     _check_scaling(config)
+    _check_emulation(config)
     _check_faults(config)
 
 
@@ -79,10 +80,27 @@ def _check_scaling(config: Config) -> None:
     _require(config, checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")
     failures = checkpoint.max_failures
     _require(config, failures is None or failures >= 0, "checkpoint.max_failures", "must not be negative")
-    for rank, factor in config.emulate.slowdown.items():
+
+
+def _most_workers(config: Config) -> int:
+    """Places in the world at full strength."""
+    parallel = config.parallel
+    degrees = (parallel.data, parallel.pipeline, parallel.tensor)
+    return config.scaling.workers[1] if None in degrees else prod(degree or 1 for degree in degrees)
+
+
+def _check_emulation(config: Config) -> None:
+    """A slowdown that can never be is a mistake."""
+    emulate, workers, steps = config.emulate, _most_workers(config), config.train.steps
+    for rank, factor in emulate.slowdown.items():
         key = f"emulate.slowdown.{rank}"
-        _require(config, 0 <= rank < workers[1], key, f"there are ranks 0 to {workers[1] - 1}")
+        _require(config, 0 <= rank < workers, key, f"there are only ranks 0 to {workers - 1}")
         _require(config, factor >= 1, key, f"is {factor}; a factor of at least 1 is expected")
+    first, last = emulate.from_step, emulate.to_step
+    what = f"is {first}; expected 1 to train.steps ({steps}), or null"
+    _require(config, first is None or 1 <= first <= steps, "emulate.from_step", what)
+    what = f"is {last}; expected a step from {first or 1} (emulate.from_step) on, or null"
+    _require(config, last is None or last >= (first or 1), "emulate.to_step", what)
 
 
 def _check_faults(config: Config) -> None:
@@ -102,15 +120,13 @@ def _check_faults(config: Config) -> None:
 
 def _check_target(config: Config, fault: FaultSection, key: str) -> None:
     """A fault that can never fire is a mistake."""
-    parallel, most = config.parallel, config.scaling.workers[1]
+    workers = _most_workers(config)
     what, _, number = fault.target.partition(":")
-    degrees = (parallel.data, parallel.pipeline, parallel.tensor)
-    workers = most if None in degrees else prod(degree or 1 for degree in degrees)
     if what == "rank":
         known = f"is {fault.target!r}, but there are only ranks 0 to {workers - 1}"
         _require(config, int(number) < workers, f"{key}.target", known)
     if what == "stage":
-        stages = parallel.pipeline or most
+        stages = config.parallel.pipeline or config.scaling.workers[1]
         known = f"is {fault.target!r}, but there are only stages 0 to {stages - 1}"
         _require(config, int(number) < stages, f"{key}.target", known)
     if what == "controller" and fault.phase in ("save", *MIRROR_PHASES, "load"):

@@ -100,9 +100,12 @@ class CheckpointSection:
 
 @dataclass(frozen=True, slots=True)
 class EmulateSection:
-    """`slowdown` maps a rank to a factor of at least 1, paid in real time."""
+    """`slowdown` maps a rank to a factor of at least 1, paid in real time, in the steps `from_step` to `to_step` (None:
+    from the first, to the last). The worker that has the rank when the run begins, or goes on, keeps the factor."""
 
     slowdown: dict[int, float] = field(default_factory=dict)
+    from_step: int | None = None
+    to_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

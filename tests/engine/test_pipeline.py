@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from evenkeel.engine.faults import Faults
 from evenkeel.engine.model import Hidden
 from evenkeel.engine.pipeline import Boundary, Executor
 from evenkeel.engine.progress import AbortedError, Progress
+from evenkeel.engine.slowdown import Slowdown
 from evenkeel.plan.schedule import gpipe, one_f_one_b
 
 WIDTH, ROWS = 6, 3
@@ -66,7 +66,7 @@ def _progress() -> Progress:
 
 
 def _executor(
-    stage: int, stages: int, micros: int, schedule: str, slowdown: float = 1.0
+    stage: int, stages: int, micros: int, schedule: str, slowdown: Slowdown | None = None
 ) -> tuple[nn.Module, Executor]:
     module = _block(stage)
     actions = {"1f1b": one_f_one_b, "gpipe": gpipe}[schedule](stage, stages, micros)
@@ -145,21 +145,26 @@ def test_leaves_between_two_micro_batches_once_the_generation_is_aborted() -> No
     assert (progress.phase, progress.micro) == ("forward", 1)
 
 
-def test_a_slowed_worker_takes_so_many_times_as_long() -> None:
-    module, executor = _executor(0, 1, 3, "1f1b", slowdown=5.0)
-    inside = 0.0
+class _Noted(Slowdown):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[tuple[float, int]] = []
 
-    def slept(*_: object) -> None:
-        nonlocal inside
-        began = time.perf_counter()
-        while time.perf_counter() < began + 0.002:
-            pass
-        inside += time.perf_counter() - began
+    def begin(self) -> float:
+        return float(len(self.ended))
 
-    module.register_forward_hook(slept)
-    began = time.perf_counter()
+    def end(self, began: float, step: int) -> None:
+        self.ended.append((began, step))
+
+
+def test_each_pass_can_be_slowed() -> None:
+    slowdown = _Noted()
+    _, executor = _executor(0, 1, 3, "1f1b", slowdown)
+    executor._progress.step = 7
     executor.run()
-    assert time.perf_counter() - began >= 5.0 * inside
+    assert slowdown.ended == [(float(n), 7) for n in range(6)]
+    executor.evaluate()
+    assert len(slowdown.ended) == 9
 
 
 def test_a_first_stage_makes_torch_import_no_compiler() -> None:

@@ -71,6 +71,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(site: Site, t
     assert done.events("restored")[-1]["base"] == before
 
 
+def test_a_run_with_a_worker_made_slow_says_so_and_is_the_same_run(site: Site, truth: Finished) -> None:
+    done = site.run({**SAVING, "emulate": {"slowdown": {1: 3.0}, "from_step": 3, "to_step": 9}})
+    check_same(done, truth)
+    (emulated,) = done.events("emulated")
+    assert emulated["slowdown"] == {"1": 3.0} and (emulated["from_step"], emulated["to_step"]) == (3, 9)
+    text = "rank 1 takes 3 times as long on purpose in steps 3 to 9"
+    assert f"emulation: {text}" in done.out and f"  emulation   {text}" in done.out
+
+
 def test_from_the_beginning_on_other_workers_and_further(site: Site, truth: Finished) -> None:
     """One worker, then two again: another layout moves the last digits of the losses, and nothing else."""
     site.copy(truth)

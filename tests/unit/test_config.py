@@ -265,6 +265,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("checkpoint.keep=0", "checkpoint.keep", "at least 1"),
         ("emulate.slowdown={0: 0.5}", "emulate.slowdown.0", "at least 1"),
         ("emulate.slowdown.7=2", "emulate.slowdown.7", "ranks 0 to 0"),
+        ("emulate.slowdown.0=-2", "emulate.slowdown.0", "at least 1"),
+        ("emulate.slowdown.0=.nan", "emulate.slowdown.0", "expected a number"),
+        ("emulate.slowdown.0=.inf", "emulate.slowdown.0", "expected a number"),
+        ("emulate.slowdown={-1: 2}", "emulate.slowdown.-1", "ranks 0 to 0"),
+        ("emulate.from_step=0", "emulate.from_step", "expected 1 to train.steps (100)"),
+        ("emulate.from_step=101", "emulate.from_step", "expected 1 to train.steps (100)"),
+        ("emulate.to_step=0", "emulate.to_step", "expected a step from 1"),
         ("faults=[{step: 101, phase: forward, target: spare}]", "faults.0.step", "expected 1 to train.steps (100)"),
         ("faults=[{step: 1, phase: later, target: spare}]", "faults.0.phase", "one of forward, backward"),
         ("faults=[{step: 1, phase: vote, target: spare}]", "faults.0.phase", "before_vote, after_vote"),
@@ -338,6 +345,12 @@ def test_models_and_datasets_blame_their_own_keys() -> None:
     assert config.blame(error) is error
 
 
+def test_ranks_of_places_that_the_degrees_leave_out_cannot_be_slowed() -> None:
+    with pytest.raises(ConfigError, match=r"emulate\.slowdown\.3: there are only ranks 0 to 1"):
+        degrees = {"data": 2, "pipeline": 1, "tensor": 1}
+        made(scaling={"workers": [1, 4]}, parallel=degrees, emulate={"slowdown": {3: 2}})
+
+
 def test_errors_survive_a_process_border() -> None:
     error = pickle.loads(pickle.dumps(ConfigError("is\nbad", "a.b", "f.yaml")))
     assert (str(error), error.key, error.source) == ("f.yaml: a.b: is bad", "a.b", "f.yaml")
@@ -347,7 +360,7 @@ def test_the_written_configuration_reads_back_equal() -> None:
     fault = {"step": 3, "phase": "commit", "target": "stage:1", "kind": "segv"}
     config = made(
         model={"name": "decoder", "layers": 4, "nested": {"a": [1, 2]}, "options": 3},
-        emulate={"slowdown": {0: 2}},
+        emulate={"slowdown": {0: 2}, "from_step": 3},
         scaling={"workers": [1, 2], "resources_per_worker": {"CPU": 0.5}},
         faults=[fault],
     )

@@ -65,6 +65,16 @@ def test_an_event_line_has_the_common_fields_and_its_own() -> None:
         event_record(Log("x", 1, 1, {"step": 2}), 0.0)
 
 
+def test_an_emulation_is_called_one() -> None:
+    event = {"time": 1.0, "event": "emulated", "generation": 0, "step": 0, "slowdown": {"1": 2.0, "3": 6.4}}
+    slow = "rank 1 takes 2 times as long, rank 3 takes 6.4 times as long on purpose in"
+    assert event_text({**event, "from_step": None, "to_step": None}) == f"emulation: {slow} all steps"
+    assert event_text({**event, "from_step": 5, "to_step": 7}) == f"emulation: {slow} steps 5 to 7"
+    assert f"emulation   {slow} steps 5 to the last" in summary_text(
+        {"name": "a", "status": "finished"}, [], [{**event, "from_step": 5, "to_step": None}], "here"
+    )
+
+
 def test_an_incident_is_one_line_with_every_phase_in_milliseconds() -> None:
     assert incident.describe(INCIDENT) == (
         "worker lost (w0001): healed in 1,347 ms (detect 12, abort 3.1, settle 1.0, plan 0.8, regroup 60, reshard 20, "

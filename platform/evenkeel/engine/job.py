@@ -35,7 +35,8 @@ class Settings:
         precision: "fp32", "bf16" or "fp64".
         eval_every: every so many steps the version before the step is validated; 0: never.
         eval_batches: micro-batches of one validation, the same ones each time; fewer if the data has fewer.
-        slowdown: by rank, how many times as long a micro-batch is to take.
+        slowdown: by rank, how many times as long a pass is to take; see engine/slowdown.py.
+        slow_from, slow_to: the first and last step of that; None: to the end.
     """
 
     seed: int
@@ -53,6 +54,8 @@ class Settings:
     eval_every: int = 0
     eval_batches: int = 8
     slowdown: Mapping[int, float] = field(default_factory=dict)
+    slow_from: int = 1
+    slow_to: int | None = None
     faults: tuple[FaultPlan, ...] = ()
 
     @property

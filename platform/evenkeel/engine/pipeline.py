@@ -1,6 +1,5 @@
 """Executes one stage's list of passes (plan/schedule.py): receive, compute, send, micro-batch by micro-batch."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ from evenkeel.engine.faults import Faults
 from evenkeel.engine.groups import Pending
 from evenkeel.engine.model import Hidden
 from evenkeel.engine.progress import Progress
+from evenkeel.engine.slowdown import Slowdown
 from evenkeel.plan.schedule import Action, Kind
 
 
@@ -98,7 +98,7 @@ class Executor:
         entry: what comes in from the stage before (in the first one not used).
         exit_: what goes on to the stage after; None in the last one.
         before_last: called before the last backward pass: after it all gradients are final.
-        slowdown: how many times as long each pass is to take; burns real time.
+        slowdown: makes each pass take longer.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Executor:
         faults: Faults,
         *,
         before_last: Callable[[], None] = lambda: None,
-        slowdown: float = 1.0,
+        slowdown: Slowdown | None = None,
     ) -> None:
         self.first, self.last = stage == 0, stage == stages - 1
         self._stage, self._stages = stage, stages
@@ -126,7 +126,7 @@ class Executor:
         self._progress = progress
         self._faults = faults
         self._before_last = before_last
-        self._slowdown = slowdown
+        self._slowdown = slowdown or Slowdown()
         self._flight: dict[int, tuple[Tensor | None, Tensor]] = {}
         self._sent: deque[tuple[Pending, Tensor]] = deque()
         flights = _most_in_flight(actions)
@@ -186,10 +186,10 @@ class Executor:
         if self._activations is not None:
             hidden = self._activations.take(self._progress.communicating()).detach()
             hidden.requires_grad_(keep and self._returns)
-        began = time.perf_counter()
         self._faults.fire("forward", self._progress.step)
+        began = self._slowdown.begin()
         output = self._compute.forward(micro, hidden)
-        self._burn(began)
+        self._slowdown.end(began, self._progress.step)
         if self.last:
             self._loss += output.detach()
         else:
@@ -200,13 +200,13 @@ class Executor:
     def _backward(self, micro: int) -> None:
         hidden, output = self._flight.pop(micro)
         gradient = None if self._gradients is None else self._gradients.take(self._progress.communicating())
-        began = time.perf_counter()
         self._faults.fire("backward", self._progress.step)
+        began = self._slowdown.begin()
         if output.requires_grad:  # not in a first stage without parameters
             root = output if gradient is None else _Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
             torch.autograd.backward((root,))
         self._progress.layer = -1
-        self._burn(began)
+        self._slowdown.end(began, self._progress.step)
         if self._returns:
             assert hidden is not None
             self._send(torch.zeros_like(hidden) if hidden.grad is None else hidden.grad, self._stage - 1)
@@ -228,14 +228,6 @@ class Executor:
         handle, _ = self._sent.popleft()
         with self._progress.communicating():
             handle.wait()
-
-    def _burn(self, began: float) -> None:
-        if self._slowdown > 1.0:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            until = began + self._slowdown * (time.perf_counter() - began)
-            while time.perf_counter() < until:
-                pass
 
 
 class _Weighted(torch.autograd.Function):

@@ -21,6 +21,7 @@ from evenkeel.engine.pipeline import Boundary, Executor
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
+from evenkeel.engine.slowdown import Slowdown
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.engine.sums import GradientSums
 from evenkeel.plan.comparison import compared
@@ -59,13 +60,14 @@ class Training:
         faults: Faults,
         saver: Saver,
         mirrors: Mirrors,
+        slowdown: Slowdown,
         send: Callable[[Event], None],
     ) -> None:
         self.job, self.settings = job, job.settings
         self.world, self.me, self.place = world, me, world.layout.places[me]
         self.memory, self.groups = memory, groups
         self.seat, self.progress, self.faults, self.send = seat, progress, faults, send
-        self.saver, self.mirrors = saver, mirrors
+        self.saver, self.mirrors, self._slowdown = saver, mirrors, slowdown
         self._pipeline = world.layout.pipelines[self.place.pipeline]
         tensor = groups[tensor_name(self.place.pipeline, self.place.stage)] if world.layout.tensor > 1 else None
         watched = None if tensor is None else _Watched(tensor, progress)
@@ -132,7 +134,7 @@ class Training:
             self.progress,
             self.faults,
             before_last=self.sums.overlap,
-            slowdown=self.settings.slowdown.get(self.place.rank, 1.0),
+            slowdown=self._slowdown,
         )
 
     def _counted(self, loss: Tensor, passes: "_Passes") -> Sums:

@@ -27,6 +27,7 @@ from evenkeel.engine.progress import AbortedError, Progress
 from evenkeel.engine.rendezvous import StoreServer
 from evenkeel.engine.saver import Saver
 from evenkeel.engine.seat import Seat
+from evenkeel.engine.slowdown import Slowdown, slowdown_for
 from evenkeel.engine.step import DivergedError, commit, train_step
 from evenkeel.engine.told import Clean, first_line, print_traceback
 from evenkeel.engine.training import Training, group_specs
@@ -70,6 +71,7 @@ class Worker:
         self._holdings = Holdings(job, self._device)
         self._saver = Saver(worker_id, job, self._faults, send)
         self._mirrors = Mirrors(worker_id, job.shape, self._seat, self._faults)
+        self._slowdown: Slowdown | None = None
         self._groups: GroupSet | None = None
         self._aborts = 0
         self._tasks: queue.SimpleQueue[World | Vote | None] = queue.SimpleQueue()
@@ -207,6 +209,7 @@ class Worker:
         """Meets the others, gets the state that this world begins from, and says so."""
         begun = time.monotonic()
         self._faults.joining(world)
+        self._slowdown = self._slowdown or slowdown_for(self._id, world, self._job.settings, self._device)
         self._progress.begin(world.generation, world.base.step, lambda: self._seat.running(world.generation))
         self._progress.enter("regroup")
         groups = self._regroup(world)
@@ -228,7 +231,7 @@ class Worker:
             groups.world.barrier()
         training = Training(
             self._job, world, self._id, memory, groups, seat, self._progress, self._faults, self._saver, self._mirrors,
-            self._send,
+            self._slowdown, self._send,
         )  # fmt: skip
         if world.checkpoint_every is not None:
             self._saver.begin(memory.state, world.layout, training.copies)

@@ -29,6 +29,7 @@ _STYLES = {
     "checkpoint_damaged": "bold red",
     "divergence": "bold red",
     "checkpoint_distrusted": "yellow",
+    "emulated": "bold yellow",
     "restored": "bold yellow",
     "step_rolled_back": "yellow",
     "waiting": "yellow",
@@ -186,12 +187,22 @@ def event_text(event: Line) -> str | None:
             return f"silent corruption: {own.get('reason')}"
         case "checkpoint_distrusted":
             return f"the checkpoint of step {own.get('checkpoint')} is not used, as it may hold a wrong copy"
+        case "emulated":
+            return f"emulation: {emulation_text(own)}"
         case "restored":
             return f"going back: {own.get('reason')}"
         case "stop_requested":
             return f"stop requested: {own.get('reason')}"
     said = ", ".join(f"{k} {v}" for k, v in own.items())
     return f"{str(event['event']).replace('_', ' ')}{': ' if said else ''}{said}"
+
+
+def emulation_text(own: Line) -> str:
+    """Which workers are made slow, by what, and when; from the fields of the event `emulated`."""
+    slow = ", ".join(f"rank {rank} takes {float(factor):g} times as long" for rank, factor in own["slowdown"].items())
+    first, last = own.get("from_step"), own.get("to_step")
+    steps = "all steps" if first is None and last is None else f"steps {first or 1} to {last or 'the last'}"
+    return f"{slow} on purpose in {steps}"
 
 
 def summary_text(record: Line, metrics: Sequence[Line], events: Sequence[Line], url: str) -> str:
@@ -210,6 +221,7 @@ def summary_text(record: Line, metrics: Sequence[Line], events: Sequence[Line], 
         if losses:
             lines.append(f"  loss        {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
     lines += [f"  validation  {e['loss']:.4f} after step {e['version']}" for e in _last(events, "validation")]
+    lines += [f"  emulation   {emulation_text(e)}" for e in _last(events, "emulated")]
     suffered = incident.unplanned(events)
     lines.append(f"  incidents   {len(suffered) or 'none'}")
     lines += [f"              step {e['step']}: {incident.describe(e)}" for e in suffered]

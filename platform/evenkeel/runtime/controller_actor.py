@@ -134,6 +134,8 @@ class ControllerActor:
         if past.ended is not None and not again:
             self._ended(past.ended)
         else:
+            if again and spec.emulated:
+                self._record.log(m.Log("emulated", 0, 0, dict(spec.emulated)))
             self._feed(started)
         early, self._early = self._early or [], None
         for event in early:  # those found may have died since, and those that were starting be ready

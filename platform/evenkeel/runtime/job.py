@@ -131,6 +131,8 @@ def make_settings(config: Config) -> Settings:
         precision=train.precision,
         eval_every=train.eval_every,
         slowdown=dict(config.emulate.slowdown),
+        slow_from=config.emulate.from_step or 1,
+        slow_to=config.emulate.to_step,
         faults=tuple(
             FaultPlan(index, fault.step, fault.phase, fault.target, fault.kind)
             for index, fault in enumerate(config.faults)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from evenkeel.core.model import ModelShape
 from evenkeel.data.dataset import Data
 from evenkeel.engine.model import Model, boundaries_of, model_shape
 from evenkeel.engine.state import PRECISIONS
+from evenkeel.observe.console import emulation_text
 from evenkeel.plan.cuts import most_stages
 from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
 from evenkeel.plan.learning_rate import learning_rate
@@ -95,6 +97,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         faults=controller_faults(config),
         seed=config.run.seed,
         keep=config.checkpoint.keep,
+        emulated=emulated(config),
     )
     need = Need(config.scaling.workers[1] + config.scaling.spares, each, config.scaling.workers[0])
     return Prepared(config, directory, spec, need, fingerprint, JobMaker(found, directory.url, fingerprint, model))
@@ -185,6 +188,13 @@ def controller_faults(config: Config) -> tuple[ControllerFault, ...]:
     )
 
 
+def emulated(config: Config) -> dict[str, Any]:
+    """Fields of the event that tells of workers made slow; nothing where there are none."""
+    emulate = config.emulate
+    slow = {str(rank): factor for rank, factor in emulate.slowdown.items() if factor > 1}
+    return {"slowdown": slow, "from_step": emulate.from_step, "to_step": emulate.to_step} if slow else {}
+
+
 def resources(config: Config) -> dict[str, float]:
     """What one worker takes of Ray: a GPU or a CPU, and what the user adds."""
     device = {"GPU": 1.0} if config.scaling.use_gpu else {"CPU": 1.0}
@@ -227,6 +237,7 @@ def describe(prepared: Prepared) -> str:
         f"{config.train.micro_batches} micro-batches each",
         f"needs      {need} of Ray",
         f"layout     {planned.reason}",
+        *([f"emulation  {emulation_text(prepared.spec.emulated)}"] if prepared.spec.emulated else []),
     ]
     return "\n".join(lines)
 

@@ -69,6 +69,7 @@ class RunSpec:
         keep: how many complete checkpoints stay.
         begun: how many journal entries there were when the run was submitted; what they end is not the end of this.
         resume: the version to begin from, as the user asked; None for the newest that there is.
+        emulated: fields of the event `emulated`; empty where nothing is.
     """
 
     name: str
@@ -84,3 +85,4 @@ class RunSpec:
     keep: int = 2
     begun: int = 0
     resume: Version | None = None
+    emulated: Mapping[str, Any] = field(default_factory=dict)
