@@ -49,17 +49,20 @@ def static(
     name: str = "engine alone",
     measures: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    layout: Mapping[str, str] | None = None,
 ) -> Side:
     """The same engine in a fixed layout, with neither controller nor heartbeat nor Ray.
 
     Args:
         measures: inside its workers; see bench/probe.py.
         environment: how it reaches where its run directory is.
+        layout: what is to be other than in the layout that the controller would begin with; see bench/static.py.
     """
 
     def run(folder: Path) -> Steps:
         out = folder / "steps.jsonl"
         command = [sys.executable, str(JOBS / "bench" / "static.py"), str(work.write(folder)), str(out), *measures]
+        command += [word for name, value in (layout or {}).items() for word in (f"--{name}", value)]
         return _run(command, folder, work, name, environment or {}, lambda: _by_step(_lines(out)))
 
     return Side(name, 20, run)
