@@ -27,6 +27,7 @@ __all__ = [
     "config_from_yaml",
     "differences",
     "load_config",
+    "read_text",
     "stored_fingerprint",
     "to_yaml",
     "with_absolute_data",
@@ -56,7 +57,7 @@ def load_config(
     Raises:
         ConfigError: one line that names source and key.
     """
-    layers = [read_layer(_text(path), str(path)) for path in paths]
+    layers = [read_layer(read_text(path), str(path)) for path in paths]
     if values is not None:
         layers.append(Layer("Python", _create(dict(values), "Python")))
     layers.extend(_override(text) for text in overrides)
@@ -80,7 +81,8 @@ def read_layer(text: str, source: str) -> Layer:
     return Layer(source, parse(text, source))
 
 
-def _text(path: str | Path) -> str:
+def read_text(path: str | Path) -> str:
+    """Raises ConfigError if the file cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -40,8 +40,9 @@ def nearest_key(key: str, valid: Sequence[str]) -> str:
     return "none"
 
 
-def dotted(*parts: object) -> str:
-    return ".".join(str(part) for part in parts)
+def dotted(first: object, *parts: object) -> str:
+    """The parts as one key; at the top the first is ""."""
+    return ".".join(str(part) for part in ((first, *parts) if first != "" else parts))
 
 
 def convert(value: Any, kind: Any, key: str, source: str, partial: bool, valid: Sequence[str] = ()) -> Any:

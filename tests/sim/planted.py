@@ -43,8 +43,8 @@ BUGS = (
         1,
         (
             CONTROLLER,
-            "if set(s.survivors(world)) <= answers.keys():\n                    repair.settle",
-            "if 2 * len(answers) >= len(s.survivors(world)):\n                    repair.settle",
+            "if not awaited:\n                    repair.settle",
+            "if 2 * len(s.mode.answers) >= len(s.survivors(s.mode.world)):\n                    repair.settle",
         ),
     ),
     bug(
@@ -223,8 +223,8 @@ BUGS = (
         0,
         (
             FORMING,
-            "        for w, holdings in sorted(s.holdings.items())\n",
-            "        for w, holdings in sorted(s.holdings.items())[:-1]\n",
+            "    for w, holdings in sorted(s.holdings.items()):\n",
+            "    for w, holdings in sorted(s.holdings.items())[:-1]:\n",
         ),
     ),
     bug(

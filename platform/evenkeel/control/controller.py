@@ -4,14 +4,14 @@
 Gathering -> Forming -> Running -> Aborting -> Settling -> Gathering, and Ended; see modes.py for what each carries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import assert_never
+from typing import Any, assert_never
 
 from evenkeel.control import beginning, divergence, forming, progress, repair, saving, watch
 from evenkeel.control import messages as m
 from evenkeel.control.entries import NOTHING_SHOWN, Shown
-from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling, members_of
+from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling
 from evenkeel.control.policy import Policy
 from evenkeel.control.roster import Roster
 from evenkeel.control.state import State
@@ -58,28 +58,106 @@ class Controller:
     def roster(self) -> Roster:
         return self._state.roster
 
+    @property
+    def saves_after(self) -> int | None:
+        """The step after which it will ask for a checkpoint, by what it knows now; None if it does not know."""
+        return saving.due_at(self._state)
+
     def step(self, now: float, event: m.Event) -> m.Output:
         """What one event, heard at `now` (seconds, never going back), leads to. An ended controller answers nothing."""
         s = self._state
         if isinstance(s.mode, Ended):
             return m.Output()
-        _handle(s, now, event)
-        saving.end_if_failing(s)
-        _advance(s, now)
-        saving.end_if_failing(s)
-        progress.end_if_over(s)
-        if not isinstance(s.mode, Ended):
-            _fill(s, now)
-            at = watch.next_tick(s, now)
-            if at is not None:
-                s.say(m.SetTimer(at))
-        output = m.Output(tuple(s.journal), tuple(s.commands))
-        s.journal, s.commands = [], []
-        return output
+        _hear(s, now, event)
+        _conclude(s, now)
+        return s.output()
+
+    def several(self, now: float, events: Iterable[m.Event]) -> tuple[m.Output, ...]:
+        """What events lead to that arrive at once. The outputs are to be carried out one after the other, like those of
+        `step`: what is to be durable before a later event counts is in an output before that.
+
+        Each event is heard, and settles what it settles, in this order and as in `step`. Only what depends on who is
+        here waits until all are heard, and is done once: a new world is formed, workers are asked for, a larger world
+        is paused for, and the timer is set. So where none of the events but the last leads to a new world, the journal
+        and the commands are those of one `step` after another, but for SetTimer (the last one counts), Start (the sum;
+        where a start has failed, it may come with the retry) and the end of a run whose last step is among the events
+        (it comes with the next tick). Where an earlier one does, the world is the one that would be formed if nobody
+        had looked before the last event: nobody joins one that the next event breaks.
+        """
+        s = self._state
+        outputs: list[m.Output] = []
+        for event in (*events, None):
+            if isinstance(s.mode, Ended):
+                break
+            if _is_one_of_many(s, event):
+                continue
+            written, said = len(s.journal), len(s.commands)
+            if event is not None:
+                _hear(s, now, event)
+            else:
+                _conclude(s, now)
+            if said and len(s.journal) > written:
+                outputs.append(s.output(written, said))
+        outputs.append(s.output())
+        return tuple(outputs)
+
+
+_WAITING = (Forming, Aborting, Settling)
+"""Modes that end when everybody has said something."""
+_EACH: dict[type, Callable[[State, Any], None]] = {
+    m.Joined: progress.joined,
+    m.Answered: repair.answered,
+    m.Settled: repair.settled,
+}
+"""What each of thousands says, and who takes it down."""
+
+
+def _is_one_of_many(s: State, event: m.Event | None) -> bool:
+    """Takes down what nothing follows from, as others have yet to say the same."""
+    mode, take = s.mode, _EACH.get(type(event))
+    if take is None or not isinstance(mode, _WAITING) or len(mode.awaited) < 2:
+        return False
+    take(s, event)
+    return True
+
+
+def _hear(s: State, now: float, event: m.Event) -> None:
+    """All that an event leads to by itself."""
+    _handle(s, now, event)
+    saving.end_if_failing(s)
+    _advance(s, now)
+
+
+def _conclude(s: State, now: float) -> None:
+    """What depends on who is here, once for all events that arrived at once."""
+    before = None
+    while isinstance(s.mode, Gathering) and before is not s.mode:
+        before = s.mode
+        forming.try_form(s, now)
+    saving.end_if_failing(s)
+    progress.end_if_over(s)
+    if isinstance(s.mode, Ended):
+        return
+    forming.grow(s)
+    _fill(s, now)
+    at = watch.next_tick(s, now)
+    if at is not None:
+        s.say(m.SetTimer(at))
 
 
 def _handle(s: State, now: float, event: m.Event) -> None:
     match event:
+        # First those that each of thousands of workers sends.
+        case m.Joined():
+            progress.joined(s, event)
+        case m.Answered():
+            repair.answered(s, event)
+        case m.Settled():
+            repair.settled(s, event)
+        case m.PartWritten():
+            saving.written(s, now, event)
+        case m.Located():
+            watch.located(s, now, event)
         case m.Started():
             _started(s, now, event)
         case m.WorkerReady(worker):
@@ -95,21 +173,11 @@ def _handle(s: State, now: float, event: m.Event) -> None:
         case m.NotFinite(worker_id, step, what):
             s.trouble.not_finite = f"{worker_id} met {what} in step {step}"
             s.log("not_finite", worker_id=worker_id, text=what)
-        case m.Answered():
-            repair.answered(s, event)
-        case m.Settled():
-            repair.settled(s, event)
-        case m.Joined():
-            progress.joined(s, event)
         case m.MemoryUsed():
             s.log("memory", **asdict(event))
-        case m.Located():
-            watch.located(s, now, event)
         case m.Finished(_, generation, reports, eval_loss):
             progress.reported(s, now, reports)
             progress.finished(s, generation, eval_loss)
-        case m.PartWritten():
-            saving.written(s, now, event)
         case m.PartFailed():
             saving.failed(s, now, event)
         case m.StillWriting():
@@ -135,23 +203,21 @@ def _handle(s: State, now: float, event: m.Event) -> None:
 
 
 def _advance(s: State, now: float) -> None:
-    """Follows every transition whose condition holds now."""
+    """Follows every transition whose condition holds now, up to the forming of a world."""
     before = None
     while before is not s.mode:
         before = s.mode
         match s.mode:
-            case Gathering():
-                forming.try_form(s, now)
-            case Forming(world, joined):
-                if joined >= members_of(s.mode):
+            case Forming(world, awaited):
+                if not awaited:
                     forming.run(s, now, world)
-            case Aborting(world, answers=answers):
-                if set(s.survivors(world)) <= answers.keys():
+            case Aborting(awaited=awaited):
+                if not awaited:
                     repair.settle(s, now, s.mode)
-            case Settling(world, done=done):
-                if set(s.survivors(world)) <= done.keys():
+            case Settling(awaited=awaited, done=done):
+                if not awaited:
                     repair.conclude(s, now, done)
-            case Running() | Ended():
+            case Gathering() | Running() | Ended():
                 pass
             case _:
                 assert_never(s.mode)
@@ -197,7 +263,7 @@ def _replay(s: State, entries: Sequence[m.Entry], shown: Shown, again: bool) -> 
     s.saved_at_step = s.committed.step
     if world is None:
         return
-    s.mode = Aborting(world, 0, 0.0, ran=False)
+    s.mode = Aborting(world, 0, 0.0, ran=False, awaited=set())
     if witness is not None and witness.generation == world.generation and not s.decided(world):
         s.witness = witness
         s.committed = Version(witness.step, witness.generation)
@@ -277,8 +343,7 @@ def _ready(s: State, now: float, worker: WorkerInfo) -> None:
     )
     if isinstance(s.mode, Gathering):
         s.mode = replace(s.mode, since=now)
-    elif isinstance(s.mode, Running) and not s.pending and forming.could_grow(s, s.mode.world):
-        forming.ask_flags(s, Flags.PAUSE)
+    s.arrived = True
 
 
 def _lost(s: State, now: float, worker_id: WorkerId, cause: str) -> None:

@@ -9,6 +9,7 @@ from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
 from evenkeel.core.ids import INITIAL, NodeId, Version
 from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.model import Shard
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import few_that_have_all, lost_slices
@@ -190,14 +191,14 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         bad_steps=s.trouble.bad_steps,
         max_bad_steps=s.policy.max_bad_steps,
     )
-    spares = tuple(i for w, i in sorted(s.roster.alive.items()) if w not in layout.places)
+    spares = tuple(s.roster.alive[w] for w in sorted([w for w in s.roster.alive if w not in layout.places]))
     s.journal.append(m.WorldOpened(world, spares))
     s.layout = layout
     s.witness = None
     divergence.opened(s, world)
     beginning.opened(s, world)
     s.pending &= ~Flags.PAUSE
-    s.mode = Forming(world)
+    s.mode = Forming(world, set(layout.members))
     s.liveness.begin(now)
     if s.incident is not None:
         s.incident.formed(now)
@@ -243,6 +244,13 @@ def could_grow(s: State, world: World) -> bool:
     return isinstance(planned, Planned) and len(planned.layout.members) > world.size
 
 
+def grow(s: State) -> None:
+    """Workers have become ready: the present world pauses if they would make a larger one."""
+    if s.arrived and isinstance(s.mode, Running) and not s.pending and could_grow(s, s.mode.world):
+        ask_flags(s, Flags.PAUSE)
+    s.arrived = False
+
+
 def ask_flags(s: State, flags: Flags) -> None:
     """Flags only request: they stay pending until a committed vote carries them (rule 16)."""
     s.pending |= flags
@@ -256,13 +264,14 @@ def send_flags(s: State, world: World) -> None:
 
 def _sources(s: State) -> tuple[Source, ...]:
     """Who holds the committed version, by lineage: step and generation must both agree (rule 7)."""
-    held = (
-        Source(w, held.shard)
-        for w, holdings in sorted(s.holdings.items())
-        for held in holdings
-        if held.version == s.committed
-    )
-    return tuple(dict.fromkeys(held))  # a mirror may be of the committed version too
+    found: list[Source] = []
+    shards: dict[int, tuple[Shard, ...]] = {}  # many workers may share one sequence object; then it is looked at once
+    for w, holdings in sorted(s.holdings.items()):
+        if id(holdings) not in shards:
+            held = (held.shard for held in holdings if held.version == s.committed)
+            shards[id(holdings)] = tuple(dict.fromkeys(held))  # a mirror may be of the committed version too
+        found += [Source(w, shard) for shard in shards[id(holdings)]]
+    return tuple(found)
 
 
 def _lost_slices(s: State, sources: Iterable[Source]) -> tuple[str, ...]:
@@ -272,6 +281,9 @@ def _lost_slices(s: State, sources: Iterable[Source]) -> tuple[str, ...]:
 
 def _candidates(s: State) -> list[WorkerInfo]:
     """Alive workers in order of preference: those of the last layout in their ranks, other holders, the rest."""
+    alive = s.roster.alive
     ranked = s.layout.members if s.layout is not None else ()
-    order = dict.fromkeys((*ranked, *sorted(s.holdings), *sorted(s.roster.alive)))
-    return [s.roster.alive[w] for w in order if w in s.roster.alive]
+    places = s.layout.places if s.layout is not None else {}
+    holders = sorted([w for w in s.holdings if w not in places])
+    rest = sorted([w for w in alive if w not in places and w not in s.holdings])
+    return [alive[w] for w in (*ranked, *holders, *rest) if w in alive]

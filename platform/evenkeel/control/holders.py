@@ -45,8 +45,8 @@ def _held(s: State) -> dict[WorkerId, tuple[Shard, ...]]:
     match s.mode:
         case Running(world) | Aborting(world, ran=True):
             members = frozenset(s.survivors(world))
-        case Forming(world, joined):
-            members = joined & s.roster.alive.keys()
+        case Forming(world, awaited):
+            members = frozenset(s.survivors(world)) - awaited
         case _:
             return held
     shards = shards_in(world, s.policy.model)

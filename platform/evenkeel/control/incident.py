@@ -57,6 +57,13 @@ class Incident:
         self.attempts += 1
         self.formed_at = now
 
+    def joined(self, regroup_s: float, reshard_s: float) -> None:
+        """A member is ready; the slowest counts."""
+        if regroup_s > self.regroup_s:
+            self.regroup_s = regroup_s
+        if reshard_s > self.reshard_s:
+            self.reshard_s = reshard_s
+
     def describe(self) -> str:
         """One line for an error message."""
         who = ", ".join(f"{worker}: {cause}" for worker, cause in self.lost.items())

@@ -21,8 +21,10 @@ class Gathering:
 
 @dataclass(frozen=True, slots=True)
 class Forming:
+    """`awaited` are the members that have not joined yet."""
+
     world: World
-    joined: frozenset[WorkerId] = frozenset()
+    awaited: set[WorkerId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,15 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Aborting:
-    """Waiting for every survivor's promise (rule 1). `ask` tells this round's answers from an earlier one's."""
+    """Waiting for every survivor's promise (rule 1). `ask` tells this round's answers from an earlier one's; `awaited`
+    are the survivors that have not answered it."""
 
     world: World
     ask: int
     since: float
     ran: bool
     """Whether the generation had begun to train."""
+    awaited: set[WorkerId]
     answers: dict[WorkerId, Answer] = field(default_factory=dict)
 
 
@@ -50,6 +54,8 @@ class Settling:
     ask: int
     since: float
     decision: Decision
+    awaited: set[WorkerId]
+    """Survivors that have not carried it out."""
     done: dict[WorkerId, tuple[Held, ...]] = field(default_factory=dict)
 
 
@@ -64,8 +70,3 @@ Mode = Gathering | Forming | Running | Aborting | Settling | Ended
 
 def world_of(mode: Mode) -> World | None:
     return None if isinstance(mode, Gathering | Ended) else mode.world
-
-
-def members_of(mode: Mode) -> frozenset[WorkerId]:
-    world = world_of(mode)
-    return frozenset() if world is None else frozenset(i.worker_id for i in world.members)

@@ -1,7 +1,6 @@
 """Steps that commit, members that join, and the end of the run."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from evenkeel.control import forming, repair, saving
 from evenkeel.control import messages as m
@@ -16,20 +15,22 @@ def joined(s: State, event: m.Joined) -> None:
     if not isinstance(s.mode, Forming) or event.generation != s.mode.world.generation:
         return
     if event.worker_id in s.roster.alive:
-        s.mode = replace(s.mode, joined=s.mode.joined | {event.worker_id})
+        s.mode.awaited.discard(event.worker_id)
     if s.incident is not None:
-        s.incident.regroup_s = max(s.incident.regroup_s, event.regroup_s)
-        s.incident.reshard_s = max(s.incident.reshard_s, event.reshard_s)
+        s.incident.joined(event.regroup_s, event.reshard_s)
 
 
 def reported(s: State, now: float, reports: Iterable[m.Report]) -> None:
-    for report in reports:
+    """Steps of which nothing was heard until now: each of them took as long as the others, as far as is known."""
+    fresh = [report for report in reports if s.accepts(report.vote)]
+    since = s.liveness.progress_at
+    for i, report in enumerate(fresh, 1):
         if not s.accepts(report.vote):
             continue
         if report.vote.step > s.visible + 1:
             repair.break_world(s, now, "a report is missing")
             return
-        _committed(s, now, report)
+        _committed(s, now if i == len(fresh) else since + (now - since) * i / len(fresh), report)
 
 
 def _committed(s: State, now: float, report: m.Report) -> None:
@@ -81,7 +82,7 @@ def end_if_over(s: State) -> None:
     The end is journalled before commands are carried out: with a metrics line among them it waits for the next tick, or
     with a crash in between that line would never be written.
     """
-    shown = any(isinstance(command, m.Metrics) for command in s.commands)
+    shown = s.over and any(isinstance(command, m.Metrics) for command in s.commands)
     if not s.over or shown or s.uploads or isinstance(s.mode, Ended):
         return
     if s.policy.checkpoint_every is None or saving.is_saved(s):

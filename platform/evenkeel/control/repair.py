@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from evenkeel.control import divergence, looking, saving
 from evenkeel.control import messages as m
 from evenkeel.control.incident import Incident
-from evenkeel.control.modes import Aborting, Forming, Gathering, Running, Settling, members_of
+from evenkeel.control.modes import Aborting, Forming, Gathering, Running, Settling
 from evenkeel.control.settle import decide
 from evenkeel.control.state import State
 from evenkeel.core.ids import Version, WorkerId
@@ -31,18 +31,22 @@ def break_world(s: State, now: float, cause: str, detect_s: float = 0.0) -> Inci
 
 def ask_for_promises(s: State, now: float, world: World, ran: bool) -> None:
     s.asks += 1
-    s.mode = Aborting(world, s.asks, now, ran)
+    survivors = s.survivors(world)
+    s.mode = Aborting(world, s.asks, now, ran, set(survivors))
     s.liveness.parking(now)
-    s.say(*(m.Abort(w, s.epoch, world.generation, s.asks, s.visible) for w in s.survivors(world)))
+    s.say(*(m.Abort(w, s.epoch, world.generation, s.asks, s.visible) for w in survivors))
 
 
 def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0) -> None:
     """From here on nothing that this worker says counts, whether it lives or not (rule 17)."""
     s.roster.remove(worker_id)
+    if isinstance(s.mode, Aborting | Settling):
+        s.mode.awaited.discard(worker_id)
     s.holdings.pop(worker_id, None)
     s.log("worker_lost", worker_id=worker_id, cause=cause)
     saving.lost(s, worker_id)
-    if worker_id in members_of(s.mode) and not s.over:
+    world = s.world
+    if world is not None and worker_id in world.layout.places and not s.over:
         incident = break_world(s, now, "worker lost", detect_s)
         incident.lost[worker_id] = cause
         if incident.cause == "broken collective":
@@ -102,11 +106,10 @@ def looked(s: State, now: float, event: m.Looked) -> None:
 
 
 def answered(s: State, event: m.Answered) -> None:
-    match s.mode:
-        case Aborting(world, ask, answers=answers) if (ask, world.generation) == (event.ask, event.generation):
-            answers[event.worker_id] = event.answer
-        case _:
-            pass
+    mode = s.mode
+    if isinstance(mode, Aborting) and mode.ask == event.ask and mode.world.generation == event.generation:
+        mode.answers[event.worker_id] = event.answer
+        mode.awaited.discard(event.worker_id)
 
 
 def settle(s: State, now: float, mode: Aborting) -> None:
@@ -121,9 +124,10 @@ def settle(s: State, now: float, mode: Aborting) -> None:
         s.end("failed", verdict)
         return
     assert s.decision is not None
-    s.mode = Settling(world, mode.ask, now, s.decision)
+    survivors = s.survivors(world)
+    s.mode = Settling(world, mode.ask, now, s.decision, set(survivors))
     s.liveness.parking(now)
-    s.say(*(m.Settle(w, s.epoch, mode.ask, s.decision) for w in s.survivors(world)))
+    s.say(*(m.Settle(w, s.epoch, mode.ask, s.decision) for w in survivors))
 
 
 def _decide(s: State, now: float, mode: Aborting) -> None:
@@ -146,10 +150,11 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
         kill(s, now, worker, cause)
     open_step = s.committed.step + 1
     in_next = any(_was_in_step(a, world, open_step) for a in answers.values())
+    prepared = any(a.prepared is not None and a.prepared == s.committed for a in answers.values())
     vote = s.decision.vote
     if vote is not None and vote.step > s.visible:
         saving.show(s, now, vote, None)
-    if vote is not None and any(a.prepared == s.committed for a in answers.values()):
+    if vote is not None and prepared:
         # Whoever saw the vote has finished its commit before it answered; these commit by the decision.
         s.log("step_rolled_forward", reason=s.decision.reason)
         if s.incident is not None:
@@ -184,11 +189,10 @@ def settled(s: State, event: m.Settled) -> None:
     It must not: of two rounds' commands the older may arrive last, and who commits by that one refuses the newer
     meanwhile. To wait for the newer's word would end in killing a worker that did all it was told.
     """
-    match s.mode:
-        case Settling(world, done=done) if world.generation == event.generation:
-            done[event.worker_id] = event.held
-        case _:
-            pass
+    mode = s.mode
+    if isinstance(mode, Settling) and mode.world.generation == event.generation:
+        mode.done[event.worker_id] = event.held
+        mode.awaited.discard(event.worker_id)
 
 
 def conclude(s: State, now: float, done: dict[WorkerId, tuple[m.Held, ...]]) -> None:

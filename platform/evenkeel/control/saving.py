@@ -219,12 +219,18 @@ def next_tick(s: State) -> float | None:
 
 def due(s: State, step: int) -> bool:
     """Whether the controller is to ask for one now: with checkpoint.every_steps 0 at the optimal interval."""
+    at = due_at(s)
+    return at is not None and step >= at
+
+
+def due_at(s: State) -> int | None:
+    """The step after which it is to ask for one, by what it knows now; None if it does not know, or never is to."""
     if s.policy.checkpoint_every != 0 or s.liveness.step_s == 0 or s.uploads:
-        return False
+        return None
     workers = max(1, len(s.roster.alive))
     rate = failure_rate(s.total_losses, s.worker_seconds, workers)
     interval = checkpoint_interval(s.save_cost_s or COST_S, s.liveness.step_s, rate)
-    return step - s.saved_at_step >= interval.steps
+    return s.saved_at_step + interval.steps
 
 
 # ---------------------------------------------------------------- going back

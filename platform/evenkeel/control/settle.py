@@ -19,19 +19,19 @@ def decide(world: World, answers: Mapping[WorkerId, Answer], witness: Vote | Non
     The base is at least the world's own: everybody began from it. A vote by which copies of the state differ was
     refused by everybody, so it is never rolled forward, whoever tells of it; it says which copies do not count.
     """
-    seen: dict[Version, tuple[Vote, str]] = {}
+    seen: dict[int, tuple[Vote, str]] = {}  # by step, as all are of the world's generation
     if witness is not None and witness.generation == world.generation and not witness.differences:
-        seen[Version(witness.step, witness.generation)] = (witness, "the leader reported it")
+        seen[witness.step] = (witness, "the leader reported it")
     for worker, answer in sorted(answers.items()):
         votes = [r.vote for r in answer.unreported] + ([answer.saw] if answer.saw is not None else [])
         for vote in votes:
-            if vote.generation == world.generation and not vote.differences:
-                seen.setdefault(Version(vote.step, vote.generation), (vote, f"{worker} read it"))
-    base = max((world.base, *seen))
+            if vote.step not in seen and vote.generation == world.generation and not vote.differences:
+                seen[vote.step] = (vote, f"{worker} read it")
+    base = max((world.base, *(Version(step, world.generation) for step in seen)))
     diverged = _diverged(world, base, answers)
     differ = "" if diverged is None else f"; {describe(diverged)}"
-    if base in seen:
-        vote, who = seen[base]
+    if base != world.base:
+        vote, who = seen[base.step]
         reason = f"the vote of step {base.step} is complete: {who}{differ}"
         return Decision(world.generation, base, vote, reason, diverged)
     reason = differ[2:] or f"no survivor saw a vote of step {base.step + 1}: it is run again"

@@ -31,6 +31,7 @@ class State:
         decision: the last one, with the answers that it rests on.
         holdings: what each worker held when the last decision that it took part in was carried out. Of those that have
             a place in the present world it is out of date once that commits, and then has an old version.
+        arrived: workers have become ready by the events in hand.
         pending: requests that no committed vote has carried yet (rule 16).
         incident: the disturbance that is being repaired.
         over: the final model is written; what is left is to say so, at the next tick.
@@ -71,6 +72,7 @@ class State:
     decision: m.Decision | None = None
     evidence: dict[str, m.Answer] = field(default_factory=dict)
     holdings: dict[WorkerId, tuple[m.Held, ...]] = field(default_factory=dict)
+    arrived: bool = False
     pending: Flags = Flags.NONE
     stop_reason: str = ""
     incident: Incident | None = None
@@ -106,7 +108,8 @@ class State:
         return world_of(self.mode)
 
     def survivors(self, world: World) -> tuple[WorkerId, ...]:
-        return tuple(i.worker_id for i in world.members if i.worker_id in self.roster.alive)
+        alive = self.roster.alive
+        return tuple([worker for worker in world.layout.members if worker in alive])
 
     def decided(self, world: World) -> bool:
         """Whether its open step is settled, once and for all (rule 6)."""
@@ -127,6 +130,12 @@ class State:
 
     def say(self, *commands: m.Command) -> None:
         self.commands.extend(commands)
+
+    def output(self, entries: int | None = None, commands: int | None = None) -> m.Output:
+        """Takes away what has been said so far, or so much of it."""
+        output = m.Output(tuple(self.journal[:entries]), tuple(self.commands[:commands]))
+        del self.journal[:entries], self.commands[:commands]
+        return output
 
     def log(self, event: str, **fields: object) -> None:
         """A line of events.jsonl."""

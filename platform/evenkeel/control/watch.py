@@ -54,7 +54,7 @@ def probe(s: State, now: float) -> None:
 
 def located(s: State, now: float, event: m.Located) -> None:
     s.liveness.located(now, event.worker_id, event.probe, event.position)
-    if event.worker_id not in _awaited(s):
+    if not _is_awaited(s, event.worker_id):
         return
     match s.mode:
         case Aborting(world, ask):
@@ -89,10 +89,23 @@ def _awaited(s: State) -> tuple[WorkerId, ...]:
     match s.mode:
         case Forming(world) | Running(world):
             return s.survivors(world)
-        case Aborting(world, answers=done) | Settling(world, done=done):
-            return tuple(w for w in s.survivors(world) if w not in done)
+        case Aborting(world, awaited=awaited) | Settling(world, awaited=awaited):
+            return tuple(w for w in s.survivors(world) if w in awaited)
         case Gathering() | Ended():
             return ()
+        case _:
+            assert_never(s.mode)
+
+
+def _is_awaited(s: State, worker: WorkerId) -> bool:
+    """Whether it is one of _awaited."""
+    match s.mode:
+        case Forming(world) | Running(world):
+            return worker in world.layout.places and worker in s.roster.alive
+        case Aborting(awaited=awaited) | Settling(awaited=awaited):
+            return worker in awaited
+        case Gathering() | Ended():
+            return False
         case _:
             assert_never(s.mode)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 
 from evenkeel.core.ids import NodeId, WorkerId
@@ -66,7 +66,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """Pipelines of stages of TP members. Ranks count pipeline by pipeline, stage by stage, TP rank last."""
+    """Pipelines of stages of TP members. Ranks count pipeline by pipeline, stage by stage, TP rank last.
+
+    Layouts that follow one another mostly have the same stages with other members: what depends on the stages alone is
+    kept for the next, as thousands of workers are planned for again at each change.
+    """
 
     pipelines: tuple[Pipeline, ...]
 
@@ -82,22 +86,46 @@ class Layout:
 
     @cached_property
     def places(self) -> Mapping[WorkerId, Place]:
-        places: dict[WorkerId, Place] = {}
-        for i, pipeline in enumerate(self.pipelines):
-            for j, stage in enumerate(pipeline.stages):
-                for k, worker in enumerate(stage.members):
-                    places[worker] = Place(len(places), i, j, k)
-        return places
+        return dict(zip(self.members, _places(self.shape), strict=True))
+
+    @cached_property
+    def shards(self) -> Mapping[WorkerId, Shard]:
+        """What each worker holds."""
+        return dict(zip(self.members, _shards(self.shape), strict=True))
 
     def shard(self, worker: WorkerId) -> Shard:
         """What the worker holds. Raises KeyError for a worker that has no place."""
-        place = self.places[worker]
-        stage = self.pipelines[place.pipeline].stages[place.stage]
-        return Shard(stage.start, stage.stop, place.tp, len(stage.members))
+        return self.shards[worker]
+
+    @property
+    def shape(self) -> "Shape":
+        return tuple(tuple((s.start, s.stop, len(s.members)) for s in p.stages) for p in self.pipelines)
 
     @property
     def micro_batches(self) -> int:
         return sum(p.share for p in self.pipelines)
+
+
+Shape = tuple[tuple[tuple[int, int, int], ...], ...]
+"""Of each pipeline's stages: layers (start, stop) and how many members."""
+
+
+@lru_cache(maxsize=8)
+def _places(shape: Shape) -> tuple[Place, ...]:
+    """By rank."""
+    places: list[Place] = []
+    for i, pipeline in enumerate(shape):
+        for j, (_, _, members) in enumerate(pipeline):
+            places += [Place(len(places) + k, i, j, k) for k in range(members)]
+    return tuple(places)
+
+
+@lru_cache(maxsize=8)
+def _shards(shape: Shape) -> tuple[Shard, ...]:
+    """By rank; of equal ones there is one object."""
+    whole = cache(Shard)
+    stages = (stage for pipeline in shape for stage in pipeline)
+    return tuple(whole(start, stop, part, parts) for start, stop, parts in stages for part in range(parts))
 
 
 def check_layout(layout: Layout, depth: int, micro_batches: int) -> None:

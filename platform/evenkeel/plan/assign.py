@@ -44,7 +44,8 @@ def assign(
             taken[seat] = unit.members
         else:
             movers.append(unit)
-    movers = _match(movers, [seat for seat in seats if seat not in taken], model, taken)
+    held = {unit.order: _held(unit, previous) for unit in movers}
+    movers = _match(movers, held, [seat for seat in seats if seat not in taken], model, taken)
     nodes: dict[NodeId, list[Unit]] = {}
     for unit in movers:
         nodes.setdefault(unit.node, []).append(unit)
@@ -58,16 +59,32 @@ def _layers(layout: Layout, seat: Seat) -> Range:
     return stage.start, stage.stop
 
 
+def _held(unit: Unit, previous: Layout | None) -> tuple[Range, ...]:
+    """The layers of each member that had a place."""
+    if previous is None:
+        return ()
+    shards = [previous.shards[worker] for worker in unit.members if worker in previous.shards]
+    return tuple((shard.start, shard.stop) for shard in shards)
+
+
 def _match(
-    units: Sequence[Unit], seats: Sequence[Seat], model: ModelShape, taken: dict[Seat, tuple[WorkerId, ...]]
+    units: Sequence[Unit],
+    held_by: Mapping[int, tuple[Range, ...]],
+    seats: Sequence[Seat],
+    model: ModelShape,
+    taken: dict[Seat, tuple[WorkerId, ...]],
 ) -> list[Unit]:
-    """Adds pairs that have parameters in common to `taken`, greedily; returns the units that are left."""
+    """Adds pairs that have parameters in common to `taken`, greedily; returns the units that are left.
+
+    Args:
+        held_by: what units hold, by their order.
+    """
     sizes = (sum(prod(param.shape) for param in layer.params) for layer in model.layers)
     before = (0, *accumulate(sizes))
     units_of: dict[tuple[Range, ...], list[Unit]] = {}
     seats_of: dict[Range, list[Seat]] = {}
     for unit in units:
-        units_of.setdefault(unit.held, []).append(unit)
+        units_of.setdefault(held_by[unit.order], []).append(unit)
     for seat in seats:
         seats_of.setdefault(seat.layers, []).append(seat)
     pairs = [(_common(held, layers, before), held, layers) for held, layers in product(units_of, seats_of)]

@@ -140,7 +140,7 @@ def copies_of(world: World, model: ModelShape) -> Copies:
 def shards_in(world: World, model: ModelShape) -> Mapping[WorkerId, Shard]:
     """What each member of a world keeps the state of."""
     if world.copies is None:
-        return {worker: world.layout.shard(worker) for worker in world.layout.members}
+        return world.layout.shards
     return shards(copies_of(world, model), world.layout, model)
 
 

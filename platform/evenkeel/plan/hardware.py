@@ -1,7 +1,7 @@
 """What there is to plan for: kinds of devices, the links between them, and how many nodes of which kind."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class DeviceKind:
 
     name: str
     memory: int
-    flops: Mapping[str, float]
+    flops: Mapping[str, float] = field(hash=False)
     bytes_per_s: float
     reached: float = 0.4
 

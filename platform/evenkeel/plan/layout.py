@@ -54,9 +54,14 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Infeasible:
-    """No layout is possible; the reason says what is waited for."""
+    """No layout is possible; the reason says what is waited for.
+
+    Attributes:
+        short_bytes: that each device lacks; 0 where memory is not why.
+    """
 
     reason: str
+    short_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,8 @@ def _limits(wish: Wish, costs: Sequence[float], micro_batches: int, tensor: int)
 
 def _of_one_device(workers: Sequence[WorkerInfo], previous: Layout | None) -> list[WorkerInfo]:
     """Those of one device, as a process group cannot mix them: the members' device, else the most frequent one."""
+    if len({worker.device for worker in workers}) == 1:
+        return list(workers)
     members = [worker for worker in workers if previous and worker.worker_id in previous.places]
     count = Counter(worker.device for worker in members or workers)
     device = max(count, key=lambda d: count[d], default="")  # ties go to the first
@@ -227,12 +234,10 @@ def _shape(layout: Layout) -> str:
 
 def _change(layout: Layout, previous: Layout) -> str:
     """What became of the previous layout, in words; names at most three workers."""
-    stays = [w for w in layout.members if w in previous.places and previous.shard(w) == layout.shard(w)]
-    same = [(p.micro_stop, [(s.start, s.stop, len(s.members)) for s in p.stages]) for p in layout.pipelines] == [
-        (p.micro_stop, [(s.start, s.stop, len(s.members)) for s in p.stages]) for p in previous.pipelines
-    ]
-    if not same:
-        return f"another shape than before, {len(stays)} workers keep their layers"
+    ends, ended = ([pipeline.micro_stop for pipeline in each.pipelines] for each in (layout, previous))
+    if layout.shape != previous.shape or ends != ended:
+        stays = sum(previous.shards.get(worker) == shard for worker, shard in layout.shards.items())
+        return f"another shape than before, {stays} workers keep their layers"
     swaps = [(new, old) for new, old in zip(layout.members, previous.members, strict=True) if new != old]
     if not swaps:
         return "as before"

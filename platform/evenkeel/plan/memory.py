@@ -1,5 +1,6 @@
 """How much memory the training state takes on a worker, and how many copies of it fit."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -107,9 +108,9 @@ def copies_that_fit(
         None, "" where all who hold a parameter can keep its state.
     """
     infos = tuple(members)
-    room = _room(infos)
-    if not any(room.values()):
+    if not any(info.memory for info in infos):
         return None, ""
+    room = _room(infos)
     node_of = {info.worker_id: info.node_id for info in infos}
     on_cpu = {info.worker_id for info in infos if info.device == "cpu"}
     most = len(layout.pipelines)
@@ -155,8 +156,8 @@ def _count(copies: int) -> str:
 
 def _room(infos: tuple[WorkerInfo, ...]) -> Mapping[WorkerId, float]:
     """Bytes for the state, by worker; 0 where that is not known."""
-    on_cpu = [info.node_id for info in infos if info.device == "cpu"]
+    sharing = Counter(info.node_id for info in infos if info.device == "cpu")
     return {
-        info.worker_id: FOR_STATE * info.memory / (on_cpu.count(info.node_id) if info.device == "cpu" else 1)
+        info.worker_id: FOR_STATE * info.memory / (sharing[info.node_id] if info.device == "cpu" else 1)
         for info in infos
     }

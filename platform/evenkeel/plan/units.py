@@ -1,7 +1,7 @@
 """TP groups: workers of one node that take a place together."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from evenkeel.core.ids import NodeId, WorkerId
@@ -15,14 +15,12 @@ class Unit:
     Attributes:
         order: index of the first of them in order of preference.
         home: (pipeline, stage) of the previous layout that some of them hold together; None for a new group.
-        held: the range of layers of each member that had a place.
     """
 
     members: tuple[WorkerId, ...]
     node: NodeId
     order: int
     home: tuple[int, int] | None
-    held: tuple[tuple[int, int], ...]
 
 
 def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | None) -> tuple[Unit, ...]:
@@ -35,7 +33,6 @@ def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | No
     Args:
         workers: in order of preference.
     """
-    places = previous.places if previous else {}
     by_node: dict[NodeId, list[WorkerId]] = {}
     for worker in workers:
         by_node.setdefault(worker.node_id, []).append(worker.worker_id)
@@ -43,13 +40,12 @@ def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | No
     units: list[Unit] = []
     for node, here in by_node.items():
         keeps_homes = previous is not None and previous.tensor == tensor
-        homed, pool = _homed(here, tensor, places) if keeps_homes else ([], here)
+        homed, pool = _homed(here, tensor, previous) if previous and keeps_homes else ([], here)
         pool = sorted(pool, key=lambda w: (_neighbourhood(w, tensor, previous), order[w]))
         chunks = [pool[i : i + tensor] for i in range(0, len(pool) - tensor + 1, tensor)]
         fresh = [(None, tuple(sorted(chunk, key=lambda w: _part(w, previous)))) for chunk in chunks]
         for home, members in (*homed, *fresh):
-            held = tuple(_layers(w, previous) for w in members if previous and w in places)
-            units.append(Unit(members, node, min(order[w] for w in members), home, held))
+            units.append(Unit(members, node, min(map(order.__getitem__, members)), home))
     return tuple(_with_homes_of_their_own(sorted(units, key=lambda unit: unit.order)))
 
 
@@ -63,9 +59,13 @@ def _with_homes_of_their_own(units: Iterable[Unit]) -> Iterator[Unit]:
 
 
 def _homed(
-    here: Sequence[WorkerId], tensor: int, places: Mapping[WorkerId, Place]
+    here: Sequence[WorkerId], tensor: int, previous: Layout
 ) -> tuple[list[tuple[tuple[int, int] | None, tuple[WorkerId, ...]]], list[WorkerId]]:
     """The groups of one node that live on, with their homes; and who is left."""
+    places = previous.places
+    chunks = [tuple(here[i : i + tensor]) for i in range(0, len(here), tensor)]
+    if all(chunk == _group_of(chunk[0], previous) for chunk in chunks):
+        return [(_home(places[chunk[0]]), chunk) for chunk in chunks], []  # as nearly everywhere: nobody is gone
     survivors: dict[tuple[int, int], dict[int, WorkerId]] = {}
     pool: list[WorkerId] = []
     for worker in here:
@@ -73,7 +73,7 @@ def _homed(
         if place is None:
             pool.append(worker)
         else:
-            survivors.setdefault((place.pipeline, place.stage), {})[place.tp] = worker
+            survivors.setdefault(_home(place), {})[place.tp] = worker
     groups = deque(sorted(survivors.items(), key=lambda group: (-len(group[1]), group[0])))
     homed: list[tuple[tuple[int, int] | None, tuple[WorkerId, ...]]] = []
     while groups:
@@ -87,10 +87,14 @@ def _homed(
     return homed, pool
 
 
-def _layers(worker: WorkerId, previous: Layout) -> tuple[int, int]:
-    place = previous.places[worker]
-    stage = previous.pipelines[place.pipeline].stages[place.stage]
-    return stage.start, stage.stop
+def _home(place: Place) -> tuple[int, int]:
+    return place.pipeline, place.stage
+
+
+def _group_of(worker: WorkerId, previous: Layout) -> tuple[WorkerId, ...]:
+    """The members of its stage; nobody if it had no place."""
+    place = previous.places.get(worker)
+    return () if place is None else previous.pipelines[place.pipeline].stages[place.stage].members
 
 
 def _neighbourhood(worker: WorkerId, tensor: int, previous: Layout | None) -> tuple[int, ...]:

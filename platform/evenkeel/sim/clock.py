@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from math import inf
 
 
 class Clock:
@@ -12,8 +13,17 @@ class Clock:
         self._made = 0
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
+        self.at(self.now + max(0.0, delay_s), call)
+
+    def at(self, second: float, call: Callable[[], None]) -> None:
+        """At this very second, or now if that is past."""
         self._made += 1
-        heappush(self._queue, (self.now + max(0.0, delay_s), self._made, call))
+        heappush(self._queue, (max(self.now, second), self._made, call))
+
+    @property
+    def next_at(self) -> float:
+        """When the next callback is due; never if there is none."""
+        return self._queue[0][0] if self._queue else inf
 
     @property
     def pending(self) -> int:

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 from evenkeel.control.incident import Incident
 from evenkeel.control.liveness import Liveness
 from evenkeel.control.member import Member
-from evenkeel.control.modes import Aborting, Settling
+from evenkeel.control.modes import Aborting, Forming, Settling
 from evenkeel.control.roster import Roster
 from evenkeel.control.state import State
 from evenkeel.control.trouble import Trouble
 
 T = TypeVar("T")
-CHANGING = (State, Roster, Trouble, Liveness, Incident, Aborting, Settling, Member)
+CHANGING = (State, Roster, Trouble, Liveness, Incident, Forming, Aborting, Settling, Member)
 """Objects that change, or hold something that does; all other objects of a state are values."""
 
 _names: dict[str, int] = {}

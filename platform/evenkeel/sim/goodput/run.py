@@ -1,0 +1,450 @@
+"""One run in virtual time: the real controller, and workers of which only what it hears of is simulated."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import assert_never
+
+from evenkeel.control import messages as m
+from evenkeel.control.controller import Controller
+from evenkeel.control.modes import Ended, Gathering, Running
+from evenkeel.control.policy import Policy
+from evenkeel.core.ids import INITIAL, Version, WorkerId
+from evenkeel.core.vote import Flags
+from evenkeel.core.world import World
+from evenkeel.plan.layout import Wish
+from evenkeel.sim.clock import Clock
+from evenkeel.sim.goodput.fleet import Fleet
+from evenkeel.sim.goodput.holdings import Holdings
+from evenkeel.sim.goodput.ledger import Ledger
+from evenkeel.sim.goodput.pace import Pace
+from evenkeel.sim.goodput.record import Record
+from evenkeel.sim.goodput.saving import Saving
+from evenkeel.sim.goodput.setting import Change, Outcome, Setting
+from evenkeel.sim.goodput.training import Training
+
+NO_LAST_STEP = 10**12
+PARKED, REGROUP, REDUCE = (m.PHASES.index(phase) for phase in ("parked", "regroup", "reduce"))
+NONE = Flags.NONE
+PARTS = 200
+Asked = m.Abort | m.Settle
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """A world whose members are getting ready."""
+
+    world: World
+    regroup_s: float
+    reshard_s: float
+
+
+class Run:
+    """See the module. Messages take no time but what Costs says, and none is lost.
+
+    Attributes:
+        step: the last one that is committed.
+        ended: why the run is over; "" while it is not.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        folded = setting.tensor if setting.per_node else 1
+        slots = setting.devices_per_node // folded
+        self.clock = Clock()
+        self.fleet = Fleet(self.clock, slots, setting.costs, self.hear)
+        self.holdings = Holdings(setting.model, folded)
+        self.saving = Saving(self.clock, self.fleet, setting.costs, self.holdings.state_bytes, self.hear)
+        self.ledger = Ledger(setting.step_s)
+        self.record = Record()
+        self.step = 0
+        self.ended = ""
+        self._pace = Pace(setting)
+        self._cause = "other"
+        self._begun = False
+        self._joining: Joining | None = None
+        self._training: Training | None = None
+        self._position = m.Position()
+        self._asked: tuple[type[Asked], int] | None = None
+        self._probed: list[WorkerId] = []
+        self._last: World | None = None
+        self._vote_at = 0
+        self._wakes_at = self._timer_at = inf
+        self.controller = Controller(_policy(setting, folded, slots))
+        for name in setting.nodes:
+            self.fleet.come(name)
+        self._changes = setting.failures.changes(setting.nodes, setting.seed, setting.duration_s)
+        self._expect_change()
+        self.hear([m.Started()])
+
+    # ------------------------------------------------------------ for who drives it
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the run was started."""
+        return self.clock.now
+
+    def until(self, at: float) -> None:
+        """Goes on up to this second."""
+        while self._advance(at):
+            pass
+        self.clock.now = max(at, self.clock.now)
+        self._report()
+
+    def until_step(self, step: int, at_most: float) -> bool:
+        """Goes on until this step is committed; False if it is not by the second `at_most`, or the run ends before."""
+        while self.step < step and self.now < at_most and not self.ended:
+            training = self._training
+            if training is not None and not training.halted:
+                self.until(min(training.commits_at(min(step, self._vote_at)), at_most))
+            elif not self._advance(at_most):
+                break
+        return self.step >= step
+
+    def lose(self, rank: int) -> None:
+        """The process of this rank dies. Raises ValueError where there is no world, or nobody alive has that rank."""
+        world = self._world
+        if world is None or not self._dies(lambda: self.fleet.kill(world.layout.members[rank], "killed")):
+            raise ValueError(f"nobody has rank {rank} at {self.now:.3f} s")
+
+    def outcome(self) -> Outcome:
+        """What has come of it up to now. The run is not to be driven any further."""
+        self._account()
+        self.ledger.spend(self.now, "other")  # the open step
+        self.fleet.count(self.now)
+        setting, record = self.setting, self.record
+        device_seconds = self.fleet.node_seconds * setting.devices_per_node
+        return Outcome(
+            duration_s=self.now,
+            seconds=dict(self.ledger.seconds),
+            steps=self.step,
+            tokens=self.step * setting.tokens_per_step,
+            device_seconds=device_seconds,
+            cost=device_seconds / 3600 * setting.price_per_device_hour,
+            incidents=record.incidents,
+            restores=dict(record.restores),
+            events=record.events,
+            messages=record.messages,
+            decisions=tuple(record.decisions),
+            ended=self.ended,
+        )
+
+    # ------------------------------------------------------------ time
+
+    def _advance(self, at_most: float) -> bool:
+        """Whatever comes next; False if nothing does by then."""
+        timer = self._next_tick()
+        if self.ended or min(self.clock.next_at, timer) > at_most:
+            return False
+        if timer < self.clock.next_at:
+            self.clock.now = max(self.clock.now, timer)
+            self._timer_at = inf
+            self.hear([m.Tick()])
+        else:
+            self.clock.advance()
+        return True
+
+    def _next_tick(self) -> float:
+        """While steps are committed the controller's timer is put off by each of them, also by those not told yet."""
+        if self._training is None or self._training.halted:
+            return self._timer_at
+        retry_at = self.controller.roster.retry_at
+        return inf if retry_at is None else retry_at
+
+    def _expect_change(self) -> None:
+        change = next(self._changes, None)
+        if change is not None:
+            self.clock.at(change.at_s, lambda: self._change(change))
+
+    def _change(self, change: Change) -> None:
+        if change.there:
+            self.fleet.come(change.node)
+        else:
+            self._dies(lambda: self.fleet.go(change.node))
+        self._expect_change()
+
+    def _dies(self, kill: Callable[[], Sequence[WorkerId]]) -> Sequence[WorkerId]:
+        """Members that die halt the training at once; the controller hears of it later. Returns who died."""
+        self._report()
+        dead = kill()
+        self.holdings.forget(dead)
+        training = self._training
+        if training is not None and any(worker in training.world.layout.places for worker in dead):
+            self._halt(training)
+        return dead
+
+    def _kill(self, worker: WorkerId, reason: str) -> None:
+        self._dies(lambda: self.fleet.kill(worker, reason))
+
+    # ------------------------------------------------------------ the controller's shell
+
+    def hear(self, events: Sequence[m.Event]) -> None:
+        """The controller hears what happens at once."""
+        if self.ended:
+            return
+        self._account()
+        self._pass_on(self.now, events)
+        self._look_ahead()
+
+    def _pass_on(self, now: float, events: Sequence[m.Event]) -> None:
+        self.record.heard(events)
+        for output in self.controller.several(now, events):
+            for entry in output.journal:
+                self.record.entry(now, entry)
+                if isinstance(entry, m.Restored):
+                    self.ledger.take_back(entry.base.step)
+                    self.step = entry.base.step
+            self.record.said(output.commands)
+            for command in output.commands:
+                self._carry_out(command)
+        self._cause = self._cause_now()
+
+    def _carry_out(self, command: m.Command) -> None:
+        """Of commands that go to many, the first stands for all."""
+        match command:
+            case m.Abort() | m.Settle():
+                self._ask(command)
+            case m.Form(world=world):
+                self._form(world)
+            case m.Request(_, _, generation, flags):
+                if self._training is not None and generation == self._training.world.generation:
+                    self._training.ask(flags)
+            case m.Probe(worker, _, probe):
+                if not self._probed:
+                    self.clock.after(0.0, lambda: self._locate(probe))
+                self._probed.append(worker)
+            case m.Kill(worker, reason):
+                self.clock.after(0.0, lambda: self._kill(worker, reason))
+            case m.Start(count):
+                self.fleet.start(count)
+            case m.CommitCheckpoint():
+                self.saving.commit(command)
+            case m.LookAt(version, file):
+                self.clock.after(0.0, lambda: self.hear([m.Looked(version, file)]))
+            case m.SetTimer(at):
+                self._timer_at = at
+            case m.End(status, error):
+                self._end(f"{status}: {error}" if error else status)
+            case m.Log():
+                self.record.log(command)
+            case m.Metrics() | m.Status():
+                pass
+            case _:
+                assert_never(command)
+
+    @property
+    def _world(self) -> World | None:
+        if self._training is not None:
+            return self._training.world
+        return self._joining.world if self._joining is not None else None
+
+    def _cause_now(self) -> str:
+        """What the time from now on goes into, until something else happens."""
+        match self.controller.mode:
+            case Ended():
+                return "other"
+            case Running() if self._training is not None and self._training.halted:
+                return "detect"
+            case Gathering(waiting_for=what) if self._begun and not what.startswith("a "):
+                return "starved"  # else it waits for a checkpoint, not for workers
+            case _:
+                return "rebuild" if self._begun else "other"
+
+    def _account(self) -> None:
+        """Tells the ledger what the time up to now went into; of steps only those that are committed."""
+        self._report()
+        if self._training is None or self._training.halted:
+            self.ledger.spend(self.now, self._cause)
+
+    def _end(self, why: str) -> None:
+        if self._training is not None:
+            self._halt(self._training)
+        self._training = self._joining = None
+        self.ended = why
+
+    # ------------------------------------------------------------ stopping
+
+    def _ask(self, command: Asked) -> None:
+        """Every member is to promise that it has stopped, or to carry out the decision."""
+        asked = type(command), command.ask
+        if asked == self._asked:
+            return
+        self._asked = asked
+        costs = self.setting.costs
+        if isinstance(command, m.Settle):
+            self.clock.after(costs.settle_s, lambda: self._settled(command))
+        else:
+            self._stop()
+            at = max(self.now + costs.abort_s, self.saving.copying_until)
+            self.clock.at(at, lambda: self._answer(command))
+
+    def _stop(self) -> None:
+        """Every member parks."""
+        training, self._training, self._joining = self._training, None, None
+        if training is not None:
+            world = training.world
+            self._halt(training)
+            began = training.step > world.base.step
+            self.holdings.stop(Version(training.step, world.generation) if began else world.base)
+        self._position = replace(self._position, phase=PARKED, waiting=False)
+
+    def _halt(self, training: Training) -> None:
+        """No step is committed from here on; the open one is lost."""
+        if not training.halted:
+            self._hold(training, self.now)
+            self.ledger.spend(self.now, "redo")
+            self._cause = "detect"
+            self._position = m.Position(training.world.generation, training.step + 1, REDUCE, waiting=True)
+            training.halted = True
+
+    def _hold(self, training: Training, now: float) -> None:
+        """Accounts for what held up the open step."""
+        for cause, until in training.held_by:
+            self.ledger.spend(max(self.ledger.at, min(until, now)), cause)
+
+    def _answer(self, command: m.Abort) -> None:
+        if self._asked == (m.Abort, command.ask):
+            answers: dict[int, m.Answer] = {}
+            events: list[m.Event] = []
+            held_by = self.holdings.of(self._members(), self.now)
+            for worker, held in held_by.items():
+                if id(held) not in answers:
+                    answers[id(held)] = m.Answer(self._position, held)
+                events.append(m.Answered(worker, command.generation, command.ask, answers[id(held)]))
+            self.hear(events)
+
+    def _settled(self, command: m.Settle) -> None:
+        if self._asked == (m.Settle, command.ask):
+            held_by = self.holdings.of(self._members(), self.now)
+            generation = command.decision.generation
+            self.hear([m.Settled(worker, generation, command.ask, held) for worker, held in held_by.items()])
+
+    def _members(self) -> list[WorkerId]:
+        """Those of the last world that are alive."""
+        return [w for w in self._last.layout.members if w in self.fleet.alive] if self._last is not None else []
+
+    def _locate(self, probe: int) -> None:
+        """Everybody says where it is, as it does so from a thread of its own. Who joins moves on."""
+        moves = int(10 * self.now) if self._joining is not None else 0
+        position = replace(self._position, collective=moves)
+        asked, self._probed = self._probed, []
+        self.hear([m.Located(worker, probe, position) for worker in asked if worker in self.fleet.alive])
+
+    # ------------------------------------------------------------ joining
+
+    def _form(self, world: World) -> None:
+        if self._joining is not None and self._joining.world is world:
+            return
+        costs = self.setting.costs
+        missing = self.holdings.missing(world)
+        moves = costs.restore(missing) if world.saved else costs.reshard(missing)
+        joining = self._joining = Joining(world, costs.regroup_s, moves if missing else 0.0)
+        self._last = world
+        self._position = m.Position(world.generation, world.base.step, REGROUP)
+        ready_s = costs.plan_s + joining.regroup_s + joining.reshard_s
+        self.clock.after(ready_s, lambda: self._join(joining))
+
+    def _join(self, joining: Joining) -> None:
+        """Unless somebody has died meanwhile: then the others wait for it until they are told to stop."""
+        world, members = joining.world, joining.world.layout.members
+        if self._joining is not joining or any(worker not in self.fleet.alive for worker in members):
+            return
+        self._account()
+        self._joining = None
+        self.holdings.join(world)
+        held_by = [("rebuild" if self._begun else "other", self.setting.costs.first_step_s)]
+        self._begun = True
+        if world.mirror_every is not None and world.base != INITIAL:
+            held_by.append(("checkpoint", self._mirror(world, world.base)))
+        step_s = self._pace.step_s(world.layout)
+        self._training = training = Training(world, step_s, self.setting.tokens_per_step, world.base.step, self.now)
+        training.hold(held_by)
+        self._position = replace(self._position, phase=REDUCE)
+        regroup_s, reshard_s = joining.regroup_s, joining.reshard_s
+        self.hear([m.Joined(worker, world.generation, regroup_s, reshard_s) for worker in members])
+
+    def _mirror(self, world: World, version: Version) -> float:
+        """Begins a mirror; returns for how long it holds the training up."""
+        costs = self.setting.costs
+        whole_at = self.now + costs.mirror_stall_s + costs.mirror_send_s
+        self.holdings.mirror(world, version, self.now, whole_at)
+        return costs.mirror_stall_s
+
+    # ------------------------------------------------------------ steps
+
+    def _report(self) -> None:
+        """The leader tells of the steps that are committed by now, up to each one whose vote matters at its time."""
+        training = self._training
+        while training is not None and training is self._training and not training.halted:
+            last = min(training.committed_by(self.now), self._vote_at)
+            if last <= training.step:
+                return
+            self._commit(training, last)
+            self._look_ahead()
+
+    def _commit(self, training: Training, last: int) -> None:
+        at, first, world = min(training.commits_at(last), self.now), training.step + 1, training.world
+        flags = training.flags(last, self.saving.busy_until, self.holdings.mirroring_until)
+        self._hold(training, at)
+        self.ledger.commit(at, first, last - training.step, training.step_s)
+        votes = [training.vote(step, NONE) for step in range(first, last)] + [training.vote(last, flags)]
+        self.step = last
+        version = Version(last, world.generation)
+        held_by: list[tuple[str, float]] = []
+        if flags & Flags.CHECKPOINT:
+            self.saving.begin(version, world.layout.members)
+            held_by.append(("checkpoint", self.setting.costs.save_stall_s))
+        if flags & Flags.MIRROR:
+            held_by.append(("checkpoint", self._mirror(world, version)))
+        if first == world.base.step + 1:
+            self.holdings.voted(world)
+        training.advance(last, flags)
+        training.hold(held_by)
+        if training.halted:
+            self._position = m.Position(world.generation, last, PARKED)
+        self._pass_on(at, [m.Reported(world.leader, tuple(m.Report(vote, at) for vote in votes))])
+
+    def _look_ahead(self) -> None:
+        """Wakes up at the next step whose vote matters at its time."""
+        training = self._training
+        if training is None or training.halted:
+            return
+        asked_after = self.controller.saves_after
+        vote_at = training.next_vote(self.saving.busy_until, self.holdings.mirroring_until, asked_after)
+        at = training.commits_at(vote_at)
+        if (vote_at, at) != (self._vote_at, self._wakes_at):
+            self._vote_at, self._wakes_at = vote_at, at
+            self.clock.at(at, self._report)
+
+
+def _policy(setting: Setting, folded: int, slots: int) -> Policy:
+    """Of `folded` devices each worker stands for, a node has `slots` workers."""
+    places = setting.workers // folded
+    tensor = setting.tensor // folded
+    fewest = -(-setting.min_workers // folded)
+    return Policy(
+        model=setting.model,
+        wish=Wish(setting.data, setting.pipeline, tensor, fewest, places),
+        micro_batches=setting.micro_batches,
+        last_step=NO_LAST_STEP,
+        spares=setting.spares * slots,
+        copies=setting.copies,
+        mirror_every=setting.mirror_every,
+        checkpoint_every=setting.checkpoint_every,
+    )
+
+
+def simulate_one(setting: Setting, progress: Callable[[float], None] = lambda now: None) -> Outcome:
+    """One run of the setting, from its seed.
+
+    Args:
+        progress: is told from time to time how far it has come, in seconds of the run.
+
+    Raises:
+        ValueError: if the failure model has a node come that is there, or go that is not.
+    """
+    run = Run(setting)
+    for part in range(1, PARTS + 1):
+        run.until(setting.duration_s * part / PARTS)
+        progress(run.now)
+    return run.outcome()

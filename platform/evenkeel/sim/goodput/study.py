@@ -1,0 +1,118 @@
+"""Several settings under the same seeds: means with confidence intervals, what differs, and which to take."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from statistics import fmean, stdev
+
+from evenkeel.sim.goodput.setting import CAUSES, Outcome, Setting
+
+LEVEL = 0.95
+"""Of the confidence intervals."""
+WORTH = 0.001
+"""A gain in goodput that is smaller than this is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over seeds and its confidence interval; of a single seed there is none (low and high are None)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting: what was varied to come to it, and what came of it, by seed.
+
+    Attributes:
+        varied: by the option's name. What is not varied is the same in all points.
+    """
+
+    varied: Mapping[str, int | None]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def goodput(self) -> Estimate:
+        """Its interval ends where goodput does, at 0 and 1."""
+        found = estimate([outcome.goodput for outcome in self.outcomes])
+        if found.low is None or found.high is None:
+            return found
+        return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The part of the time that goes to each of CAUSES, in their order; mean over the seeds."""
+        return {cause: fmean(o.seconds[cause] / o.duration_s for o in self.outcomes) for cause in CAUSES}
+
+    @property
+    def cost_per_token(self) -> Estimate | None:
+        """None where a seed committed no step."""
+        costs = [outcome.cost_per_token for outcome in self.outcomes]
+        return estimate([cost for cost in costs if cost is not None]) if None not in costs else None
+
+    def mean(self, value: Callable[[Outcome], float]) -> float:
+        """Over the seeds."""
+        return fmean(map(value, self.outcomes))
+
+
+def study(
+    settings: Sequence[tuple[Mapping[str, int | None], Setting]],
+    seeds: Sequence[int],
+    simulate: Callable[[Setting], Outcome],
+) -> Iterator[Point]:
+    """Simulates each setting with each seed, one point after the other. All points meet the same failures by seed."""
+    for varied, setting in settings:
+        yield Point(varied, tuple(simulate(replace(setting, seed=seed)) for seed in seeds))
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean and its 95 % interval by Student's t (Student, "The probable error of a mean", 1908).
+
+    Raises:
+        ValueError: without a value.
+    """
+    if not values:
+        raise ValueError("no value to take the mean of")
+    mean = fmean(values)
+    if len(values) == 1:
+        return Estimate(mean, None, None)
+    from scipy.special import stdtrit  # a third of a second, which only this needs
+
+    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * stdev(values, mean) / sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def gain(before: Point, after: Point) -> Estimate:
+    """By how much the goodput is higher in `after`, seed by seed: much narrower than the two intervals suggest.
+
+    Raises:
+        ValueError: if they have not as many seeds.
+    """
+    pairs = zip(before.outcomes, after.outcomes, strict=True)
+    return estimate([b.goodput - a.goodput for a, b in pairs])
+
+
+def enough(points: Sequence[Point], axis: str) -> Point:
+    """Of points with more and more of something: the first after which no more of it gains WORTH."""
+    ordered = sorted(points, key=lambda point: _value(point, axis))
+    return next(p for i, p in enumerate(ordered) if all(gain(p, more).mean < WORTH for more in ordered[i + 1 :]))
+
+
+def best(points: Sequence[Point]) -> Point:
+    """The one with the highest goodput; of equal ones the first."""
+    return max(points, key=lambda point: point.goodput.mean)
+
+
+def cheapest(points: Sequence[Point]) -> Point | None:
+    """The one whose tokens cost least; None where nothing costs, or some point has no token."""
+    costs = [point.cost_per_token for point in points]
+    if any(cost is None or cost.mean <= 0 for cost in costs):
+        return None
+    return min(points, key=lambda point: point.cost_per_token.mean if point.cost_per_token else 0.0)
+
+
+def _value(point: Point, axis: str) -> float:
+    value = point.varied[axis]
+    return float("inf") if value is None else value
