@@ -37,10 +37,9 @@ def test_given_shares_and_cuts_change_who_computes_what_and_not_what_is_computed
     assert check_same_work(equal, cut, "cut") < 1e-5
 
 
-@pytest.mark.parametrize("layout", [{"shares": "24,7"}, {"shares": "10,10,10"}, {"cuts": "1"}])
-def test_a_layout_that_does_not_fit_gives_no_measurement(layout: dict[str, str], tmp_path: Path) -> None:
-    side = static(replace(TINY.work(2, {}), data=2), "wrong", layout=layout)
-    with pytest.raises(BenchError, match="exit status 1: ValueError"):
+def test_a_layout_that_does_not_fit_gives_no_measurement(tmp_path: Path) -> None:
+    side = static(replace(TINY.work(2, {}), data=2), "wrong", layout={"shares": "24,7"})
+    with pytest.raises(BenchError, match="exit status 1: ValueError: shares add up to 31"):
         run(side, tmp_path)
 
 
