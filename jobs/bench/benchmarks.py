@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from bench import durable, planning
+from bench import durable, goodput, planning
 from bench.lab import Lab, Round, beside, ratios
 from bench.process import BenchError
 from bench.recovery import CASES, Healed, checks, healed
@@ -13,6 +13,8 @@ from bench.rows import CLOSE, FAR, Bound, Result, complete, interval_text, row
 from bench.sides import product, raytrain, static, torchrun
 from bench.unequal import unequal
 from bench.work import Work
+from evenkeel.plan.plans import Plan
+from evenkeel.plan.workload import Workload
 
 Benchmark = Callable[[Lab, int | None], Result]
 
@@ -95,13 +97,38 @@ def recovery(lab: Lab, pairs: int | None) -> Result:
 
 
 def plan(lab: Lab, pairs: int | None) -> Result:
-    """Planning at scale, pure Python."""
-    bound = Bound("equal_4096", "s", 1.0, 0.2, "<=", FAR, "a layout for 4,096 equal workers in 512 nodes")
+    """Planning at scale, pure Python: for equal workers, and for two kinds of device."""
+    runs = pairs or FAR
+    equal = Bound("equal_4096", "s", 1.0, 0.2, "<=", FAR, "a layout for 4,096 equal workers in 512 nodes")
+    results = [_timed(equal, runs, planning.equal_4096)]
+    work = {case.model.name: planning.counted(case.model) for case in planning.MIXED}
+    for case in planning.MIXED:
+        what = f"{case.devices:,} devices, half H100 and half A100 40 GB: all TP degrees"
+        bound = Bound(case.name, "s", case.must_s, case.goal_s, "<=", FAR, what)
+        plans: list[Plan] = []
+        result = _timed(bound, runs, partial(_planned, case, work[case.model.name], plans))
+        results.append(replace(result, notes=result.notes or {bound.name: _plan_note(plans[-1])}))
+    rows = tuple(row for result in results for row in result.rows)
+    notes = {name: note for result in results for name, note in result.notes.items()}
+    return Result("plan", rows, notes, {name: what for result in results for name, what in result.what.items()})
+
+
+def _timed(bound: Bound, runs: int, seconds: Callable[[], float]) -> Result:
     try:
-        runs = [planning.equal_4096() for _ in range(pairs or FAR)]
+        return Result("plan", (row(bound, [seconds() for _ in range(runs)]),), {}, {bound.name: bound.what})
     except BenchError as error:
         return Result("plan", (row(bound, []),), {bound.name: str(error)}, {bound.name: bound.what})
-    return Result("plan", (row(bound, runs),), {}, {bound.name: bound.what})
+
+
+def _planned(case: planning.Mixed, work: Workload, plans: list[Plan]) -> float:
+    taken, found = planning.mixed(case, work)
+    plans.append(found)
+    return taken
+
+
+def _plan_note(found: Plan) -> str:
+    best = "the best there is" if found.gap <= 0 else f"at most {found.gap:.2%} above the best"
+    return f"TP {found.tensor}, {found.data} pipelines, a step of {found.step_s:.3g} s: {best}"
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -115,6 +142,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "checkpoint": durable.checkpoint,
     "memory": durable.memory,
     "unequal": unequal,
+    "simulate": goodput.simulate,
 }
 
 

@@ -1,6 +1,6 @@
 """How long the controller works on what it hears in a large run: the real one, with workers that answer what is right.
 
-    python -m bench.controlling [--nodes N] [--copies R] [--alone] [--no-gc] [--profile PHASE]
+For finding out what to make faster: python -m bench.controlling --help, from the folder jobs.
 """
 
 import argparse
@@ -81,7 +81,10 @@ class Drill:
         output = self._hear("lost", [m.WorkerLost(worker, "node lost") for worker in dead])
         start = sum(command.count for command in output if isinstance(command, m.Start))
         position = m.Position(world.generation, self._version.step + 1, PARKED)
-        answers = {shard: m.Answer(position, (m.Held(shard, self._version),), saw=self._vote) for shard in set(self._shards.values())}
+        answers = {
+            shard: m.Answer(position, (m.Held(shard, self._version),), saw=self._vote)
+            for shard in set(self._shards.values())
+        }
         output = self._hear(
             "answers",
             [
@@ -176,7 +179,9 @@ def main() -> None:
     drill.ask_everybody()
     for phase, seconds in drill.spent.items():
         print(f"{phase:12}", " ".join(f"{1000 * each:9.2f}" for each in seconds), "ms")
-    whole = [sum(parts) for parts in zip(*(drill.spent[phase][-options.incidents :] for phase in INCIDENT), strict=True)]
+    whole = [
+        sum(parts) for parts in zip(*(drill.spent[phase][-options.incidents :] for phase in INCIDENT), strict=True)
+    ]
     print("incidents   ", " ".join(f"{1000 * each:9.2f}" for each in whole), "ms")
     if options.profile:
         pstats.Stats(drill.profile).sort_stats("tottime").print_stats(25)

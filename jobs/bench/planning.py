@@ -1,12 +1,20 @@
 """How long planning takes: pure Python, in this process."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from bench.process import BenchError
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo, check_layout
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
+from evenkeel.plan.hardware import Cluster
 from evenkeel.plan.layout import Infeasible, Wish, plan_layout
+from evenkeel.plan.parallel import choose
+from evenkeel.plan.plans import Plan
+from evenkeel.plan.workload import Workload
+from evenkeel.tools.clusters import read_cluster
+from evenkeel.tools.devices import published
 
 LAYERS, WIDTH, HIDDEN, VOCABULARY = 80, 8192, 28672, 128256
 """A model of about 70 billion parameters."""
@@ -53,3 +61,83 @@ def _timed(workers: list[WorkerInfo], wish: Wish, model: ModelShape) -> float:
     if len(planned.layout.members) != len(workers):
         raise BenchError(f"only {len(planned.layout.members)} of {len(workers)} workers have a place")
     return taken
+
+
+# ---------------------------------------------------------------- two kinds of device
+
+MOST_GAP = 0.01
+"""By what part a step may be longer than what no plan beats, on large clusters."""
+EXACT = 16
+"""Up to so many devices the plan must be the best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """By its parameters' number, and the keys of its section `model`."""
+
+    name: str
+    keys: Mapping[str, int]
+
+
+SHARED = {"vocab_size": 128256, "kv_heads": 8, "seq_len": 4096}
+MEDIUM = Decoder("8 B", {**SHARED, "d_model": 4096, "layers": 32, "heads": 32, "d_ff": 14336})
+LARGE = Decoder("70 B", {**SHARED, "d_model": 8192, "layers": 80, "heads": 64, "d_ff": 28672})
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Half of the devices are H100, half A100 with 40 GB, in nodes of 8.
+
+    Attributes:
+        must_s, goal_s: the search over all TP degrees.
+    """
+
+    devices: int
+    micro_batches: int
+    model: Decoder
+    must_s: float
+    goal_s: float
+
+    @property
+    def name(self) -> str:
+        return f"mixed_{self.devices}"
+
+    def cluster(self) -> Cluster:
+        return read_cluster(f"{self.devices // 2}xH100+{self.devices // 2}xA100-40", published())
+
+
+MIXED = (
+    Mixed(16, 128, MEDIUM, 0.2, 0.1),
+    Mixed(256, 512, LARGE, 2.0, 1.0),
+    Mixed(4096, 2048, LARGE, 5.0, 2.5),
+    Mixed(16384, 4096, LARGE, 15.0, 7.5),
+)
+
+
+def counted(model: Decoder) -> Workload:
+    """The work of a decoder on one sequence, bf16."""
+    import torch
+
+    from evenkeel.engine.counting import count_work
+    from evenkeel.models.registry import load_model
+
+    tokens = torch.zeros(1, SHARED["seq_len"], dtype=torch.int64)
+    return count_work(load_model("decoder", model.keys), tokens, tokens, "bf16")
+
+
+def mixed(case: Mixed, work: Workload) -> tuple[float, Plan]:
+    """Seconds for a plan, and the plan.
+
+    Raises:
+        BenchError: if there is none, or it may be too far from the best.
+    """
+    cluster = case.cluster()
+    began = time.perf_counter()
+    found = choose(cluster, work, case.micro_batches)
+    taken = time.perf_counter() - began
+    if isinstance(found, Infeasible):
+        raise BenchError(found.reason)
+    most = 1e-9 if case.devices <= EXACT else MOST_GAP
+    if found.gap > most:
+        raise BenchError(f"a step may be {found.gap:.2%} longer than the best, at most {most:.2%} is allowed")
+    return taken, found

@@ -14,12 +14,14 @@ from evenkeel.store.errors import StoreError
 from evenkeel.store.manifest import CheckpointDamaged
 from evenkeel.store.run_directory import RunDirectory
 from evenkeel.store.untrusted import short
-from evenkeel.tools import checkpoint_cli, simulating
+from evenkeel.tools import checkpoint_cli, planning, profiling, simulating
 
 BAD_INPUT = 2
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(checkpoint_cli.app, name="checkpoint")
+app.command("plan")(planning.plan)
+app.command("profile")(profiling.profile)
 app.command("simulate")(simulating.simulate)
 
 

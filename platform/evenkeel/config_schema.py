@@ -73,11 +73,13 @@ class ScalingSection:
 
 @dataclass(frozen=True, slots=True)
 class ParallelSection:
-    """Degrees. `tensor` is hard, the others are the wish at full strength; None leaves it to the planner."""
+    """Degrees. `tensor` is hard, the others are the wish at full strength; None leaves it to the planner. With
+    `rebalance` micro-batches and layers move to who does them fastest; without it all workers are taken for equal."""
 
     data: int | None = None
     pipeline: int | None = None
     tensor: int | None = None
+    rebalance: bool = True
 
 
 @dataclass(frozen=True, slots=True)

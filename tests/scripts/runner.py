@@ -11,7 +11,7 @@ from evenkeel.control.policy import Policy
 from evenkeel.core.ids import INITIAL, NodeId, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
-from evenkeel.core.vote import SLOTS, Difference, Slot, Vote
+from evenkeel.core.vote import SLOTS, Difference, Slot, Timing, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.layout import Wish
 from evenkeel.plan.mirrors import mirrors_of
@@ -152,7 +152,8 @@ class Script:
             case "ready":
                 for name in line.names:
                     number = len(self.known) + 1
-                    info = WorkerInfo(WorkerId(name), NodeId(line.settings.get("node", "a")), 100 + number)
+                    node, memory = NodeId(line.settings.get("node", "a")), line.number("memory", 0)
+                    info = WorkerInfo(WorkerId(name), node, 100 + number, memory=memory)
                     self.known[info.worker_id] = info
                     yield m.WorkerReady(info)
             case "lost":
@@ -166,7 +167,7 @@ class Script:
                     yield m.Joined(WorkerId(name), generation, 0.05, 0.02)
             case "report":
                 votes = self._votes(line, generation)
-                yield m.Reported(line.who, tuple(m.Report(v, self.now) for v in votes))
+                yield m.Reported(line.who, tuple(m.Report(v, self.now) for v in votes), tuple(self._timings(line)))
             case "finished":
                 votes = self._votes(line, generation)
                 yield m.Finished(line.who, generation, tuple(m.Report(v, self.now) for v in votes))
@@ -232,6 +233,23 @@ class Script:
             values[slot] = float(name in line.settings.get("flags", "").split(","))
         return Vote(generation, step, tuple(values))
 
+    def _timings(self, line: Line) -> Iterator[Timing]:
+        """times=w1:0.1,w2:0.4 are seconds of a pass, the same for each layer; receives=w2:0.3 of its messages, and
+        links=w1>w2:1e8 the bytes per second that come from w1 to w2."""
+
+        def pairs(key: str) -> dict[str, float]:
+            texts = (text.rpartition(":") for text in line.settings.get(key, "").split(",") if text)
+            return {name: float(value) for name, _, value in texts}
+
+        times, receives, links = pairs("times"), pairs("receives"), pairs("links")
+        for worker in self._world.layout.members if times else ():
+            shard, pass_s = self._world.layout.shard(worker), times.get(worker, 0.0)
+            depth = shard.stop - shard.start
+            layers = (pass_s / depth,) * depth if shard.part == 0 and pass_s else ()
+            [(source, rate)] = [(link, links[link]) for link in links if link.endswith(f">{worker}")] or [("", 0.0)]
+            sender = WorkerId(source.partition(">")[0]) if source else None
+            yield Timing(worker, pass_s, receives.get(worker, 0.0), layers, sender, rate)
+
     def _checkpoint(self, line: Line, generation: int) -> Version:
         return version(line.settings["of"], generation)
 
@@ -287,7 +305,8 @@ class Script:
 
 
 def policy_of(line: Line) -> Policy:
-    """policy workers=4 least=1 data=2 pipeline=2 tensor=1 spares=1 steps=9 micro=4 gather=0 bad=3 every=5 failures=2"""
+    """policy workers=4 least=1 data=2 pipeline=2 tensor=1 spares=1 steps=9 micro=4 gather=0 bad=3 every=5 failures=2
+    rebalance=1 copies=1"""
     workers = line.number("workers", 2)
     pipeline, tensor = line.number("pipeline", 1), line.number("tensor", 1)
     data = line.number("data", max(1, workers // (pipeline * tensor)))
@@ -300,6 +319,8 @@ def policy_of(line: Line) -> Policy:
         spares=line.number("spares", 0),
         max_bad_steps=line.number("bad", 3),
         mirror_every=line.number("mirror", 0),
+        copies=int(line.settings["copies"]) if "copies" in line.settings else None,
+        rebalance=line.number("rebalance", 0) > 0,
         gather_s=float(line.settings.get("gather", "10")),
         checkpoint_every=int(line.settings["every"]) if "every" in line.settings else None,
         max_checkpoint_failures=int(line.settings["failures"]) if "failures" in line.settings else None,
@@ -398,6 +419,6 @@ def other_line(
 
 def log_fields(event: str, fields: dict[str, object]) -> str:
     """What tells the story; the rest (pids, phases) has tests of its own."""
-    common = ("worker_id", "checkpoint", "cause", "lost", "parts", "workers", "reason", "error", "text")
-    told = (*common, "attempts", "rolled_forward", "total")
+    common = ("what", "worker_id", "checkpoint", "cause", "lost", "parts", "workers", "reason", "error", "text")
+    told = (*common, "predicted_gain_s", "gain_s", "attempts", "rolled_forward", "total")
     return "".join(f" {key}={fields[key]}" for key in told if key in fields and event != "world_formed")

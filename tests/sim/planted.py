@@ -31,6 +31,8 @@ SAVING = "control/saving.py"
 WORKER = "sim/worker.py"
 HOLDERS = "control/holders.py"
 MIRROR = "sim/mirror.py"
+SPEEDS = "control/speeds.py"
+BALANCING = "control/balancing.py"
 
 BUGS = (
     bug(
@@ -331,9 +333,9 @@ BUGS = (
         "steps-shown-after-other-commands",
         4,
         (
-            CONTROLLER,
-            "m.Output(tuple(s.journal), tuple(s.commands))",
-            "m.Output(tuple(s.journal), tuple(sorted(s.commands, key=lambda c: isinstance(c, m.Metrics))))",
+            STATE,
+            "tuple(self.commands[:commands]))",
+            "tuple(sorted(self.commands[:commands], key=lambda c: isinstance(c, m.Metrics))))",
         ),
     ),
     bug(
@@ -573,5 +575,53 @@ BUGS = (
         "places-for-any-holders",
         0,
         (FORMING, "few.get(info.worker_id, len(few))", "info.worker_id not in {x.worker_id for x in sources}"),
+    ),
+    bug(
+        "one-sample-is-another-speed",
+        0,
+        (SPEEDS, "if len(self.aside) == SAMPLES:", "if self.aside:"),
+    ),
+    bug(
+        "times-read-as-those-of-another-worker",
+        0,
+        (
+            "plan/timing.py",
+            "    for worker, layers in _layers(world):\n        pass_s",
+            "    for worker, layers in reversed([*_layers(world)]):\n        pass_s",
+        ),
+    ),
+    bug(
+        "any-gain-is-worth-a-pause",
+        0,
+        ("plan/balance.py", "if gain < at.min_gain:", "if gain < 0:"),
+    ),
+    bug(
+        "what-is-wanted-formed-without-its-members",
+        0,
+        (BALANCING, " or not here.issuperset(wanted.layout.members):", ":"),
+    ),
+    bug(
+        "who-was-evicted-comes-back",
+        0,
+        (BALANCING, "        b.benched.update(change.out)\n", ""),
+    ),
+    bug(
+        "evicted-with-the-only-copy",
+        0,
+        (
+            BALANCING,
+            "    if set(layout.members) >= set(world.layout.members):\n        return True\n",
+            "    return True\n",
+        ),
+    ),
+    bug(
+        "time-of-the-old-stage-in-the-new-one",
+        0,
+        (SPEEDS, "if known is not None and known.place == place:", "if known is not None:"),
+    ),
+    bug(
+        "nothing-is-ever-worth-it",
+        0,
+        (BALANCING, "    if b.lost_s < b.pause_s:\n", "    if True:\n"),
     ),
 )

@@ -53,11 +53,11 @@ def test_one_value_has_no_interval_and_none_has_no_mean() -> None:
 
 
 def test_every_setting_meets_every_seed() -> None:
-    def simulate(setting: Setting) -> Outcome:
-        return outcome(0.5 + setting.seed / 100 + setting.spares / 10)
+    def simulate(settings: Sequence[Setting]) -> list[Outcome]:
+        return [outcome(0.5 + setting.seed / 100 + setting.spares / 10) for setting in settings]
 
     settings = [({"spares": n}, replace(SETTING, spares=n)) for n in (0, 2)]
-    found = list(study(settings, (1, 2), simulate))
+    found = study(settings, (1, 2), simulate)
     assert [p.varied for p in found] == [{"spares": 0}, {"spares": 2}]
     assert [[o.goodput for o in p.outcomes] for p in found] == [
         [0.51, 0.52],

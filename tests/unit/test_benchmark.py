@@ -13,7 +13,7 @@ JOBS = Path(__file__).resolve().parents[2] / "jobs"
 sys.path.insert(0, str(JOBS))
 
 import benchmark  # noqa: E402
-from bench import benchmarks, lab, recovery, sides, stats  # noqa: E402
+from bench import benchmarks, lab, planning, recovery, sides, stats  # noqa: E402
 from bench.process import BenchError, CpuSeries  # noqa: E402
 from bench.rows import Bound, Result, row  # noqa: E402
 from bench.work import Steps, Work, check_complete, check_same_work  # noqa: E402
@@ -29,10 +29,11 @@ NAMES = {
     "recovery": ["spare", "shrink", "hang", "mirror"],
     "startup": ["vs_raytrain"],
     "overhead": ["fault_tolerance"],
-    "plan": ["equal_4096"],
+    "plan": ["equal_4096", "mixed_16"],
     "checkpoint": ["stall_ratio", "cpu_ratio", "step_while_uploading", "local_write", "s3_write"],
     "memory": ["extra_host_memory", "zero1_step"],
     "unequal": ["shares_2", "shares_4", "shares_6_4", "cuts", "mid_run"],
+    "simulate": ["month_16384", "bamboo_p3", "against_real"],
 }
 
 
@@ -339,10 +340,26 @@ def test_a_run_without_its_fault_is_no_measurement(tmp_path: Path) -> None:
         recovery.healed(steps_of(1.0, run=tmp_path))
 
 
+@pytest.fixture
+def few_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the clusters of two kinds only the smallest: the largest ones take a minute."""
+    monkeypatch.setattr(planning, "MIXED", planning.MIXED[:1])
+
+
+@pytest.mark.usefixtures("few_devices")
 def test_planning_is_measured_for_real(a_lab: lab.Lab) -> None:
-    (found,) = benchmarks.plan(a_lab, 1).rows
-    assert found.value is not None
-    assert found.value > 0
+    result = benchmarks.plan(a_lab, 1)
+    assert [found.name for found in result.rows] == NAMES["plan"]
+    assert all(found.value is not None and found.value > 0 for found in result.rows)
+    assert "the best there is" in result.notes["mixed_16"]
+
+
+def test_clusters_of_two_kinds_have_as_many_devices_as_their_names_say() -> None:
+    assert [case.name for case in planning.MIXED] == ["mixed_16", "mixed_256", "mixed_4096", "mixed_16384"]
+    assert [case.must_s for case in planning.MIXED] == [0.2, 2, 5, 15]
+    for case in planning.MIXED:
+        assert case.cluster().devices == case.devices
+        assert len(case.cluster().nodes) == 2
 
 
 def test_the_works_configuration_is_one_that_a_run_takes(tmp_path: Path) -> None:
@@ -368,14 +385,16 @@ def test_an_unknown_name_ends_with_2_and_one_line_that_lists_the_names(capsys: p
     assert list(benchmarks.BENCHMARKS) == list(NAMES)
 
 
+@pytest.mark.usefixtures("few_devices")
 def test_with_json_the_last_line_is_the_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["plan", "--json", "--pairs", "1"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["benchmark"] == "plan"
-    assert [r["name"] for r in document["rows"]] == ["equal_4096"]
+    assert [r["name"] for r in document["rows"]] == NAMES["plan"]
     assert document["rows"][0]["holds"] is False  # one run is too few
 
 
+@pytest.mark.usefixtures("few_devices")
 def test_without_json_there_is_only_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["plan", "--pairs", "1"]) == 0
     out = capsys.readouterr().out

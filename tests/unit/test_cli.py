@@ -77,3 +77,31 @@ def test_other_systems_are_refused_by_name(system: str) -> None:
     require_linux("linux")
     with pytest.raises(UnsupportedSystemError, match=f"evenkeel runs on Linux only; this is {system}"):
         require_linux(system)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "expected the directory of one run, or --config FILE and any key=value"),
+        (["run.name=first"], "expected the directory of one run, or --config FILE"),
+        (["a", "b"], "expected the directory of one run"),
+        (["--config", "none.yaml"], "none.yaml: cannot be read"),
+        (["{run}"], "has neither profile.json nor config.yaml; measure with --config FILE"),
+    ],
+)
+def test_a_profile_of_nothing_is_one_line_and_2(run: str, words: list[str], says: str) -> None:
+    done = evenkeel("profile", *(word.format(run=run) for word in words))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_profile_is_not_measured_with_secrets_that_are_not_written_down(run: str) -> None:
+    (Path(run) / "config.yaml").write_text("run: {name: first}\ndata: {secret_key: '***'}\n")
+    done = evenkeel("profile", run)
+    assert done.returncode == 2 and "data.secret_key: is a secret, which a run does not write down" in done.stderr
+
+
+def test_a_damaged_profile_is_named(run: str) -> None:
+    (Path(run) / "profile.json").write_text('{"format": 1}')
+    done = evenkeel("profile", run)
+    assert done.returncode == 2 and "profile.json: damaged: ProfileRecord: field 'key'" in done.stderr

@@ -346,8 +346,8 @@ def test_models_and_datasets_blame_their_own_keys() -> None:
 
 
 def test_ranks_of_places_that_the_degrees_leave_out_cannot_be_slowed() -> None:
+    degrees = {"data": 2, "pipeline": 1, "tensor": 1}
     with pytest.raises(ConfigError, match=r"emulate\.slowdown\.3: there are only ranks 0 to 1"):
-        degrees = {"data": 2, "pipeline": 1, "tensor": 1}
         made(scaling={"workers": [1, 4]}, parallel=degrees, emulate={"slowdown": {3: 2}})
 
 

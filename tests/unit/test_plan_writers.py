@@ -7,7 +7,7 @@ from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.model import ModelShape
 from evenkeel.plan.copies import place_copies
 from evenkeel.plan.flat import flat_places
-from evenkeel.plan.writers import written_by
+from evenkeel.plan.writers import ranges_written, written_by
 
 ALIGNMENT = 4
 
@@ -22,11 +22,14 @@ def test_every_element_is_written_once(
     placed = place_copies(layout, model, copies, node_of, ALIGNMENT)
     times = {p.name: np.zeros(p.shape, int) for layer in model.layers for p in layer.params}
     numbers = {name: np.arange(count.size).reshape(count.shape) for name, count in times.items()}
+    ranges = ranges_written(placed, layout, model, ALIGNMENT)
     for worker in layout.members:
         places = flat_places(model, layout.shard(worker), ALIGNMENT)
         flat = {(p.param.name, p.start + i): n for p in places
                 for i, n in enumerate(numbers[p.param.name][p.box.slices].ravel().tolist())}  # fmt: skip
-        for span in written_by(worker, placed, layout, model, ALIGNMENT):
+        spans = written_by(worker, placed, layout, model, ALIGNMENT)
+        assert list(ranges[worker]) == [(span.start, span.stop) for span in spans]
+        for span in spans:
             for piece in span.pieces:
                 name, size = piece.param.name, piece.box.size
                 assert span.start <= piece.start and piece.start + size <= span.stop

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from math import inf, nan, prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from evenkeel.sim.goodput.setting import CAUSES, Outcome, Setting
 from evenkeel.sim.goodput.study import Point
 from evenkeel.tools import goodput_plot, goodput_text, simulating, virtual_run
 from evenkeel.tools.goodput_text import Result
+from evenkeel.tools.virtual_run import Nodes
 
 ROOT = Path(__file__).parents[2]
 TRACE = ROOT / "jobs" / "bench" / "traces" / "bamboo-p3.csv"
@@ -38,6 +40,7 @@ def test_a_sweep_as_json_with_a_plot(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["setting"]["workers"] == 8
     assert found["setting"]["costs"]["regroup_s"] == 20
+    assert found["setting"]["failures"] == {"per_node_day": 2.0, "repair_hours": 24.0, "rack": 1, "rack_share": 0.0}
     assert found["varied"] == ["spares"]
     none, two = found["points"]
     assert (none["varied"], two["varied"]) == ({"spares": 0}, {"spares": 2})
@@ -83,8 +86,10 @@ ASKED: dict[str, Any] = {"cluster": "4x2", "params": 1e8, "layers": 8, "step_sec
     ("said", "message"),
     [
         ({"cluster": None}, "CLUSTER: is missing; expected nodes at full strength x devices of each"),
-        ({"cluster": "4by2"}, "CLUSTER: '4by2' is no cluster; expected nodes"),
-        ({"cluster": "0x8"}, "CLUSTER: '0x8' is no cluster"),
+        ({"cluster": "4by2"}, "cluster: '4by2' is not understood; expected \"8xH100\""),
+        ({"cluster": "0x8"}, "CLUSTER: '0x8' has no devices; expected nodes at full strength x devices of each"),
+        ({"cluster": "8x8xGTX9"}, "cluster: "),
+        ({"cluster": "8xH100+8xA100"}, "CLUSTER: '8xH100+8xA100' has nodes that differ"),
         ({"layers": None}, "--params: and --layers say what is trained"),
         ({"layers": 0}, "--layers: is 0; a model has at least 1"),
         ({"params": -1.0}, "--params: is -1; expected a number of parameters"),
@@ -126,6 +131,19 @@ def test_what_is_refused(said: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_processes_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for processes in (1, 2):
+        simulating.simulate(**ASKED, rate=3.0, seeds=2, interval="0,100", processes=processes, as_json=True)
+        told = json.loads(capsys.readouterr().out)
+        for point in told["points"]:
+            assert point.pop("cpu_s") > 0
+            assert point.pop("events_per_s") > 0
+        found.append(told)
+    assert found[0] == found[1]
+    assert len({tuple(point["goodput_by_seed"]) for point in found[0]["points"]}) == 2
+
+
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(goodput_plot, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="--plot: needs matplotlib, which is not installed"):
@@ -142,7 +160,8 @@ def test_a_configuration_says_what_is_trained() -> None:
     assert size == 2 * 256 * 256 + 4 * block + 256
     degrees = (trained.data, trained.pipeline, trained.tensor, trained.micro_batches, trained.tokens)
     assert degrees == (2, 2, 1, 8, 16 * 128)
-    assert virtual_run.cluster(None, trained) == (4, 1)
+    assert virtual_run.cluster(None, trained) == Nodes(4, 1)
+    assert trained.precision == "fp32"
     full = virtual_run.at_full_strength(trained, 4, 1)
     assert (full.data, full.pipeline, full.min_workers) == (2, 2, 1)
 
@@ -151,7 +170,12 @@ def test_a_model_by_its_size() -> None:
     trained = virtual_run.of_size(70e9, 80)
     size = sum(prod(p.shape) for layer in trained.shape.layers for p in layer.params)
     assert (len(trained.shape.layers), size) == (80, pytest.approx(70e9, rel=1e-6))
-    assert virtual_run.cluster("2048x8xH100", trained) == (2048, 8)
+    nodes = virtual_run.cluster("2048x8xH100", trained)
+    assert nodes.kind is not None
+    assert (nodes.count, nodes.devices, nodes.kind.name) == (2048, 8, "NVIDIA H100 80GB HBM3")
+    step_s = virtual_run.step_seconds(replace(trained, tokens=16e6), nodes)
+    assert step_s == pytest.approx(6 * 70e9 * 16e6 / (16384 * 989.4e12 * 0.4), rel=1e-6)
+    assert virtual_run.cluster("2048x8", trained) == Nodes(2048, 8)
     full = virtual_run.at_full_strength(trained.with_said(8, None, None, 16e6), 2048, 8)
     assert (full.data, full.pipeline, full.tensor, full.micro_batches) == (256, 8, 8, 4096)
     assert full.min_workers == 64  # one pipeline
@@ -160,7 +184,7 @@ def test_a_model_by_its_size() -> None:
 def setting(**changed: Any) -> Setting:
     trained = virtual_run.of_size(1e8, 8).with_said(2, 2, 16, 1e6)
     values = {"step_s": 10.0, "duration_s": 86400.0, "min_nodes": None, "per_node": True, "price": 0.0}
-    return virtual_run.base(trained, (4, 2), Drawn(0.1), Costs(), **{**values, **changed})
+    return virtual_run.base(trained, Nodes(4, 2), Drawn(0.1), Costs(), **{**values, **changed})
 
 
 def test_all_combinations_of_what_is_tried() -> None:
@@ -176,7 +200,7 @@ def test_a_trace_has_nodes_of_its_own() -> None:
     trace = read_trace(TRACE)
     trained = virtual_run.of_size(1e8, 8).with_said(2, 1, 64, 1e6)
     base = virtual_run.base(
-        trained, (32, 1), trace, Costs(), step_s=1.0, duration_s=virtual_run.duration(None, trace), min_nodes=2,
+        trained, Nodes(32, 1), trace, Costs(), step_s=1.0, duration_s=virtual_run.duration(None, trace), min_nodes=2,
         per_node=True, price=0.0,
     )  # fmt: skip
     assert (len(base.nodes), base.workers, base.duration_s, base.min_workers) == (18, 32, 40920.0, 2)
@@ -214,7 +238,7 @@ def _outcome(goodput: float, cost: float) -> Outcome:
         ),
         (
             {"spares": {0: [0.8], 2: [0.9]}},
-            "Not enough for sure: spares 2, goodput 90.00 %, the most that was tried, gains +10.00 points over 0.",
+            "Not shown to be enough: spares 2, goodput 90.00 %, the most that was tried, gains +10.00 points over 0.",
         ),
         (
             {"copies": {1: [0.8], None: [0.9995]}},
@@ -228,7 +252,8 @@ def _outcome(goodput: float, cost: float) -> Outcome:
     ],
 )
 def test_the_answer(axes: dict[str, dict[int | None, list[float]]], expected: str) -> None:
-    assert goodput_text.answers(result(axes)) == [expected]
+    theory = ["By theory no more than 2 nodes are in repair at the same time, 99 % of the time."]
+    assert goodput_text.answers(result(axes)) == [expected, *(theory if "spares" in axes else [])]
 
 
 def test_the_cheapest_is_named() -> None:
@@ -241,9 +266,26 @@ def test_a_sweep_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     head, title, none, five, *_, last = capsys.readouterr().out.splitlines()
     assert head.endswith("24 h, 3 seeds")
     assert title.split("  ")[0] == "mirror every"
-    assert none.split() == ["none", "83.33", "%", "68.99", "to", "97.68", "16.67", "%", "3.0", "0.001204"]
-    assert five.split() == ["5", "90.00", "%", "90.00", "to", "90.00", "10.00", "%", "3.0", "0.006667"]
+    assert none.split() == ["none", "83.33", "68.99", "to", "97.68", "16.67", "3.0", "0.001204"]
+    assert five.split() == ["5", "90.00", "90.00", "to", "90.00", "10.00", "3.0", "0.006667"]
     assert last == "6,000 events in 1.0 s of CPU time, 6,000 a second"
+
+
+def test_a_sweep_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Small causes share a column then; the sum is still all of the time."""
+    seconds = dict.fromkeys(CAUSES, 864.0) | {"productive": 81216.0, "starved": 432.0, "redo": 432.0}
+    outcome = Outcome(86400.0, seconds, 10, 1e9, 3.6e6, 1.0, 3, {}, 1000, 2000, ())
+    made = tuple(Point({"spares": n}, (outcome,) * 3) for n in (0, 1))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    goodput_text.show(Result(setting(), 3, ("spares",), made, (0.5, 0.5)))
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "goodput" in line)
+    assert "rest" in head
+    assert "redo" not in head
+    (row,) = [line.split() for line in lines if line.split()[:2] == ["0", "94.00"]]
+    shares = [float(word) for word in (row[1], *row[5:-2])]
+    assert sum(shares) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

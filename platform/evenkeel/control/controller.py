@@ -4,7 +4,7 @@
 Gathering -> Forming -> Running -> Aborting -> Settling -> Gathering, and Ended; see modes.py for what each carries.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, assert_never
 
@@ -72,29 +72,29 @@ class Controller:
         _conclude(s, now)
         return s.output()
 
-    def several(self, now: float, events: Iterable[m.Event]) -> tuple[m.Output, ...]:
+    def several(self, now: float, events: Sequence[m.Event]) -> tuple[m.Output, ...]:
         """What events lead to that arrive at once. The outputs are to be carried out one after the other, like those of
         `step`: what is to be durable before a later event counts is in an output before that.
 
         Each event is heard, and settles what it settles, in this order and as in `step`. Only what depends on who is
         here waits until all are heard, and is done once: a new world is formed, workers are asked for, a larger world
-        is paused for, and the timer is set. So where none of the events but the last leads to a new world, the journal
-        and the commands are those of one `step` after another, but for SetTimer (the last one counts), Start (the sum;
-        where a start has failed, it may come with the retry) and the end of a run whose last step is among the events
-        (it comes with the next tick). Where an earlier one does, the world is the one that would be formed if nobody
-        had looked before the last event: nobody joins one that the next event breaks.
+        is paused for, and the timer is set. So where none of the events but the last leads to a new world, or to the
+        wait for one, the journal and the commands are those of one `step` after another, but for SetTimer (the last one
+        counts), Start (the sum; where a start has failed, it may come with the retry), the request for that pause, and
+        the end of a run whose last step is among the events (it comes with the next tick). Where an earlier one does,
+        they are those of looking for a world at the last event only: nobody joins one that the next event breaks.
         """
         s = self._state
         outputs: list[m.Output] = []
-        for event in (*events, None):
+        last = len(events) - 1
+        for i, event in enumerate(events):
             if isinstance(s.mode, Ended):
                 break
-            if _is_one_of_many(s, event):
+            if i < last and _is_one_of_many(s, now, event):
                 continue
             written, said = len(s.journal), len(s.commands)
-            if event is not None:
-                _hear(s, now, event)
-            else:
+            _hear(s, now, event)
+            if i == last:
                 _conclude(s, now)
             if said and len(s.journal) > written:
                 outputs.append(s.output(written, said))
@@ -109,11 +109,13 @@ _EACH: dict[type, Callable[[State, Any], None]] = {
     m.Answered: repair.answered,
     m.Settled: repair.settled,
 }
-"""What each of thousands says, and who takes it down."""
+"""What each of thousands says then, and who takes it down."""
 
 
-def _is_one_of_many(s: State, event: m.Event | None) -> bool:
+def _is_one_of_many(s: State, now: float, event: m.Event) -> bool:
     """Takes down what nothing follows from, as others have yet to say the same."""
+    if isinstance(event, m.PartWritten):
+        return saving.is_one_of_many(s, now, event)
     mode, take = s.mode, _EACH.get(type(event))
     if take is None or not isinstance(mode, _WAITING) or len(mode.awaited) < 2:
         return False
@@ -166,8 +168,8 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             _lost(s, now, worker_id, cause)
         case m.StartFailed(count, error):
             _start_failed(s, now, count, error)
-        case m.Reported(_, reports):
-            progress.reported(s, now, reports)
+        case m.Reported(_, reports, timings):
+            progress.reported(s, now, reports, timings)
         case m.Failed():
             repair.failed(s, now, event)
         case m.NotFinite(worker_id, step, what):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from evenkeel.control import beginning, divergence, holders, looking, saving
+from evenkeel.control import balancing, beginning, divergence, holders, looking, saving
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
@@ -13,9 +13,10 @@ from evenkeel.core.model import Shard
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import few_that_have_all, lost_slices
-from evenkeel.plan.layout import Infeasible, Planned, plan_layout
+from evenkeel.plan.layout import Infeasible, Planned
 from evenkeel.plan.memory import Uses, copies_that_fit
 from evenkeel.plan.mirrors import are_needed
+from evenkeel.plan.timing import MEASURE_EVERY
 
 
 def try_form(s: State, now: float) -> None:
@@ -136,7 +137,7 @@ def gathers_until(s: State) -> float | None:
 
 
 def _plan(s: State, candidates: Sequence[WorkerInfo]) -> Planned | Infeasible:
-    return plan_layout(candidates, s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
+    return balancing.plan(s, candidates)
 
 
 def _plan_for_holders(s: State, sources: Sequence[Source]) -> Planned | None:
@@ -188,6 +189,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         mirror_every=s.policy.mirror_every if mirrors else None,
         mirrored=holders.newest_mirrored(s) if mirrors else None,
         compare_every=s.policy.compare_every,
+        measure_every=MEASURE_EVERY if s.policy.rebalance else None,
         bad_steps=s.trouble.bad_steps,
         max_bad_steps=s.policy.max_bad_steps,
     )
@@ -197,6 +199,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     s.witness = None
     divergence.opened(s, world)
     beginning.opened(s, world)
+    balancing.opened(s, world)
     s.pending &= ~Flags.PAUSE
     s.mode = Forming(world, set(layout.members))
     s.liveness.begin(now)
@@ -223,6 +226,7 @@ def _cause(s: State) -> str:
 def run(s: State, now: float, world: World) -> None:
     """Every member has joined: the generation trains."""
     s.mode = Running(world)
+    balancing.joined(s, now - s.liveness.progress_at)
     s.liveness.begin(now)
     if s.incident is not None:
         s.incident.joined_at = now

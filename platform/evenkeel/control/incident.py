@@ -5,7 +5,7 @@ from typing import Any
 
 from evenkeel.core.ids import WorkerId
 
-PLANNED = ("pause", "stop", "resumed")
+PLANNED = ("pause", "rebalance", "stop", "resumed")
 """Causes that are asked for rather than suffered; the last is a run that is submitted again."""
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from evenkeel.control.messages import Answer, Decision, Finished, Held, Position, Report, Reported
 from evenkeel.core.ids import Generation, Version, WorkerId
 from evenkeel.core.model import Shard
-from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.vote import Flags, Timing, Vote
 from evenkeel.core.world import World
+from evenkeel.plan import timing
 from evenkeel.plan.comparison import due
 
 RING = 256
@@ -65,6 +66,7 @@ class Member:
         pending: requests that no committed vote has carried yet (rule 16).
         bad_steps: how many steps were skipped in a row as not finite.
         unreported: the last votes, since the controller's acknowledgement if it gave one.
+        timings: what the last vote told beside it; in the leader only.
     """
 
     worker_id: WorkerId
@@ -83,6 +85,7 @@ class Member:
     pending: Flags = Flags.NONE
     bad_steps: int = 0
     unreported: tuple[Report, ...] = ()
+    timings: tuple[Timing, ...] = ()
 
     @property
     def trained(self) -> tuple[Held, ...]:
@@ -166,6 +169,7 @@ class Member:
         self.prepared = None
         self.saw = self.diverged = None
         self.unreported = ()
+        self.timings = ()
         self.pending = Flags.NONE
         self.bad_steps = world.bad_steps
         return True
@@ -197,6 +201,11 @@ class Member:
         """
         assert self.world is not None
         return writing and step < self.world.last_step
+
+    def measures(self, step: int) -> bool:
+        """Whether the vote of a step tells what everybody has measured; all members agree."""
+        assert self.world is not None
+        return timing.due(self.world, step)
 
     def compares(self, step: int) -> bool:
         """Whether the vote of a step compares the copies of the version that it begins from; all members agree."""
@@ -247,7 +256,7 @@ class Member:
         assert self.may_vote
         self.prepared = Version(step, generation)
 
-    def see(self, vote: Vote) -> bool:
+    def see(self, vote: Vote, timings: tuple[Timing, ...] = ()) -> bool:
         """Takes a vote read back from the device; True if the commit may begin.
 
         The guards come first, then the abort flag (rule 2): the control thread raises the floor before it aborts,
@@ -261,6 +270,7 @@ class Member:
             self.diverged = vote
             return False
         self.saw = vote
+        self.timings = timings if self.world.leader == self.worker_id else ()
         self.kept = ()
         useful = (x for x in self.mirrors if x.generation == self.generation or x.version == self.world.mirrored)
         self.mirrors = tuple(useful)
@@ -282,7 +292,8 @@ class Member:
         self.prepared = None
         self.bad_steps = self.bad_steps + 1 if self.saw.skip else 0
         self.unreported = (*self.unreported, Report(self.saw, committed_at))[-RING:]
-        return Reported(self.worker_id, self.unreported) if self.world.leader == self.worker_id else None
+        timings, self.timings = self.timings, ()
+        return Reported(self.worker_id, self.unreported, timings) if self.world.leader == self.worker_id else None
 
     def leaves(self, vote: Vote) -> bool:
         """Whether all leave the generation after this commit, and wait for what the controller says."""

@@ -31,7 +31,7 @@ from evenkeel.control.stored import PartWritten as PartWritten
 from evenkeel.control.stored import StillWriting as StillWriting
 from evenkeel.core.ids import Generation, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.vote import Flags, Timing, Vote
 from evenkeel.core.world import World
 
 # ---------------------------------------------------------------- events
@@ -80,10 +80,15 @@ class Reported:
     """The leader's progress: every completed vote that the controller has not acknowledged yet, oldest first.
 
     Sent once the leader's own commit is done (rule 4: a report is a witness). Usually one; more after a lost message.
+
+    Attributes:
+        timings: what the vote of the last one told that everybody has measured. It is no part of the vote, of which
+            every worker keeps some, so that these stay small however many workers there are; a lost message loses it.
     """
 
     worker_id: WorkerId
     reports: tuple[Report, ...]
+    timings: tuple[Timing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class Policy:
         mirror_every: steps between two mirrors of what only one worker keeps; 0: there are none.
         checkpoint_every: steps between two checkpoints; 0: the optimum; None: none are written, as there is no store.
         max_checkpoint_failures: so many checkpoints in a row that cannot be written end the run; None: they never do.
+        rebalance: work is shared out by measured speed; False: all are taken for equal, and nothing is measured.
         gather_s: seconds after the last new worker that a run with enough, but not all workers waits for the rest.
     """
 
@@ -37,3 +38,4 @@ class Policy:
     checkpoint_every: int | None = None
     max_checkpoint_failures: int | None = None
     gather_s: float = 10.0
+    rebalance: bool = False

@@ -1,13 +1,13 @@
 """Steps that commit, members that join, and the end of the run."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from evenkeel.control import forming, repair, saving
+from evenkeel.control import balancing, forming, repair, saving
 from evenkeel.control import messages as m
 from evenkeel.control.modes import Ended, Forming, Running
 from evenkeel.control.state import State
 from evenkeel.core.ids import Generation, Version
-from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.vote import Flags, Timing, Vote
 from evenkeel.core.world import World
 
 
@@ -20,44 +20,51 @@ def joined(s: State, event: m.Joined) -> None:
         s.incident.joined(event.regroup_s, event.reshard_s)
 
 
-def reported(s: State, now: float, reports: Iterable[m.Report]) -> None:
+def reported(s: State, now: float, reports: Sequence[m.Report], timings: Sequence[Timing] = ()) -> None:
     """Steps of which nothing was heard until now: each of them took as long as the others, as far as is known."""
-    fresh = [report for report in reports if s.accepts(report.vote)]
-    since = s.liveness.progress_at
-    for i, report in enumerate(fresh, 1):
+    since, last = s.liveness.progress_at, reports[-1].vote.step if reports else 0
+    each = (now - since) / max(1, last - s.visible)
+    for report in reports:
         if not s.accepts(report.vote):
             continue
         if report.vote.step > s.visible + 1:
             repair.break_world(s, now, "a report is missing")
             return
-        _committed(s, now if i == len(fresh) else since + (now - since) * i / len(fresh), report)
+        newest = report is reports[-1]
+        _committed(s, now - each * (last - report.vote.step), report, timings if newest else None)
 
 
-def _committed(s: State, now: float, report: m.Report) -> None:
+def _committed(s: State, now: float, report: m.Report, timings: Sequence[Timing] | None) -> None:
     """A step that everybody has committed, or will: a completed vote proves that all are alive."""
     vote = report.vote
     if isinstance(s.mode, Forming):
         forming.run(s, now, s.mode.world)
     s.committed = Version(vote.step, vote.generation)
     s.worker_seconds += len(s.roster.alive) * max(0.0, now - s.liveness.progress_at)
+    balancing.committed(s, None if s.liveness.first else now - s.liveness.progress_at)
     s.liveness.committed(now)
     saving.show(s, now, vote, report.committed_at)
     s.blamed.clear()
     if isinstance(s.mode, Running):
         if s.incident is not None:
             s.log("incident", **s.incident.fields(now))
+            balancing.repaired(s, now)
             s.incident = None
-        _after_step(s, now, s.mode.world, vote)
+        _after_step(s, now, s.mode.world, vote, timings)
 
 
-def _after_step(s: State, now: float, world: World, vote: Vote) -> None:
+def _after_step(s: State, now: float, world: World, vote: Vote, timings: Sequence[Timing] | None) -> None:
+    """`timings` are None after a step that is not the newest in what was heard: later ones say what is due."""
     verdict = s.trouble.verdict(vote.step + 1)
     if verdict is not None:
         s.end("failed", verdict)
     elif vote.flags & (Flags.PAUSE | Flags.STOP):
         s.pending &= ~Flags.PAUSE
-        repair.break_world(s, now, "stop" if vote.flags & Flags.STOP else "pause")
-    elif vote.step < s.policy.last_step:
+        wanted = balancing.CAUSE if s.balance is not None and s.balance.wanted is not None else "pause"
+        repair.break_world(s, now, "stop" if vote.flags & Flags.STOP else wanted)
+    elif timings is not None and vote.step < s.policy.last_step:
+        if balancing.measured(s, world, timings):
+            s.pending |= Flags.PAUSE
         if saving.due(s, vote.step):
             s.pending |= Flags.CHECKPOINT
         if s.pending:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from evenkeel.control import divergence, looking, saving
+from evenkeel.control import balancing, divergence, looking, saving
 from evenkeel.control import messages as m
 from evenkeel.control.incident import Incident
 from evenkeel.control.modes import Aborting, Forming, Gathering, Running, Settling
@@ -45,6 +45,7 @@ def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s
     s.holdings.pop(worker_id, None)
     s.log("worker_lost", worker_id=worker_id, cause=cause)
     saving.lost(s, worker_id)
+    balancing.lost(s, worker_id)
     world = s.world
     if world is not None and worker_id in world.layout.places and not s.over:
         incident = break_world(s, now, "worker lost", detect_s)

@@ -15,7 +15,7 @@ from evenkeel.control.state import State
 from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import Layout
 from evenkeel.core.vote import Flags, Vote
-from evenkeel.plan.interval import checkpoint_interval, failure_rate
+from evenkeel.plan.interval import failures_per_second, steps_between
 
 COST_S = 1.0
 """What a checkpoint is taken to cost before one was measured."""
@@ -46,6 +46,13 @@ class Upload:
     error: str = ""
     blameless: bool = False
 
+    def add(self, part: m.PartWritten) -> None:
+        """A part that was missing is written."""
+        self.missing.discard(part.worker_id)
+        self.parts[part.worker_id] = part.part
+        if part.stall_s > self.stall_s:
+            self.stall_s = part.stall_s
+
 
 # ---------------------------------------------------------------- writing one
 
@@ -72,14 +79,23 @@ def begin(s: State, now: float, vote: Vote) -> None:
 
 def written(s: State, now: float, event: m.PartWritten) -> None:
     _moved(s, now, event.worker_id)
-    if not _is_known(s, event.version):
-        return
-    upload = _upload(s, now, event.version)
-    if event.worker_id in upload.missing:
-        upload.missing.discard(event.worker_id)
-        upload.parts[event.worker_id] = event.part
-        upload.stall_s = max(upload.stall_s, event.stall_s)
-        _go_on(s, event.version)
+    upload = s.uploads.get(event.version)
+    if upload is None and _is_known(s, event.version):
+        upload = _upload(s, now, event.version)
+    if upload is not None and event.worker_id in upload.missing:
+        upload.add(event)
+        if not upload.missing:
+            _go_on(s, event.version)
+
+
+def is_one_of_many(s: State, now: float, event: m.PartWritten) -> bool:
+    """Takes down a part from which nothing follows, as others of that checkpoint are missing. False for any other."""
+    upload = s.uploads.get(event.version)
+    if upload is None or upload.error or len(upload.missing) < 2 or event.worker_id not in upload.missing:
+        return False
+    _moved(s, now, event.worker_id)
+    upload.add(event)
+    return True
 
 
 def still_writing(s: State, now: float, event: m.StillWriting) -> None:
@@ -228,9 +244,8 @@ def due_at(s: State) -> int | None:
     if s.policy.checkpoint_every != 0 or s.liveness.step_s == 0 or s.uploads:
         return None
     workers = max(1, len(s.roster.alive))
-    rate = failure_rate(s.total_losses, s.worker_seconds, workers)
-    interval = checkpoint_interval(s.save_cost_s or COST_S, s.liveness.step_s, rate)
-    return s.saved_at_step + interval.steps
+    rate = failures_per_second(s.total_losses, s.worker_seconds, workers)
+    return s.saved_at_step + steps_between(s.save_cost_s or COST_S, s.liveness.step_s, 1 / rate)
 
 
 # ---------------------------------------------------------------- going back

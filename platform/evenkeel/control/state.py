@@ -17,6 +17,7 @@ from evenkeel.core.vote import Flags, Vote
 from evenkeel.core.world import World
 
 if TYPE_CHECKING:
+    from evenkeel.control.balancing import Balance
     from evenkeel.control.saving import Upload
 
 
@@ -54,6 +55,7 @@ class State:
         unproven: versions with which a generation ended, before a vote could compare the copies of who wrote them.
         total_losses: how often nobody alive held the state, nor a mirror of it, in all lives.
         worker_seconds: time that workers worked, in all lives.
+        balance: what is known of the workers' speeds; None before anything is asked of it.
         journal, commands: what the event in hand has led to so far.
     """
 
@@ -97,6 +99,7 @@ class State:
     unproven: set[Version] = field(default_factory=set)
     total_losses: int = 0
     worker_seconds: float = 0.0
+    balance: "Balance | None" = None
     journal: list[m.Entry] = field(default_factory=list)
     commands: list[m.Command] = field(default_factory=list)
 

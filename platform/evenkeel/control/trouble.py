@@ -59,9 +59,11 @@ class Trouble:
         self.attempts = 0
         self.unreadable.clear()
         self.reached(vote.step)
-        for step in [step for step in self.raised if step <= vote.step]:
-            del self.raised[step]
-        self.crashes = [crash for crash in self.crashes if crash.last > vote.step]
+        if self.raised:
+            for step in [step for step in self.raised if step <= vote.step]:
+                del self.raised[step]
+        if self.crashes:
+            self.crashes = [crash for crash in self.crashes if crash.last > vote.step]
         self.bad_steps = self.bad_steps + 1 if vote.skip else 0
 
     def exception(self, step: int, generation: Generation, text: str) -> None:

@@ -8,7 +8,7 @@ are written as "nan", "inf" and "-inf". Sets and arbitrary objects have no form 
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from math import isfinite
@@ -37,8 +37,11 @@ def dump(value: Any, tp: Any) -> Any:
 def load(data: Any, tp: Any) -> Any:
     """The value of type `tp` that `dump` made `data` from, after any trip through JSON.
 
+    A field that is not there has its default: it is newer than what was written.
+
     Raises:
-        CodecError: for an unknown type tag, a missing or unknown field, or a value of another type.
+        CodecError: for an unknown type tag, a missing field without a default, an unknown one, or a value of another
+            type.
     """
     return _load(data, tp, _name(tp))
 
@@ -169,11 +172,12 @@ def _load_dataclass(data: Any, tp: Any, at: str) -> Any:
     unknown = sorted(data.keys() - hints.keys())
     if unknown:
         raise CodecError(f"{at}: {_name(tp)} has no field {_shown(unknown[0])}")
-    missing = [n for n in hints if n not in data]
+    absent = [n for n in hints if n not in data]
+    missing = [n for n in absent if n not in _with_default(tp)]
     if missing:
         raise CodecError(f"{at}: field {missing[0]!r} of {_name(tp)} is missing")
     try:
-        return tp(**{n: _load(data[n], t, f"{at}.{n}") for n, t in hints.items()})
+        return tp(**{n: _load(data[n], t, f"{at}.{n}") for n, t in hints.items() if n in data})
     except CodecError:
         raise
     except ValueError as error:
@@ -217,6 +221,11 @@ def _hints(tp: type) -> tuple[tuple[str, Any], ...]:
         if not f.init or f.name == TAG:
             raise CodecError(f"{tp.__name__}.{f.name}: a field that is not of the constructor or is named {TAG!r}")
     return tuple((f.name, hints[f.name]) for f in fields(tp))
+
+
+@cache
+def _with_default(tp: type) -> frozenset[str]:
+    return frozenset(f.name for f in fields(tp) if f.default is not MISSING or f.default_factory is not MISSING)
 
 
 def _items(tp: Any, length: int, at: str) -> tuple[Any, ...]:

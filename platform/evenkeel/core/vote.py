@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from operator import itemgetter
 
 from evenkeel.core.ids import WorkerId
 
@@ -53,6 +54,7 @@ _SLOTS = (
     (Flags.STOP, Slot.STOP),
     (Flags.MIRROR, Slot.MIRROR),
 )
+_requests = itemgetter(*(slot for _, slot in _SLOTS))
 
 
 def put_flags(ballot: list[float], flags: Flags) -> None:
@@ -72,6 +74,25 @@ class Difference:
 
     part: str
     sums: tuple[tuple[WorkerId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a worker has measured since the last vote that told it; 0 or nothing where there was nothing to measure.
+
+    Attributes:
+        pass_s: seconds that one micro-batch's forward and backward pass take in its stage, without waiting for others.
+        receive_s: seconds per micro-batch in which messages of neighbouring stages came in, from their first byte on.
+        layers: pass_s, divided into the layers of the stage; told by the first TP rank only.
+        source: from whom the slowest of its large messages came, and with how many bytes per second.
+    """
+
+    worker: WorkerId
+    pass_s: float = 0.0
+    receive_s: float = 0.0
+    layers: tuple[float, ...] = ()
+    source: WorkerId | None = None
+    bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +122,8 @@ class Vote:
         """The requests that are carried out with this step. Those to save, and to save and stop, wait for BUSY, that to
         mirror for MIRRORING."""
         flags = Flags.NONE
+        if not any(_requests(self.values)):
+            return flags
         for flag, slot in _SLOTS:
             if self.values[slot] > 0:
                 flags |= flag

@@ -35,6 +35,7 @@ class World:
         copies: how many workers keep and update each element of the state; None: all that hold its parameter.
         checkpoint_every: steps between two checkpoints; 0: when one is asked for; None: there is no store for any.
         compare_every: every so many steps the vote compares the copies; see plan/comparison.py for when else.
+        measure_every: every so many steps a vote tells what everybody has measured (plan/timing.py); None: none does.
         mirror_every: steps between two mirrors; None: nothing is mirrored. `base` is, at once, unless it is INITIAL.
         mirrored: the newest version of which the mirrors that are alive hold all: kept until a newer one is whole.
         bad_steps: how many steps up to `base` were skipped in a row as not finite.
@@ -54,6 +55,7 @@ class World:
     checkpoint_every: int | None = None
     copies: int | None = None
     compare_every: int = COMPARE_EVERY
+    measure_every: int | None = None
     mirror_every: int | None = None
     mirrored: Version | None = None
     bad_steps: int = 0

@@ -1,6 +1,6 @@
 """Process groups of one generation: built together, broken together, from any thread at any time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,8 +28,15 @@ class GroupSpec:
     separate: bool = False
 
 
+Received = tuple[WorkerId, int, float, bool]
+"""From whom large messages came, their bytes, the seconds from first to last byte, and whether isend sent them."""
+
+
 class _Closable(Group, Protocol):
     def connect(self) -> None: ...
+
+    def received(self) -> Iterable[Received]:
+        """See GroupSet."""
 
     def abort(self) -> None:
         """Breaks what the mesh does not reach; does not block."""
@@ -112,6 +119,12 @@ class GroupSet:
     def __getitem__(self, name: str) -> Group:
         """Raises KeyError for a group that this worker is not in."""
         return self._groups[name]
+
+    def received(self) -> Iterator[Received]:
+        """What large messages have come in, in groups and from members, since this was asked last. Nothing of those
+        that were there at once, which say nothing of a link, and nothing over NCCL, where nobody sees it."""
+        for communicator in self._communicators:
+            yield from communicator.received()
 
     @property
     def world(self) -> Group:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evenkeel.engine.faults import Faults
 from evenkeel.engine.groups import Pending
+from evenkeel.engine.meter import Meter
 from evenkeel.engine.model import Hidden
 from evenkeel.engine.progress import Progress
 from evenkeel.engine.slowdown import Slowdown
@@ -97,6 +98,7 @@ class Executor:
         links: None for a pipeline of one stage.
         entry: what comes in from the stage before (in the first one not used).
         exit_: what goes on to the stage after; None in the last one.
+        meter: told of every pass of a training step.
         before_last: called before the last backward pass: after it all gradients are final.
         slowdown: makes each pass take longer.
     """
@@ -113,6 +115,7 @@ class Executor:
         progress: Progress,
         faults: Faults,
         *,
+        meter: Meter | None = None,
         before_last: Callable[[], None] = lambda: None,
         slowdown: Slowdown | None = None,
     ) -> None:
@@ -125,6 +128,7 @@ class Executor:
         self._device = entry.device
         self._progress = progress
         self._faults = faults
+        self._meter = meter
         self._before_last = before_last
         self._slowdown = slowdown or Slowdown()
         self._flight: dict[int, tuple[Tensor | None, Tensor]] = {}
@@ -186,10 +190,13 @@ class Executor:
         if self._activations is not None:
             hidden = self._activations.take(self._progress.communicating()).detach()
             hidden.requires_grad_(keep and self._returns)
+        mark = self._meter.now() if self._meter is not None else None
         self._faults.fire("forward", self._progress.step)
         began = self._slowdown.begin()
         output = self._compute.forward(micro, hidden)
         self._slowdown.end(began, self._progress.step)
+        if keep and self._meter is not None and mark is not None:
+            self._meter.forward(mark)
         if self.last:
             self._loss += output.detach()
         else:
@@ -200,13 +207,18 @@ class Executor:
     def _backward(self, micro: int) -> None:
         hidden, output = self._flight.pop(micro)
         gradient = None if self._gradients is None else self._gradients.take(self._progress.communicating())
+        mark = self._meter.now() if self._meter is not None else None
         self._faults.fire("backward", self._progress.step)
         began = self._slowdown.begin()
         if output.requires_grad:  # not in a first stage without parameters
-            root = output if gradient is None else _Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
+            root = output if gradient is None else Weighted.apply(output, gradient)  # type: ignore[no-untyped-call]
             torch.autograd.backward((root,))
         self._progress.layer = -1
+        if self._meter is not None:
+            self._meter.at(-1)
         self._slowdown.end(began, self._progress.step)
+        if self._meter is not None and mark is not None:
+            self._meter.backward(mark)
         if self._returns:
             assert hidden is not None
             self._send(torch.zeros_like(hidden) if hidden.grad is None else hidden.grad, self._stage - 1)
@@ -230,7 +242,7 @@ class Executor:
             handle.wait()
 
 
-class _Weighted(torch.autograd.Function):
+class Weighted(torch.autograd.Function):
     """A scalar whose gradient with respect to `output` is `gradient`, to begin a backward pass with.
 
     Handing the gradient to torch.autograd.backward makes torch 2.13 import its compiler to compare two shapes: 1 to 2 s

@@ -5,7 +5,7 @@ import threading
 from evenkeel.control.member import Member
 from evenkeel.control.messages import Finished, Reported
 from evenkeel.core.ids import WorkerId
-from evenkeel.core.vote import Flags, Vote
+from evenkeel.core.vote import Flags, Timing, Vote
 
 
 class Seat:
@@ -31,6 +31,11 @@ class Seat:
         """What it says in the vote of a step about its last checkpoint, which it may still be writing."""
         with self.changed:
             return self.member.busy(step, writing)
+
+    def measures(self, step: int) -> bool:
+        """Whether the vote of a step tells what was measured; see Member.measures."""
+        with self.changed:
+            return self.member.measures(step)
 
     def compares(self, step: int) -> bool:
         """Whether the vote of a step compares copies; see Member.compares."""
@@ -60,10 +65,10 @@ class Seat:
         with self.changed:
             self.member.prepare(generation, step)
 
-    def see(self, vote: Vote) -> bool:
+    def see(self, vote: Vote, timings: tuple[Timing, ...]) -> bool:
         """Whether the vote counts; see Member.see."""
         with self.changed:
-            return self.member.see(vote)
+            return self.member.see(vote, timings)
 
     def begin_commit(self) -> None:
         with self.changed:

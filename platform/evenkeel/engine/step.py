@@ -15,6 +15,7 @@ from evenkeel.engine.optimizer import gradient_scale, learning_rate
 from evenkeel.engine.progress import AbortedError
 from evenkeel.engine.seat import Seat
 from evenkeel.engine.training import Sums, Training
+from evenkeel.plan import timing
 from evenkeel.plan.comparison import checksums, read_vote
 
 
@@ -59,11 +60,14 @@ def train_step(t: Training, step: int) -> Vote:
     parts = t.compared if t.seat.compares(step) else ()
     ballot = _ballot(t, step, training, validation)
     ballot += checksums(parts, t.me, lambda part: part_checksum(t.memory.state, part))
+    if t.seat.measures(step):
+        ballot += timing.slots(t.world, t.meter.timing())
     t.faults.fire("before_vote", step)
     t.progress.enter("vote")
     t.seat.prepare(t.world.generation, step)
-    vote = read_vote(t.world.generation, step, _cast(t, ballot), parts)
-    if not t.seat.see(vote):
+    summed, timings = timing.split(t.world, step, _cast(t, ballot))
+    vote = read_vote(t.world.generation, step, summed, parts)
+    if not t.seat.see(vote, timings):
         raise DivergedError(f"copies of step {step - 1} differ") if t.seat.diverged else AbortedError
     t.faults.fire("after_vote", step)
     return vote

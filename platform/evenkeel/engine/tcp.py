@@ -5,7 +5,7 @@ the order of ranks: all ranks get the same bits, whatever the timing and however
 is what small messages cost; large ones move as many bytes as in a ring, 2 (n - 1) / n of the tensor each way.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -106,6 +106,14 @@ class TcpGroup:
             host = _on_host(first.tensor)
             self._guard(partial(self._receive, _bytes(host), first.src))
             first.finish(host)
+
+    def received(self) -> Iterable[tuple[WorkerId, int, float, bool]]:
+        """See groups.GroupSet."""
+        for connections, of_stages in ((self._peers, False), (self._inboxes, True)):
+            for peer, connection in connections.items():
+                count, seconds = connection.received()
+                if seconds > 0:
+                    yield self.members[peer], count, seconds, of_stages
 
     # Connections for messages go one way and are made by the sender at its first message: most pairs never have one,
     # and a sender never waits for its receiver's program to get to that place.

@@ -15,6 +15,7 @@ from evenkeel.engine.faults import Faults
 from evenkeel.engine.groups import Group, GroupSet, GroupSpec
 from evenkeel.engine.holdings import Memory
 from evenkeel.engine.job import Dataset, Job
+from evenkeel.engine.meter import Meter
 from evenkeel.engine.mirror import Mirrors
 from evenkeel.engine.model import loss_group
 from evenkeel.engine.pipeline import Boundary, Executor
@@ -45,6 +46,7 @@ class Training:
         copies: who owns what of the state.
         compared: what of it several own.
         sums: of the gradients.
+        meter: of what its passes take.
         send: takes events for the controller; does not block.
     """
 
@@ -85,6 +87,9 @@ class Training:
             seat,
             progress,
         )
+        stage = self._pipeline.stages[self.place.stage]
+        layers = (stage.start, stage.stop)
+        self.meter = Meter(me, layers, self.place.tp == 0, memory.device, groups)
         self._train = _Passes(self, job.train, self._training_samples)
         actions = one_f_one_b(self.place.stage, self._depth, self._pipeline.share)
         self._executor = self._make_executor(self._train, actions)
@@ -101,7 +106,12 @@ class Training:
             Loss and tokens of the share, on the first TP rank of the last stage; nothing elsewhere.
         """
         self._train.begin()
-        return self._counted(self._executor.run(), self._train)
+        step = self.progress.step
+        measured = self.world.measure_every is not None and step > self.world.base.step + 1
+        self.meter.begin(measured, detailed=self.seat.measures(step))
+        loss = self._executor.run()
+        self.meter.end()
+        return self._counted(loss, self._train)
 
     def evaluate(self) -> Sums:
         """Loss and tokens of this pipeline's share of the validation, counted by the same worker as in `compute`."""
@@ -134,6 +144,7 @@ class Training:
             self.progress,
             self.faults,
             before_last=self.sums.overlap,
+            meter=self.meter,
             slowdown=self._slowdown,
         )
 
@@ -179,9 +190,7 @@ class _Passes:
         tokens: in the losses since `begin`.
     """
 
-    def __init__(
-        self, training: Training, data: Dataset, samples: Callable[[int], tuple[int, Sequence[int]]]
-    ) -> None:
+    def __init__(self, training: Training, data: Dataset, samples: Callable[[int], tuple[int, Sequence[int]]]) -> None:
         self._data, self._samples = data, samples
         self._state, self._key = training.memory.state, training.memory.key
         self._progress, self._ready = training.progress, training.sums.ready
@@ -190,7 +199,9 @@ class _Passes:
         self._dtype = PRECISIONS[training.settings.precision]
         self._last = self._state.shard.stop == training.job.shape.depth
         first = self._state.shard.start
-        self._marks = [partial(_mark, self._progress, first + i) for i in range(len(self._state.stage.layers))]
+        meter = training.meter
+        self._end = partial(_mark, self._progress, meter, -1)
+        self._marks = [partial(_mark, self._progress, meter, first + i) for i in range(len(self._state.stage.layers))]
         self.tokens: Tensor | int = 0
 
     def begin(self) -> None:
@@ -204,7 +215,9 @@ class _Passes:
         if self._last:
             x, tokens = self._loss(x, self._moved(targets), self._group)
             self.tokens = self.tokens + tokens
-        self._progress.layer = -1
+            if x.requires_grad:
+                x.register_hook(self._marks[-1])  # type: ignore[no-untyped-call]  # the loss counts with the last layer
+        self._end()
         return x
 
     def _layers(self, x: Tensor) -> Tensor:
@@ -234,8 +247,9 @@ class _Watched:
             self._group.all_reduce(tensor)
 
 
-def _mark(progress: Progress, layer: int, _: Tensor | None = None) -> None:
+def _mark(progress: Progress, meter: Meter, layer: int, _: Tensor | None = None) -> None:
     progress.layer = layer
+    meter.at(layer)
 
 
 def group_specs(layout: Layout, shape: ModelShape) -> list[GroupSpec]:

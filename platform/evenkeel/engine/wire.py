@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 
@@ -18,6 +19,9 @@ from evenkeel.engine.rendezvous import GroupBroken
 
 _HEADER = struct.Struct("<QQ")
 _Buffers = list[memoryview]
+
+LARGE_BYTES = 64 * 1024
+"""Of smaller messages, and of what of larger ones is there at once, the time says nothing of the link."""
 
 KEEPALIVE_S = 60
 """A connection that carries nothing for so long is probed: firewalls drop what is idle, the shortest after minutes, and
@@ -32,6 +36,7 @@ class Connection:
         self.peer = peer
         self._sent = 0
         self._received = 0
+        self._came = (0, 0.0)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -47,6 +52,15 @@ class Connection:
         """The next message to receive, into `payload`, which must be just as long."""
         self._received += 1
         return Incoming(self, self._received, payload)
+
+    def came(self, count: int, seconds: float) -> None:
+        """So many bytes of a message came in in so long."""
+        self._came = self._came[0] + count, self._came[1] + seconds
+
+    def received(self) -> tuple[int, float]:
+        """Bytes of large messages that came in since this was asked last, and the seconds from first to last byte."""
+        came, self._came = self._came, (0, 0.0)
+        return came
 
     def push(self, left: _Buffers) -> None:
         """Writes what can be written now. Raises GroupBroken."""
@@ -67,6 +81,7 @@ class Incoming:
         self._header = memoryview(bytearray(_HEADER.size))
         self._expected = (number, payload.nbytes)
         self._checked = False
+        self._rest: tuple[int, float] | None = None
         self.left: _Buffers = [self._header, payload] if payload.nbytes else [self._header]
 
     def pull(self) -> None:
@@ -80,9 +95,12 @@ class Incoming:
                 if not self._checked:
                     self._check()
         except BlockingIOError:
-            pass
+            if self._checked and self._rest is None:
+                self._rest = sum(buffer.nbytes for buffer in self.left), time.perf_counter()
         except OSError as error:
             raise GroupBroken(f"{self._connection.peer} does not send any more: {error}") from error
+        if not self.left and self._rest is not None and self._rest[0] >= LARGE_BYTES:
+            self._connection.came(self._rest[0], time.perf_counter() - self._rest[1])
 
     def _check(self) -> None:
         """Before the bytes are waited for: a message that is too short would be waited for without end."""

@@ -60,7 +60,6 @@ class Worker:
         self._node = node_id
         self._job = job
         self._send = send
-        self._host = host
         self._device = torch.device(device)
         keep_freed_memory()
         job.prepare()
@@ -79,18 +78,7 @@ class Worker:
         self._thread.start()
 
     def info(self) -> WorkerInfo:
-        cuda = self._device.type == "cuda"
-        return WorkerInfo(
-            worker_id=self._id,
-            node_id=self._node,
-            pid=os.getpid(),
-            device=self._device.type,
-            kind=torch.cuda.get_device_name(self._device) if cuda else "cpu",
-            memory=device_bytes(self._device),
-            visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES", "") if cuda else "",
-            store_host=self._host,
-            store_port=self._store.port,
-        )
+        return worker_info(self._id, self._node, self._device, self._store)
 
     def deliver(self, command: ToWorker) -> m.Event | None:
         """Carries out a command of the controller; from control threads, several at once.
@@ -327,6 +315,22 @@ class Worker:
         layer = "" if at.layer < 0 else self._job.shape.layers[at.layer].name
         text = first_line(f"{type(error).__name__}: {error}", self._job.clean)
         return m.Fault(open_step, at.phase, at.micro, layer, text, broken)
+
+
+def worker_info(worker_id: WorkerId, node_id: NodeId, device: torch.device, store: StoreServer) -> WorkerInfo:
+    """What this process says of itself."""
+    cuda = device.type == "cuda"
+    return WorkerInfo(
+        worker_id=worker_id,
+        node_id=node_id,
+        pid=os.getpid(),
+        device=device.type,
+        kind=torch.cuda.get_device_name(device) if cuda else "cpu",
+        memory=device_bytes(device),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES", "") if cuda else "",
+        store_host=store.host,
+        store_port=store.port,
+    )
 
 
 def _die(clean: Clean) -> NoReturn:

@@ -189,6 +189,12 @@ def event_text(event: Line) -> str | None:
             return f"the checkpoint of step {own.get('checkpoint')} is not used, as it may hold a wrong copy"
         case "emulated":
             return f"emulation: {emulation_text(own)}"
+        case "rebalanced":
+            return f"work moves: {own.get('reason')}"
+        case "rebalance_measured":
+            return f"since work has moved {own.get('reason')}"
+        case "slow_link":
+            return f"slow link: {own.get('reason')}"
         case "restored":
             return f"going back: {own.get('reason')}"
         case "stop_requested":

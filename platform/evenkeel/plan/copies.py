@@ -147,16 +147,23 @@ def shards_in(world: World, model: ModelShape) -> Mapping[WorkerId, Shard]:
 def shards(copies: Copies, layout: Layout, model: ModelShape, alignment: int = ALIGNMENT) -> Mapping[WorkerId, Shard]:
     """What each member of the layout holds: its shard, and which ranges of that it owns."""
     owned: dict[WorkerId, list[tuple[int, int]]] = {worker: [] for worker in layout.members}
-    starts: dict[Shard, dict[str, int]] = {}
-    for ownership in copies.groups:
-        first = ownership.places[0].param.name
+    for ownership, origins in with_origins(copies, layout, model, alignment):
         for worker, ranges in ownership.ranges().items():
-            shard = layout.shard(worker)
-            if shard not in starts:
-                starts[shard] = {p.param.name: p.start for p in flat_places(model, shard, alignment)}
-            origin = starts[shard][first]
+            origin = origins[worker]
             owned[worker] += [(origin + start, origin + stop) for start, stop in ranges]
     return {worker: replace(layout.shard(worker), owned=tuple(sorted(mine))) for worker, mine in owned.items()}
+
+
+def with_origins(
+    copies: Copies, layout: Layout, model: ModelShape, alignment: int
+) -> Iterator[tuple[Ownership, Mapping[WorkerId, int]]]:
+    """Each sync group's, with the element of each member's flat buffers at which the group's range begins."""
+    starts: dict[Shard, dict[str, int]] = {}
+    for shard in dict.fromkeys(layout.shards.values()):
+        starts[shard] = {place.param.name: place.start for place in flat_places(model, shard, alignment)}
+    for ownership in copies.groups:
+        first = ownership.places[0].param.name
+        yield ownership, {worker: starts[layout.shard(worker)][first] for worker in ownership.group.members}
 
 
 def group_places(model: ModelShape, group: SyncGroup, tensor: int, alignment: int) -> tuple[Place, ...]:

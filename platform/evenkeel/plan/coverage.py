@@ -34,16 +34,17 @@ def lost_slices(model: ModelShape, shards: Iterable[Shard]) -> tuple[str, ...]:
 
 def _united(model: ModelShape, shards: Iterable[Shard]) -> list[Shard]:
     """Shards that have between them what the given ones have: one for each place, with all that its holders own."""
-    owned: dict[Shard, list[tuple[int, int]]] = {}
+    owned: dict[tuple[int, int, int, int], list[tuple[int, int]]] = {}
     whole: set[Shard] = set()
     objects = {id(shard): shard for shard in shards}  # many workers may share one
     for shard in set(objects.values()):
         if shard.owned is None:
             whole.add(shard)
         else:
-            owned.setdefault(replace(shard, owned=None), []).extend(shard.owned)
-    united = sorted(whole | owned.keys(), key=lambda s: (s.start, s.stop, s.parts, s.part))
-    return [shard if shard in whole else _with(model, shard, owned[shard]) for shard in united]
+            owned.setdefault((shard.start, shard.stop, shard.part, shard.parts), []).extend(shard.owned)
+    parts = ((Shard(*place), ranges) for place, ranges in owned.items())
+    united = whole | {_with(model, shard, ranges) for shard, ranges in parts if shard not in whole}
+    return sorted(united, key=lambda s: (s.start, s.stop, s.parts, s.part))
 
 
 def _with(model: ModelShape, shard: Shard, owned: list[tuple[int, int]]) -> Shard:

@@ -12,10 +12,17 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import ceil, floor, inf, log
 
-from evenkeel.plan.cost import held_and_worked, hierarchical_all_reduce_s, layer_times, params_per_rank, send_s
+from evenkeel.plan.cost import (
+    all_reduce_s,
+    held_and_worked,
+    hierarchical_all_reduce_s,
+    layer_times,
+    params_per_rank,
+    send_s,
+)
 from evenkeel.plan.hardware import Link, NodeKind
 from evenkeel.plan.memory import WIDTHS
 from evenkeel.plan.workload import LayerTime, Profile, Workload
@@ -25,7 +32,7 @@ MOST_PACES = 600
 
 PACE_STEP = 1.002
 
-MOST_MIXED = 400
+MOST_MIXED = 200
 """Formations of several kinds are as deep as leaves at most so many of them; of one kind they may be deeper."""
 
 MOST_EXACT = 5000
@@ -90,6 +97,8 @@ class Costs:
     def __init__(self, scope: Scope, work: Workload, profile: Profile | None) -> None:
         self.scope = scope
         self.layers = len(work.layers)
+        self.recompute = work.recompute
+        self.starts: dict[tuple[int, float], list[int]] = {}
         self.times = tuple(layer_times(work, kind, scope.tensor, profile) for kind in scope.kinds)
         self.seconds = tuple((0.0, *accumulate(t.total_s for t in times)) for times in self.times)
         self.send_s = send_s(max((layer.output_bytes for layer in work.layers[:-1]), default=0), scope.link)
@@ -116,33 +125,48 @@ class Costs:
         forward_s = sum(t.forward_s for t in times) + (stop < self.layers) * self.send_s
         return LayerTime(forward_s, sum(t.backward_s for t in times) + (start > 0) * self.send_s)
 
-    def state_bytes(self, start: int, stop: int, owned: float) -> float:
-        elements = self.elements[stop] - self.elements[start]
-        return elements * (self.width.params + self.width.grads + self.width.optimizer * owned)
+    def starts_by_time(self, kind: int, pace: float) -> list[int]:
+        """The first layer of a stage that stops before layer j, by j, within the pace."""
+        if (kind, pace) in self.starts:
+            return self.starts[kind, pace]
+        seconds, starts = self.seconds[kind], [0]
+        for stop in range(1, self.layers + 1):
+            room = pace * (1 + 1e-12) - (stop < self.layers) * self.send_s
+            whole = seconds[stop] <= room
+            starts.append(0 if whole else min(stop, bisect_left(seconds, seconds[stop] - room + self.send_s, 0, stop)))
+        self.starts[kind, pace] = starts
+        return starts
+
+    def state_width(self, owned: float) -> float:
+        """Bytes per parameter."""
+        return self.width.params + self.width.grads + self.width.optimizer * owned
 
     def bytes(self, start: int, stop: int, flying: int, owned: float) -> float:
         """On each device of a stage, as cost.stage_memory counts it."""
-        worked = max(self.worked[start:stop], default=0)
-        return self.state_bytes(start, stop, owned) + flying * (self.held[stop] - self.held[start]) + worked
+        state = (self.elements[stop] - self.elements[start]) * self.state_width(owned)
+        return state + flying * (self.held[stop] - self.held[start]) + max(self.worked[start:stop], default=0)
 
-    def after_s(self, kind: int, start: int, stop: int, owned: float, depth: int) -> tuple[float, float]:
-        """Once per step: the sum of a stage's gradients with the update, and the update alone.
+    def after_s(self, kind: int, elements: int, depth: int) -> tuple[float, float]:
+        """Once per step, for so many parameters: the sum of gradients with the update, and the update alone.
 
-        The sum is a hierarchical all-reduce, as stages of a pipeline share a node before pipelines do; where parts of
+        The sum is an all-reduce, flat or by nodes, in which stages of a pipeline come before pipelines; where parts of
         the optimizer state are owned it is a reduce-scatter, and parameters, which are not wider than gradients, are
-        gathered. The update reads and writes all state once.
+        gathered. The update reads and writes all state once, also where only a part is owned: so that copies are given
+        up for memory only.
         """
-        elements = self.elements[stop] - self.elements[start]
         node, members = self.scope.kinds[kind], self.scope.sums_over
-        update = 2 * self.state_bytes(start, stop, owned) / node.device.bytes_per_s
+        update = 2 * elements * self.state_width(1.0) / node.device.bytes_per_s
         near = min(members, max(1, node.devices // self.scope.tensor // depth))
-        link = self.scope.link
-        summed = hierarchical_all_reduce_s(self.width.grads * elements, ceil(members / near), near, node.inside, link)
-        return summed + update, update
+        size, link = self.width.grads * elements, self.scope.link
+        by_nodes = hierarchical_all_reduce_s(size, ceil(members / near), near, node.inside, link)
+        return min(by_nodes, all_reduce_s(size, members, link)) + update, update
 
-    def formation(self, kinds: Sequence[int], cuts: Sequence[tuple[int, int]], owned: float) -> Formation:
+    def formation(self, kinds: Sequence[int], cuts: Sequence[tuple[int, int]]) -> Formation:
         times = [self.stage_s(kind, *cut) for kind, cut in zip(kinds, cuts, strict=True)]
-        after = [self.after_s(kind, *cut, owned, len(cuts)) for kind, cut in zip(kinds, cuts, strict=True)]
+        largest: dict[int, int] = {}
+        for kind, (start, stop) in zip(kinds, cuts, strict=True):
+            largest[kind] = max(largest.get(kind, 0), self.elements[stop] - self.elements[start])
+        after = [self.after_s(kind, elements, len(cuts)) for kind, elements in largest.items()]
         units = tuple(kinds.count(k) for k in range(len(self.scope.kinds)))
         pace = max(times)
         return Formation(
@@ -176,26 +200,41 @@ class Costs:
 def formations(costs: Costs, owned: float, stages: int) -> tuple[Formation, ...]:
     """Every formation that fits into the memory and is faster than with fewer units of its own, at its best pace.
 
+    Of few units also those with equally many layers in each stage: they can need less time after the last pass.
+
     Args:
         owned: the part of the optimizer state that each device keeps.
         stages: at most so many.
     """
     table = _Table(costs, owned, min(stages, costs.layers))
     paces = _paces(costs)
-    first = bisect_left(paces, True, key=lambda pace: table.deal(pace, table.open))
+    first = bisect_left(paces, True, key=lambda pace: table.deal(pace))
     found: list[Formation] = []
     for pace in paces[first:]:
-        if table.deal(pace, table.open):
-            found += [costs.formation(kinds, cuts, owned) for kinds, cuts in table.completed()]
+        if table.deal(pace):
+            found += [costs.formation(kinds, cuts) for kinds, cuts in table.completed()]
         if not table.open:
             break
+    if sum(costs.scope.units) <= EXACT_UNITS:
+        every = (even(costs, sorted_kinds(count)) for count in counts(costs.scope.units, stages)[1:])
+        found += [f for f in every if f is not None and costs.short_bytes(f, owned) <= 0]
     return tuple(found)
+
+
+def even(costs: Costs, kinds: Sequence[int]) -> Formation | None:
+    """Equally many layers in each stage, to within one; None if there are more stages than layers."""
+    bounds = [costs.layers * s // len(kinds) for s in range(len(kinds) + 1)]
+    return costs.formation(kinds, tuple(pairwise(bounds))) if len(kinds) <= costs.layers else None
+
+
+def sorted_kinds(count: Sequence[int]) -> tuple[int, ...]:
+    return tuple(k for k, n in enumerate(count) for _ in range(n))
 
 
 def can_be_formed(costs: Costs, owned: float, stages: int) -> int:
     """The fewest stages with which a pipeline fits into the memory, however slow; 0 if none does."""
     table = _Table(costs, owned, min(stages, costs.layers))
-    return min((len(kinds) for kinds, _ in table.completed()), default=0) if table.deal(inf, table.open) else 0
+    return min((len(kinds) for kinds, _ in table.completed()), default=0) if table.deal(inf) else 0
 
 
 def _paces(costs: Costs) -> list[float]:
@@ -223,25 +262,29 @@ class _Table:
             tuple((k, index[*count[:k], n - 1, *count[k + 1 :]]) for k, n in enumerate(count) if n)
             for count in self._counts
         ]
+        self._stages = [sum(count) for count in self._counts]
         self._reach = [costs.layers] * len(self._counts)
         self._first = [0] * len(self._counts)
         self._memory: dict[tuple[int, int], list[int]] = {}
         self._done: set[int] = set()
         self.open = list(range(1, len(self._counts)))
 
-    def deal(self, pace: float, which: Sequence[int]) -> bool:
-        """Deals at this pace to counts, of which fewer units come first; says whether one gets to the first layer."""
+    def deal(self, pace: float) -> bool:
+        """Deals at this pace to the counts that are open; says whether one gets to the first layer."""
         kinds = range(len(self._costs.scope.kinds))
-        by_time = [self._by_time(k, pace) for k in kinds]
-        reach, some = self._reach, False
+        by_time = [self._costs.starts_by_time(k, pace) for k in kinds]
+        by_memory: list[list[int]] = []
+        reach, some, stage = self._reach, False, 0
         nothing = self._costs.layers + 1
-        for i in which:
+        for i in self.open:
+            if self._stages[i] != stage:
+                stage = self._stages[i]
+                by_memory = [self._by_memory(k, stage) for k in kinds]
             best, first = nothing, 0
-            stage = sum(self._counts[i])
             for k, rest in self._without[i]:
                 after = reach[rest]
                 if 0 < after < nothing:
-                    start = max(by_time[k][after], self._by_memory(k, stage)[after])
+                    start = max(by_time[k][after], by_memory[k][after])
                     if start < best and start < after:
                         best, first = start, k
             reach[i], self._first[i] = best, first
@@ -273,22 +316,19 @@ class _Table:
             i = rest
         return kinds, cuts
 
-    def _by_time(self, kind: int, pace: float) -> list[int]:
-        """The first layer of a stage that stops before layer j, by j, within the pace."""
-        seconds, send_s, layers = self._costs.seconds[kind], self._costs.send_s, self._costs.layers
-        starts = [0]
-        for stop in range(1, layers + 1):
-            room = pace * (1 + 1e-12) - (stop < layers) * send_s
-            whole = seconds[stop] <= room
-            starts.append(0 if whole else min(stop, bisect_left(seconds, seconds[stop] - room + send_s)))
-        return starts
-
     def _by_memory(self, kind: int, stage: int) -> list[int]:
-        """The same within the memory, for the stage-th stage from the end."""
+        """The first layer of a stage that stops before layer j, by j, within the memory; the stage-th from the end."""
         if (kind, stage) not in self._memory:
-            room, start, starts = self._costs.scope.memory[kind], 0, [0]
-            for stop in range(1, self._costs.layers + 1):
-                while start < stop and self._costs.bytes(start, stop, stage, self._owned) > room:
+            costs, room, start = self._costs, self._costs.scope.memory[kind], 0
+            width = costs.state_width(self._owned)
+            sums = [width * n + stage * held for n, held in zip(costs.elements, costs.held, strict=True)]
+            starts = [0]
+            for stop in range(1, costs.layers + 1):
+                worked = costs.worked[stop - 1]
+                start = min(stop, bisect_left(sums, sums[stop] + worked - room, start))
+                while (
+                    costs.recompute and start < stop and sums[stop] - sums[start] + max(costs.worked[start:stop]) > room
+                ):
                     start += 1
                 starts.append(start)
             self._memory[kind, stage] = starts

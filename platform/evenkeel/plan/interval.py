@@ -32,7 +32,7 @@ class Interval:
     reason: str
 
 
-def failure_rate(failures: int, worker_seconds: float, workers: int) -> Rate:
+def failures_per_second(failures: int, worker_seconds: float, workers: int) -> float:
     """The rate at which a world of so many workers fails, from what was observed and what is usual.
 
     The number of failures in a given time is taken as Poisson; the prior on the rate of one worker is a mixture of
@@ -53,9 +53,15 @@ def failure_rate(failures: int, worker_seconds: float, workers: int) -> Rate:
     logs = [log(p * b) - (failures + 1) * log(b + hours) for p, b in USUAL]
     weights = [exp(value - max(logs)) for value in logs]
     means = [(1 + failures) / (b + hours) for _, b in USUAL]
-    per_hour = workers * sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights)
+    return workers * sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights) / 3600
+
+
+def failure_rate(failures: int, worker_seconds: float, workers: int) -> Rate:
+    """`failures_per_second`, with the reason in words."""
+    per_second = failures_per_second(failures, worker_seconds, workers)
+    hours = worker_seconds / 3600
     seen = f"{failures} {'failure' if failures == 1 else 'failures'} in {hours:.3g} worker hours, and what is usual"
-    return Rate(per_hour / 3600, f"one failure in {duration(3600 / per_hour)} on {workers} workers (from {seen})")
+    return Rate(per_second, f"one failure in {duration(1 / per_second)} on {workers} workers (from {seen})")
 
 
 def optimal_seconds(cost_s: float, mean_s: float) -> float:
@@ -96,18 +102,25 @@ def expected_slowdown(work_s: float, cost_s: float, mean_s: float, restart_s: fl
     return mean_s * exp(restart_s / mean_s) * expm1((work_s + cost_s) / mean_s) / work_s
 
 
-def checkpoint_interval(cost_s: float, step_s: float, failures: Rate) -> Interval:
+def steps_between(cost_s: float, step_s: float, mean_s: float) -> int:
     """The best whole number of steps between two checkpoints, at least 1.
+
+    Args:
+        cost_s, mean_s: as in `optimal_seconds`.
 
     Raises:
         ValueError: if a time is not positive.
     """
     if not step_s > 0:
         raise ValueError(f"a step takes {step_s} s; it must be positive")
-    mean_s = failures.mean_seconds
-    best_s = optimal_seconds(cost_s, mean_s)
-    fewer = max(1, int(best_s / step_s))
-    steps = min(fewer, fewer + 1, key=lambda n: expected_slowdown(n * step_s, cost_s, mean_s))
+    fewer = max(1, int(optimal_seconds(cost_s, mean_s) / step_s))
+    return min(fewer, fewer + 1, key=lambda n: expected_slowdown(n * step_s, cost_s, mean_s))
+
+
+def checkpoint_interval(cost_s: float, step_s: float, failures: Rate) -> Interval:
+    """`steps_between`, with the reason in words."""
+    steps = steps_between(cost_s, step_s, failures.mean_seconds)
+    best_s = optimal_seconds(cost_s, failures.mean_seconds)
     return Interval(
         steps,
         f"{steps} steps of {duration(step_s)}: the optimum is {duration(best_s)} between checkpoints that cost "

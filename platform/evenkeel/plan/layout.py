@@ -1,7 +1,7 @@
 """The layout planner: pipelines, stages and TP groups for the workers that are here, and their shares."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from evenkeel.core.ids import WorkerId
@@ -10,6 +10,7 @@ from evenkeel.core.model import ModelShape
 from evenkeel.plan.assign import Seat, assign
 from evenkeel.plan.batch import shares
 from evenkeel.plan.cuts import Cuts, most_stages, slowest_stage, stage_cuts
+from evenkeel.plan.speeds import MIN_GAIN, Fits, Speeds, anything, recut_by, with_shares
 from evenkeel.plan.units import Unit, form_units
 
 
@@ -77,7 +78,13 @@ class _Limits:
 
 
 def plan_layout(
-    workers: Sequence[WorkerInfo], wish: Wish, model: ModelShape, micro_batches: int, previous: Layout | None
+    workers: Sequence[WorkerInfo],
+    wish: Wish,
+    model: ModelShape,
+    micro_batches: int,
+    previous: Layout | None,
+    speeds: Speeds | None = None,
+    room: Callable[[Layout], Fits] = lambda _: anything,
 ) -> Planned | Infeasible:
     """The layout for who is here.
 
@@ -94,6 +101,9 @@ def plan_layout(
         workers: who is ready, in order of preference: members first, then spares. Only those with the members' kind of
             device are used, at first the most frequent one.
         previous: the layout to stay close to; of its members only those in `workers` are alive.
+        speeds: as far as they are measured. A layout of the previous one's shape keeps its cuts and shares then;
+            another one gets such by speed, where they differ. None: all are taken for equal.
+        room: which cuts of a layout's stages its members have the memory for; see memory.stage_fits.
 
     Raises:
         ValueError: if there is no micro-batch, or a layer's cost is negative.
@@ -114,10 +124,32 @@ def plan_layout(
     if len(units) < needed:
         return Infeasible(_waits(len(workers), len(usable), len(units), tensor, needed))
     depths = _depths(len(units), _pipelines(len(units), wish, limits, costs, micro_batches))
-    cuts = [stage_cuts(costs, depth) for depth in depths]
+    same = speeds is not None and previous is not None and _has_shape(previous, depths, tensor)
+    cuts = _cuts_of(previous) if same and previous else [stage_cuts(costs, depth) for depth in depths]
     layout = _build(units, cuts, costs, model, micro_batches, previous)
+    if same and previous:
+        layout = with_shares(layout, [pipeline.share for pipeline in previous.pipelines])
+    elif speeds is not None:
+        layout = _by_speed(layout, speeds.for_all(usable), room(layout))
     unused = tuple(w.worker_id for w in workers if w.worker_id not in layout.places)
     return Planned(layout, _reason(layout, wish, limits, len(workers), previous), unused)
+
+
+def _has_shape(layout: Layout, depths: Sequence[int], tensor: int) -> bool:
+    return layout.tensor == tensor and [len(pipeline.stages) for pipeline in layout.pipelines] == list(depths)
+
+
+def _cuts_of(layout: Layout) -> list[Cuts]:
+    return [tuple((stage.start, stage.stop) for stage in pipeline.stages) for pipeline in layout.pipelines]
+
+
+def _by_speed(layout: Layout, speeds: Speeds, fits: Fits) -> Layout:
+    """Other shares, or cuts and shares, where that wins enough: equal workers get equal work, whatever was measured."""
+    now_s = speeds.finish_s(layout)
+    for changed in (speeds.shared(layout), recut_by(layout, speeds, fits)):
+        if speeds.finish_s(changed) <= (1 - MIN_GAIN) * now_s:
+            layout, now_s = changed, speeds.finish_s(changed)
+    return layout
 
 
 def _costs(model: ModelShape) -> tuple[float, ...]:

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from evenkeel.core.ids import NodeId, WorkerId
-from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.layout import Layout, Stage, WorkerInfo
 from evenkeel.core.model import ModelShape, Shard
 from evenkeel.plan.copies import Copies, place_copies, shards
 from evenkeel.plan.flat import ALIGNMENT, flat_places
 from evenkeel.plan.mirrors import are_needed, keepers_of
+from evenkeel.plan.speeds import Fits
 from evenkeel.plan.state import KINDS
-from evenkeel.plan.writers import written_by
+from evenkeel.plan.writers import ranges_written
 
 FOR_STATE = 0.8
 """Of a device's memory; the rest is for activations, what is communicated, and the allocator's waste."""
@@ -83,10 +84,8 @@ def host_bytes(
         uses: `mirrors` is taken as it is, whether they are needed or not.
     """
     each = len(KINDS) * WIDTHS[precision].state
-    parts = {
-        worker: each * sum(span.stop - span.start for span in written_by(worker, ownership, layout, model))
-        for worker in layout.members
-    }
+    written = ranges_written(ownership, layout, model)
+    parts = {worker: each * sum(stop - start for start, stop in ranges) for worker, ranges in written.items()}
     kept = dict.fromkeys(layout.members, 0)
     if uses.mirrors:
         for worker, keeper in keepers_of(layout.members, ownership.node_of).items():
@@ -128,6 +127,53 @@ def copies_that_fit(
             nearest = full[worst], copies, short
     assert nearest is not None
     return nearest[1], f"{_count(nearest[1])}, though even {nearest[2]}"
+
+
+def fits(
+    layout: Layout, model: ModelShape, members: Iterable[WorkerInfo], precision: str, uses: Uses, copies: int | None
+) -> bool:
+    """Whether every member has room for its state with so many copies, or with as many as fit if that is None."""
+    infos = tuple(members)
+    room = _room(infos)
+    most = len(layout.pipelines)
+    if copies is None:
+        copies = copies_that_fit(layout, model, infos, precision, uses)[0]
+    node_of = {info.worker_id: info.node_id for info in infos}
+    on_cpu = {info.worker_id for info in infos if info.device == "cpu"}
+    if not any(room.values()):
+        return True
+    takes = _takes(layout, model, min(copies or most, most), node_of, precision, uses, on_cpu)
+    return all(takes[worker] <= room[worker] for worker in layout.members if room[worker])
+
+
+def stage_fits(
+    layout: Layout, model: ModelShape, members: Iterable[WorkerInfo], precision: str, copies: int | None
+) -> Fits:
+    """A first look, cheap and never too strict: whether stage j of pipeline i has room for layers start to stop.
+
+    Args:
+        copies: how many there are to be; None: one, as fewer are never kept.
+
+    Returns:
+        A function of i, j, start and stop.
+    """
+    room = _room(tuple(members))
+    kept = min(copies or 1, len(layout.pipelines)) / len(layout.pipelines)
+    least = {stage.members: min((room[w] for w in stage.members if room[w]), default=0.0) for stage in _stages(layout)}
+    sizes: dict[tuple[int, int], float] = {}
+
+    def fit(pipeline: int, stage: int, start: int, stop: int) -> bool:
+        has = least[layout.pipelines[pipeline].stages[stage].members]
+        if has and (start, stop) not in sizes:
+            state = state_bytes(model, Shard(start, stop, 0, layout.tensor), precision)
+            sizes[start, stop] = state.params + state.grads + kept * state.optimizer
+        return not has or sizes[start, stop] <= has
+
+    return fit
+
+
+def _stages(layout: Layout) -> Iterable[Stage]:
+    return (stage for pipeline in layout.pipelines for stage in pipeline.stages)
 
 
 def _takes(

@@ -13,7 +13,7 @@ from evenkeel.core.layout import Layout
 from evenkeel.core.model import ModelShape, Shard
 from evenkeel.core.world import World
 from evenkeel.plan.copies import Copies, copies_of
-from evenkeel.plan.writers import written_by
+from evenkeel.plan.writers import ranges_written
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,7 @@ def mirrors_of(world: World, model: ModelShape, copies: Copies | None = None) ->
     owned = copies_of(world, model) if copies is None else copies
     keepers = keepers_of(layout.members, dict(world.nodes))
     found: dict[WorkerId, Mirroring] = {}
-    for worker in layout.members:
-        spans = [(span.start, span.stop) for span in written_by(worker, owned, layout, model)]
+    for worker, spans in ranges_written(owned, layout, model).items():
         if spans:
             found[worker] = Mirroring(replace(layout.shard(worker), owned=tuple(sorted(spans))), keepers[worker])
     return found

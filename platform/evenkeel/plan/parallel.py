@@ -7,14 +7,14 @@ make the shortest step. What cannot be faster than what is known already is not 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from math import inf
 
 from evenkeel.plan.cost import link_between, send_s, stage_memory
-from evenkeel.plan.formations import Costs, Formation, Scope, formations
+from evenkeel.plan.formations import EXACT_UNITS, Costs, Formation, Scope, even, formations
 from evenkeel.plan.hardware import Cluster, Link, NodeKind
 from evenkeel.plan.layout import Infeasible
 from evenkeel.plan.plans import Idle, PipelinePlan, Plan, StagePlan, explain
-from evenkeel.plan.selection import Group, Selection, finish_s, select
+from evenkeel.plan.selection import Group, Search, Selection, bound_s, finish_s, select
 from evenkeel.plan.shortage import shortage
 from evenkeel.plan.workload import Profile, Workload
 
@@ -76,19 +76,19 @@ def choose(
     """
     limits = limits or Limits()
     check(cluster, work, micro_batches)
-    every = [Costs(scope, work, profile) for scope in _scopes(cluster, work, micro_batches, limits, profile)]
+    every = [Costs(scope, work, profile) for scope in scopes(cluster, work, micro_batches, limits, profile)]
     if not every:
         return Infeasible(_no_degree(cluster, work, limits))
     every.sort(key=lambda costs: costs.fluid_s(micro_batches))
     best = _best_uniform(every, micro_batches, limits)
-    bound_s = best.selection.step_s if best else float("inf")
+    low_s = inf
     for costs in every:
         if best is None or costs.fluid_s(micro_batches) < best.selection.step_s * (1 - 1e-9):
-            found, low_s = _within(costs, micro_batches, limits, best)
-            best, bound_s = found or best, min(bound_s, low_s)
+            found, here_s = _within(costs, micro_batches, limits, best)
+            best, low_s = found or best, min(low_s, here_s)
     if best is None:
         return shortage(every, micro_batches, limits.stages, limits.copies, limits.memory)
-    return _plan(best, cluster, work, min(bound_s, best.selection.step_s))
+    return _plan(best, cluster, work, min(low_s, best.selection.step_s))
 
 
 def uniform(
@@ -106,7 +106,7 @@ def uniform(
     """
     limits = limits or Limits()
     check(cluster, work, micro_batches)
-    every = [Costs(scope, work, profile) for scope in _scopes(cluster, work, micro_batches, limits, profile)]
+    every = [Costs(scope, work, profile) for scope in scopes(cluster, work, micro_batches, limits, profile)]
     best = _best_uniform(every, micro_batches, limits)
     if best is None:
         return Infeasible("no number of equal pipelines of equally many layers per stage fits into the memory")
@@ -133,7 +133,7 @@ def check(cluster: Cluster, work: Workload, micro_batches: int) -> None:
                 raise ValueError(f"{name} of {device.name} is {value}; it must be positive")
 
 
-def _scopes(
+def scopes(
     cluster: Cluster, work: Workload, micro_batches: int, limits: Limits, profile: Profile | None
 ) -> Iterator[Scope]:
     """All kinds of node, and those whose links are at least so fast; and one node of a kind alone, by its own link."""
@@ -185,24 +185,39 @@ def _within(costs: Costs, micro_batches: int, limits: Limits, best: _Best | None
     The optimizer state is whole at first, and cut into more and more parts as long as not to keep it at all would make
     the step shorter by what is worth it.
     """
+    units = costs.scope.units
     found: _Best | None = None
-    step_s = best.selection.step_s if best else float("inf")
-    bound_s, parts = step_s, 1
-    while True:
+    step_s = best.selection.step_s if best else inf
+    search = Search(units, micro_batches, _prices(costs), 1, step_s)
+    free = formations(costs, 0.0, limits.stages)
+    parts, least_s = 1, bound_s(free, search)
+    worth = 0.0 if sum(units) <= EXACT_UNITS else WORTH
+    fewest = min((len(f.kinds) for f in free), default=1)
+    while parts == 1 or limits.copies * parts <= min(micro_batches, sum(units) // fewest):
+        worth_s = step_s * (1 if parts == 1 else 1 - worth)
+        if least_s >= worth_s:
+            break
         at_least = 1 if parts == 1 else limits.copies * parts
         kinds = formations(costs, 1 / parts, limits.stages)
-        worth_s = step_s * (1 - (0 if parts == 1 else WORTH))
-        selection = select(kinds, costs.scope.units, micro_batches, at_least, worth_s)
+        selection = select(kinds, replace(search, at_least=at_least, beat_s=worth_s))
         if selection is not None:
             found, step_s = _Best(costs, selection, parts), selection.step_s
-            bound_s = min(bound_s, selection.bound_s)
+        if kinds == free:
+            break
         parts *= 2
-        if limits.copies * parts > min(micro_batches, sum(costs.scope.units)):
-            return found, bound_s
-        if parts == 2:
-            free = formations(costs, 0.0, limits.stages)
-        if free == kinds or select(free, costs.scope.units, micro_batches, 1, step_s * (1 - WORTH)) is None:
-            return found, bound_s
+    low_s = found.selection.bound_s if found else step_s
+    return found, min(low_s, max(least_s, step_s * (1 - worth)))
+
+
+def _prices(costs: Costs) -> tuple[tuple[float, ...], ...]:
+    """What a unit of each kind may be worth: its speed, and for one kind at a time a bit more or less."""
+    speeds = tuple(1 / seconds[-1] for seconds in costs.seconds)
+    factors = (1.0, 0.6, 0.75, 0.85, 0.92, 0.97) if len(speeds) > 1 else (1.0,)
+    return tuple(
+        tuple(speed * (factor if k == i else 1) for i, speed in enumerate(speeds))
+        for factor in factors
+        for k in range(len(speeds))
+    )
 
 
 def _best_uniform(every: Sequence[Costs], micro_batches: int, limits: Limits) -> _Best | None:
@@ -215,15 +230,13 @@ def _uniforms(costs: Costs, micro_batches: int, limits: Limits) -> Iterator[_Bes
     units = [k for k, n in enumerate(costs.scope.units) for _ in range(n)]
     for depth in range(1, min(limits.stages, costs.layers, len(units)) + 1):
         data = min(len(units) // depth, micro_batches)
-        bounds = [costs.layers * s // depth for s in range(depth + 1)]
-        cuts = tuple(pairwise(bounds))
         orders: dict[tuple[int, ...], int] = {}
         for i in range(data):
             order = tuple(units[i * depth : (i + 1) * depth])
             orders[order] = orders.get(order, 0) + 1
         parts = 1
         while parts == 1 or limits.copies * parts <= data:
-            formed = [(costs.formation(order, cuts, 1 / parts), count) for order, count in orders.items()]
+            formed = [(f, count) for order, count in orders.items() if (f := even(costs, order))]
             if all(costs.short_bytes(formation, 1 / parts) <= 0 for formation, _ in formed):
                 groups = _equal_shares(formed, micro_batches, data)
                 yield _Best(costs, Selection(groups, finish_s(groups), finish_s(groups)), parts)
@@ -295,9 +308,7 @@ def _why_idle(node: NodeKind, left: int, plan: Plan, best: _Best) -> str:
         return f"each of the {plan.micro_batches} micro-batches has a pipeline already"
     kind = best.costs.scope.kinds.index(node)
     alone_s = best.costs.seconds[kind][-1]
-    whole = best.costs.short_bytes(
-        best.costs.formation([kind], [(0, best.costs.layers)], 1 / best.parts), 1 / best.parts
-    )
+    whole = best.costs.short_bytes(best.costs.formation([kind], [(0, best.costs.layers)]), 1 / best.parts)
     if whole > 0 and left == plan.tensor:
         return (
             f"the whole model is {whole / 2**30:.1f} GiB too large for it, and in a pipeline it would shorten no step"

@@ -1,14 +1,22 @@
 """What to say where a model fits nowhere: by how many bytes, and what would fit."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from math import inf
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from evenkeel.plan.formations import Costs, can_be_formed
 from evenkeel.plan.layout import Infeasible
 
 MOST_NODES = 1 << 16
 """More nodes are not suggested."""
+
+TOO_LARGE = (
+    "no number of these nodes is enough, as a layer with its activations is too large for one: use smaller "
+    "micro-batches, recomputation, or devices with more memory"
+)
+
+
+CLOSE = 1 << 20
+"""How near the missing bytes are found."""
 
 
 def shortage(every: Sequence[Costs], micro_batches: int, stages: int, copies: int, memory: float) -> Infeasible:
@@ -18,62 +26,68 @@ def shortage(every: Sequence[Costs], micro_batches: int, stages: int, copies: in
         every: the scopes that were tried.
         memory: the part of a device's memory that was planned with.
     """
-    missing, near = min(
-        ((_missing(costs, micro_batches, stages, copies), costs) for costs in every), key=lambda pair: pair[0]
-    )
-    kinds = ", ".join(
-        f"{n} TP groups on {k.device.name}" for k, n in zip(near.scope.kinds, near.scope.units, strict=True)
-    )
+    most = max(_devices(costs) for costs in every)
+    tried = [_Trial(costs, micro_batches, stages, copies) for costs in every if _devices(costs) == most]
+    missing, near = min(((trial.missing(), trial) for trial in tried), key=lambda pair: pair[0])
+    scope = near.costs.scope
+    kinds = " and ".join(f"{n * scope.tensor} {k.device.name}" for k, n in zip(scope.kinds, scope.units, strict=True))
     text = (
-        f"the model does not fit: with TP {near.scope.tensor} ({kinds}) each device lacks {missing:,} bytes "
-        f"({missing / 2**30:.2f} GiB), planning with {memory:.0%} of its memory"
+        f"the model does not fit on {kinds}: each lacks {missing:,} bytes ({missing / 2**30:.2f} GiB) even with TP "
+        f"{scope.tensor}, if {memory:.0%} of the memory is planned with"
     )
-    return Infeasible(f"{text}; {_would_fit(every, micro_batches, stages, copies)}", missing)
+    would = min((found for trial in tried for found in trial.would_fit()), default=None)
+    return Infeasible(f"{text}; it would fit on {would[1]}" if would else f"{text}; {TOO_LARGE}", missing)
 
 
-def _missing(costs: Costs, micro_batches: int, stages: int, copies: int) -> int:
-    """The fewest more bytes on each device with which a pipeline can be formed."""
-    low, high = 0, 1 << 20
-    while not _fits(costs, high, costs.scope.units, micro_batches, stages, copies):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _fits(costs, middle, costs.scope.units, micro_batches, stages, copies):
-            high = middle
-        else:
-            low = middle
-    return high
+def _devices(costs: Costs) -> int:
+    return costs.scope.tensor * sum(costs.scope.units)
 
 
-def _fits(costs: Costs, more: int, units: tuple[int, ...], micro_batches: int, stages: int, copies: int) -> bool:
-    """Whether a pipeline can be formed with `more` bytes on each device, and as many others as its state is cut for."""
-    memory = tuple(room + more for room in costs.scope.memory)
-    changed = costs.with_scope(replace(costs.scope, memory=memory, units=units))
-    depth = min(stages, costs.layers)
-    parts = 1
-    while parts == 1 or copies * parts <= min(micro_batches, sum(units)):
-        shallowest = can_be_formed(changed, 1 / parts, depth)
-        if shallowest and (parts == 1 or shallowest * copies * parts <= sum(units)):
-            return True
-        parts *= 2
-    return False
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One scope, with what a plan must keep to."""
 
+    costs: Costs
+    micro_batches: int
+    stages: int
+    copies: int
 
-def _would_fit(every: Sequence[Costs], micro_batches: int, stages: int, copies: int) -> str:
-    """The fewest nodes of one kind that would do."""
-    found: tuple[float, str] = (inf, "")
-    for costs in every:
-        for k, kind in enumerate(costs.scope.kinds):
-            each = kind.devices // costs.scope.tensor
-            nodes = 1
-            while each and nodes <= MOST_NODES:
-                units = tuple(each * nodes * (i == k) for i in range(len(costs.scope.kinds)))
-                if _fits(costs, 0, units, micro_batches, stages, copies):
-                    text = f"it would fit on {nodes} nodes of {kind.devices} {kind.device.name}"
-                    found = min(found, (nodes * kind.devices, f"{text} with TP {costs.scope.tensor}"))
-                    break
-                nodes = nodes + 1 if nodes < 64 else 2 * nodes
-    return found[1] or (
-        "no number of these nodes is enough, as a single layer with its activations is too large for one: use smaller "
-        "micro-batches, recomputation or devices with more memory"
-    )
+    def missing(self) -> int:
+        """The fewest more bytes on each device with which a pipeline can be formed, to within CLOSE."""
+        low, high = 0, 2**30
+        while not self.fits(high, self.costs.scope.units):
+            low, high = high, 2 * high
+        while high - low > CLOSE:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.fits(middle, self.costs.scope.units) else (middle, high)
+        return high
+
+    def would_fit(self) -> Iterator[tuple[int, str]]:
+        """For each kind of node: how many devices in as many nodes of it as would do, and in words."""
+        for k, kind in enumerate(self.costs.scope.kinds):
+            each = kind.devices // self.costs.scope.tensor
+            units = tuple(each * (i == k) for i in range(len(self.costs.scope.kinds)))
+            if each == 0 or not self.fits(0, tuple(MOST_NODES * n for n in units)):
+                continue
+            low, nodes = 0, 1
+            while not self.fits(0, tuple(nodes * n for n in units)):
+                low, nodes = nodes, 2 * nodes
+            while nodes - low > 1:
+                middle = (low + nodes) // 2
+                low, nodes = (low, middle) if self.fits(0, tuple(middle * n for n in units)) else (middle, nodes)
+            words = f"{nodes} {'node' if nodes == 1 else 'nodes'} of {kind.devices} {kind.device.name}"
+            yield nodes * kind.devices, f"{words} with TP {self.costs.scope.tensor}"
+
+    def fits(self, more: int, units: tuple[int, ...]) -> bool:
+        """Whether, with `more` bytes on each device, a pipeline can be formed and as many as its state is cut for."""
+        memory = tuple(room + more for room in self.costs.scope.memory)
+        costs = self.costs.with_scope(replace(self.costs.scope, memory=memory, units=units))
+        depth = can_be_formed(costs, 0.0, self.stages)
+        most = min(self.micro_batches, sum(units) // depth) // self.copies if depth else 0
+        parts = 1 << max(1, most).bit_length()
+        while depth and parts > 1:
+            parts //= 2
+            depth = can_be_formed(costs, 1 / parts, self.stages)
+            if depth and (parts == 1 or depth * self.copies * parts <= sum(units)):
+                return True
+        return False

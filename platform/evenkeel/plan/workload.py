@@ -68,7 +68,9 @@ class Profile:
     Attributes:
         layers: by the name of the kind of device and TP degree, a time for each layer of the model.
         links: by the two kinds of device, in alphabetical order, and "inside" or "between" nodes.
+        kept_bytes: of each layer for one micro-batch, at TP 1; empty if that was not measured.
     """
 
     layers: Mapping[tuple[str, int], tuple[LayerTime, ...]] = field(default_factory=dict)
     links: Mapping[tuple[str, str, str], Link] = field(default_factory=dict)
+    kept_bytes: tuple[int, ...] = ()

@@ -1,12 +1,13 @@
 """Who writes what of a checkpoint: each slice once, by the first of its owners."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evenkeel.core.boxes import Box
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout
 from evenkeel.core.model import ModelShape, ParamShape
-from evenkeel.plan.copies import Copies
+from evenkeel.plan.copies import Copies, with_origins
 from evenkeel.plan.flat import ALIGNMENT, flat_places
 
 
@@ -29,6 +30,18 @@ class Span:
     start: int
     stop: int
     pieces: tuple[Piece, ...]
+
+
+def ranges_written(
+    copies: Copies, layout: Layout, model: ModelShape, alignment: int = ALIGNMENT
+) -> Mapping[WorkerId, Sequence[tuple[int, int]]]:
+    """The spans (start, stop) that each member writes, of all at once: see `written_by`."""
+    found: dict[WorkerId, list[tuple[int, int]]] = {worker: [] for worker in layout.members}
+    for ownership, origins in with_origins(copies, layout, model, alignment):
+        for part in ownership.parts:
+            origin = origins[part.owners[0]]
+            found[part.owners[0]].append((origin + part.start, origin + part.stop))
+    return found
 
 
 def written_by(

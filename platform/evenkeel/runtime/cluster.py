@@ -148,6 +148,30 @@ def ray_for(need: Need, variables: Mapping[str, str], begun: bool = False) -> It
         ray.shutdown()
 
 
+def nodes_of(address: str | None) -> list[dict[str, float]]:
+    """What each node of a running cluster has, by Ray's names of resources; of the one that is connected to, if any.
+
+    Args:
+        address: None: of the given one.
+
+    Raises:
+        NoClusterError: if there is none, or it cannot be joined.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return _nodes()
+    found = address or given_address()
+    if found is None:
+        raise NoClusterError("no cluster runs here: RAY_ADDRESS is not set, and `ray start` left none; say --address")
+    _join(found)
+    import ray
+
+    try:
+        return _nodes()
+    finally:
+        ray.shutdown()
+
+
 def _join(address: str) -> None:
     """Connects to a given cluster.
 
@@ -301,15 +325,20 @@ def _times(there: float, amount: float, whole: bool) -> float:
 
 def _capacity() -> tuple[dict[str, float], list[dict[str, float]] | None]:
     """Of each resource the most that the cluster has or could get; and what each node has, if there come no others."""
-    import ray
-
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = [{name: float(amount) for name, amount in node["Resources"].items()} for node in alive]
+    nodes = _nodes()
     capacity = {name: sum(node.get(name, 0.0) for node in nodes) for node in nodes for name in node}
     most = autoscaler_maximum()
     for name, amount in (most or {}).items():
         capacity[name] = max(capacity.get(name, 0.0), amount)
     return capacity, nodes if most is None else None
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node has that is alive."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [{name: float(amount) for name, amount in node["Resources"].items()} for node in alive]
 
 
 def remove_leftovers(temporary: Path) -> None:

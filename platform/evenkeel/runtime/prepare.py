@@ -70,7 +70,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         shape = model_shape(made)
     check_degrees(config, shape)
     found = with_absolute_data(config)
-    with _blamed(config, "data.name", repr(config.data.name)):
+    with blamed(config, "data.name", repr(config.data.name)):
         data = make_data(found, made)
         fingerprint = data.train.fingerprint()
         inputs, _ = check_samples(data.train.get(range(1)))
@@ -168,6 +168,7 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         mirror_every=config.redundancy.mirror_every,
         checkpoint_every=config.checkpoint.every_steps,
         max_checkpoint_failures=config.checkpoint.max_failures,
+        rebalance=config.parallel.rebalance,
     )
 
 
@@ -244,13 +245,13 @@ def describe(prepared: Prepared) -> str:
 
 def _model_blamed(config: Config, given: ModelSource | None) -> AbstractContextManager[None]:
     if given is None:
-        return _blamed(config, "model.name", repr(config.model.name))
+        return blamed(config, "model.name", repr(config.model.name))
     name = "the given Model" if isinstance(given, Model) else getattr(given, "__qualname__", repr(given))
-    return _blamed(config, "model", name, "Python")
+    return blamed(config, "model", name, "Python")
 
 
 @contextmanager
-def _blamed(config: Config, key: str, what: str, source: str = "") -> Iterator[None]:
+def blamed(config: Config, key: str, what: str, source: str = "") -> Iterator[None]:
     """Errors of building the model or the data become errors of the configuration, with the source that names it.
 
     Args:

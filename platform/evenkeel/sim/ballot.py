@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from evenkeel.core.model import ModelShape
-from evenkeel.core.vote import SLOTS, Slot, put_flags
+from evenkeel.core.vote import SLOTS, Slot, Timing, put_flags
 from evenkeel.core.world import World
+from evenkeel.plan import timing
 from evenkeel.plan.comparison import Compared, checksums, compared
 from evenkeel.plan.copies import copies_of, group_places
 from evenkeel.plan.flat import ALIGNMENT
@@ -22,14 +23,16 @@ TOKENS = 8.0
 def cast(worker: "SimWorker", world: World) -> tuple[float, ...]:
     """Its part of the vote of its step."""
     sums = checksums(parts(worker), worker.info.worker_id, lambda part: _checksum(worker, part))
-    return (*_values(worker, 1, _tokens(worker, world)), *sums)
+    told = timing.slots(world, worker.pace.timing(world)) if worker.member.measures(worker.step) else ()
+    return (*_values(worker, 1, _tokens(worker, world)), *sums, *told)
 
 
 def lie(worker: "SimWorker", world: World) -> tuple[float, ...]:
     """What an abort may leave in its place: a sum that looks complete (rule 2), and is another."""
     values = _values(worker, world.size, TOKENS * world.layout.micro_batches)
     values[Slot.GRAD_SQUARES] = -1.0
-    return (*values, *(1.0 for part in parts(worker) for _ in part.owners))
+    told = timing.slots(world, Timing(worker.info.worker_id)) if worker.member.measures(worker.step) else ()
+    return (*values, *(1.0 for part in parts(worker) for _ in part.owners), *(1.0 for _ in told))
 
 
 def _tokens(worker: "SimWorker", world: World) -> float:

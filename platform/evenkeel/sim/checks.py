@@ -12,6 +12,7 @@ from evenkeel.core.world import World
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.state import slices
+from evenkeel.sim.balanced import BalanceChecks
 from evenkeel.sim.ballot import TOKENS
 from evenkeel.sim.corruption import Corruption
 from evenkeel.sim.memory import TORN, History
@@ -57,6 +58,7 @@ class Checks:
         self.saved = SavedChecks(self)
         self.corruption = Corruption(self)
         self.mirrors = MirrorChecks(self)
+        self.balance = BalanceChecks(fleet)
 
     def forget(self) -> None:
         """A new controller knows of a loss only if a decision that rests on it was written down."""
@@ -106,6 +108,7 @@ class Checks:
         require(vote.values == true, f"{version} became visible with the vote {vote.values}, its members sum to {true}")
         expected = TOKENS * self.fleet.scenario.policy.micro_batches
         tokens = vote.values[Slot.TOKENS]
+        self.balance.visible(vote, world)
         require(tokens == expected, f"{version} counts {tokens} tokens, its batch has {expected}")
         asked = self.fleet.stop_asked_at
         struck = any(w.struck - {"crash"} for w in self.fleet.workers.values())
@@ -232,6 +235,7 @@ class Checks:
         self.saved.opened(world)
         self.corruption.opened(world)
         self.mirrors.opened(world)
+        self.balance.opened(world, self.worlds.get(newest))
         if newest:
             require(newest in self.bases, f"generation {generation} is opened before {newest} is settled")
             change = world.size - self.worlds[newest].size
@@ -239,7 +243,10 @@ class Checks:
             self.fleet.seen["grow" if change > 0 else "shrink" if change < 0 else "same size"] += 1
             scenario = self.fleet.scenario
             troubled = scenario.faults or scenario.start_fails or not scenario.calm
-            require(bool(troubled) or world.cause == "pause", f"{world.cause} broke a world without any fault")
+            require(
+                bool(troubled) or world.cause in ("pause", "rebalance"),
+                f"{world.cause} broke a world without any fault",
+            )
         self.worlds[generation] = world
 
     def _settled(self, entry: m.StepSettled) -> None:

@@ -8,6 +8,7 @@ from evenkeel.core.model import LayerShape, ModelShape, ParamShape
 from evenkeel.plan.layout import Wish
 from evenkeel.sim.draw_flips import with_flips
 from evenkeel.sim.draw_lines import with_lines_lost
+from evenkeel.sim.draw_paces import with_paces
 from evenkeel.sim.draw_reads import with_misreads
 from evenkeel.sim.scenario import (
     MIRROR_MOMENTS,
@@ -34,7 +35,8 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_one_kept(scenario, Random(f"{seed} one kept"))
     scenario = _with_few_left(scenario, Random(f"{seed} few left"))
     scenario = with_flips(scenario, Random(f"{seed} memory"))
-    return with_lines_lost(scenario, Random(f"{seed} lines"))
+    scenario = with_lines_lost(scenario, Random(f"{seed} lines"))
+    return with_paces(scenario, Random(f"{seed} paces"))
 
 
 def _without_store(seed: int) -> Scenario:

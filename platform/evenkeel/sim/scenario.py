@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 from evenkeel.control.policy import Policy
+from evenkeel.sim.pace import Paces
 
 WORKER_FAULTS = ("crash", "hang", "suspect", "exception", "slow", "cut")
 MOMENTS = ("regroup", "reshard", "forward", "reduce", "vote", "commit", "settle")
@@ -97,6 +98,7 @@ class Scenario:
         late_reports: how often a leader's report takes up to a second longer.
         lying: how often a collective that a death breaks looks complete to a member, with a part of the sums (rule 2).
         storage: None for a run without checkpoints.
+        paces: of workers that differ in speed; None: all are equal, and a step takes the same whatever the layout.
     """
 
     seed: int
@@ -114,6 +116,7 @@ class Scenario:
     lying: float = 0.0
     skew: float = 1.0
     storage: Storage | None = None
+    paces: Paces | None = None
 
     @property
     def calm(self) -> bool:
@@ -128,7 +131,7 @@ class Scenario:
     @property
     def ends_by(self) -> float:
         """When the run must have ended if all its faults are such that are noticed at once, else infinity."""
-        slowly = self.start_fails or self.late_reports or self.skew > 30 or not self.calm
+        slowly = self.start_fails or self.late_reports or self.skew > 30 or not self.calm or self.paces
         if slowly or {f.kind for f in self.faults} & {"hang", "cut", "slow", "suspect"}:
             return inf
         lives = 1 + len(self.faults)

@@ -10,11 +10,12 @@ from evenkeel.control.liveness import Liveness
 from evenkeel.control.member import Member
 from evenkeel.control.modes import Aborting, Forming, Settling
 from evenkeel.control.roster import Roster
+from evenkeel.control.saving import Upload
 from evenkeel.control.state import State
 from evenkeel.control.trouble import Trouble
 
 T = TypeVar("T")
-CHANGING = (State, Roster, Trouble, Liveness, Incident, Forming, Aborting, Settling, Member)
+CHANGING = (State, Roster, Trouble, Liveness, Incident, Forming, Aborting, Settling, Upload, Member)
 """Objects that change, or hold something that does; all other objects of a state are values."""
 
 _names: dict[str, int] = {}

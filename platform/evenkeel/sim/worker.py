@@ -10,6 +10,7 @@ from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.layout import WorkerInfo, sync_groups
 from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
+from evenkeel.plan import timing
 from evenkeel.plan.comparison import Compared, read_vote
 from evenkeel.plan.copies import shards_in
 from evenkeel.plan.reshard import transfers
@@ -17,6 +18,7 @@ from evenkeel.plan.state import Slice, slices
 from evenkeel.sim import ballot
 from evenkeel.sim.memory import TORN, History, Memory, join
 from evenkeel.sim.mirror import Mirrorer
+from evenkeel.sim.pace import Pace
 from evenkeel.sim.store import Writer
 
 if TYPE_CHECKING:
@@ -35,8 +37,7 @@ class SimWorker:
         self.mirrorer = Mirrorer(self)
         self.alive = True
         self.ready = False
-        self.hung_until = 0.0
-        self.cut_until = 0.0
+        self.hung_until = self.cut_until = 0.0
         self.slow = 1.0
         self.task = 0
         self.phase = "parked"
@@ -44,8 +45,8 @@ class SimWorker:
         self.waiting = False
         self.collective = 0
         self.asked: tuple[int, int] | None = None
-        self.torn_sums = False
-        self.raises = False
+        self.torn_sums = self.raises = False
+        self.pace = Pace(self)
         self.compared: dict[Compared, frozenset[str]] = {}
         self.struck: set[str] = set()
         """Kinds of the faults that it met."""
@@ -266,9 +267,8 @@ class SimWorker:
         self.torn_sums = False
         place = world.layout.places[self.info.worker_id]
         pipeline = tuple(w for s in world.layout.pipelines[place.pipeline].stages for w in s.members)
-        self.work(
-            "forward", self.fleet.scenario.step_s, lambda: self.meet(f"pipe{place.pipeline}", pipeline, self._reduce)
-        )
+        met = f"pipe{place.pipeline}"
+        self.work("forward", self.pace.work_s(world), lambda: self.meet(met, pipeline, self._reduce))
 
     def _reduce(self) -> None:
         if self.raises:
@@ -309,8 +309,10 @@ class SimWorker:
             self.park()
 
     def _saw(self, values: tuple[float, ...]) -> bool:
-        vote = read_vote(self.member.generation, self.step, values, ballot.parts(self))
-        if not self.member.see(vote):
+        assert self.member.world is not None
+        summed, timings = timing.split(self.member.world, self.step, values)
+        vote = read_vote(self.member.generation, self.step, summed, ballot.parts(self))
+        if not self.member.see(vote, timings):
             return False
         self.memory.keep_only({h.shard for h in self.member.trained})
         self.member.begin_commit()

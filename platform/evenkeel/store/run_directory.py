@@ -18,6 +18,7 @@ from evenkeel.store.final import FinalWriter, TensorSpec, final_writer
 from evenkeel.store.journal import Journal, check_format
 from evenkeel.store.lines import LineReader, LineWriter, Record, line_writer
 from evenkeel.store.patient import PATIENCE, PatientFiles
+from evenkeel.store.profiles import ProfileRecord, from_json, to_json
 from evenkeel.store.retry import Patience, Trouble, Unhurried
 from evenkeel.store.untrusted import parse_json, short
 
@@ -25,6 +26,7 @@ FORMAT = 1
 ROOM = Patience(total_s=30.0)
 """For a full disk: what fills it may be a part of a checkpoint, which is gone as soon as that has failed."""
 STATUSES = ("starting", "running", "paused", "finished", "stopped", "failed")
+PROFILE = "profile.json"
 Stream = Literal["metrics", "events"]
 
 
@@ -144,6 +146,14 @@ class RunDirectory:
     def read_worlds(self) -> list[Record]:
         """By generation."""
         return [w for g in self.generations() if (w := self._read_json(_world(g))) is not None]
+
+    def write_profile(self, record: ProfileRecord) -> None:
+        self._write_json(PROFILE, to_json(record))
+
+    def read_profile(self) -> ProfileRecord | None:
+        """None if nothing was measured here."""
+        values = self._read_json(PROFILE)
+        return None if values is None else from_json(values, self.files.where(PROFILE))
 
     def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
         self._small.replace(name, json.dumps(values, indent=2).encode() + b"\n")

@@ -58,7 +58,7 @@ def _from_short(text: str, catalogue: Catalogue) -> Cluster:
             raise ConfigError(f"{part.strip()!r}: expected 1 to {MOST:,} devices", KEY)
         table = catalogue.find(match[3], KEY, "")
         nodes += [(table.node(devices), count)] if match[1] else _usual_nodes(table, devices)
-    return _merged(nodes)
+    return merged(nodes)
 
 
 def _usual_nodes(table: DeviceTable, devices: int) -> Iterable[tuple[NodeKind, int]]:
@@ -87,10 +87,10 @@ def _from_file(path: str, catalogue: Catalogue) -> Cluster:
         check_link(inside, f"{key}.inside", path)
         check_link(between, f"{key}.between", path)
         nodes.append((NodeKind(table.kind(), devices, inside.link(), between.link()), entry.count))
-    return _merged(nodes)
+    return merged(nodes)
 
 
-def _merged(nodes: Iterable[tuple[NodeKind, int]]) -> Cluster:
+def merged(nodes: Iterable[tuple[NodeKind, int]]) -> Cluster:
     """Equal kinds of nodes together. A device's peaks are a mapping, so that kinds have no hash."""
     kinds: list[NodeKind] = []
     counts: list[int] = []

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
+from rich.console import Console
+
 from evenkeel.plan.interval import duration
-from evenkeel.sim.goodput.setting import CAUSES, Setting
+from evenkeel.sim.goodput.outages import DAY_S, Drawn, Repair, Trace
+from evenkeel.sim.goodput.setting import CAUSES, Failures, Setting
 from evenkeel.sim.goodput.study import WORTH, Estimate, Point, best, cheapest, enough, gain
-from evenkeel.tools.text import print_table
+from evenkeel.sim.goodput.theory import spares_needed
+from evenkeel.tools.text import aligned, print_table
 
 MEANING = {
     "productive": "steps that stay, at full pace",
@@ -28,6 +33,7 @@ NAMES = {
 }
 MORE_IS_BETTER = ("spares", "copies")
 MILLION = 1e6
+SURE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,8 @@ def show(result: Result) -> None:
     if len(result.points) == 1:
         _show_one(result)
     else:
-        head, rows = _sweep(result)
+        console = Console()
+        head, rows = _sweep(result, console.width if console.is_terminal else None)
         print_table(head, rows, head)
     for line in answers(result):
         print(line)
@@ -98,19 +105,33 @@ def _went_back(point: Point) -> str:
     return f"; went back {', '.join(told)}" if told else "; never went back"
 
 
-def _sweep(result: Result) -> tuple[list[str], list[list[str]]]:
+def _sweep(result: Result, width: int | None) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: one for each point. Where it would be wider than that, small causes become one column."""
+    most = {cause: max(point.shares[cause] for point in result.points) for cause in CAUSES[1:]}
+    alone = [cause for cause in CAUSES[1:] if most[cause] >= 5e-5]
+    rest: list[str] = []
+    while True:
+        head, rows = _columns(result, alone, rest)
+        if width is None or len(alone) < 2 or len(aligned(head, rows)[0]) <= width:
+            return head, rows
+        least = min(alone, key=lambda cause: most[cause])
+        alone.remove(least)
+        rest.append(least)
+
+
+def _columns(result: Result, alone: Sequence[str], rest: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     costs = [point.cost_per_token for point in result.points]
     priced = any(cost is not None and cost.mean > 0 for cost in costs)
-    shown = [cause for cause in CAUSES[1:] if any(point.shares[cause] >= 5e-5 for point in result.points)]
-    head = [NAMES[axis] for axis in result.axes] + ["goodput", "95 %", *shown, "incidents"]
+    head = [NAMES[axis] for axis in result.axes] + ["goodput %", "95 %", *alone, *(["rest"] if rest else [])]
     rows = []
     for point, cost in zip(result.points, costs, strict=True):
         row = [value_text(axis, point.varied[axis]) for axis in result.axes]
-        row += [f"{100 * point.goodput.mean:.2f} %", _interval(point.goodput)]
-        row += [f"{100 * point.shares[cause]:.2f} %" for cause in shown]
+        row += [f"{100 * point.goodput.mean:.2f}", _interval(point.goodput)]
+        row += [f"{100 * point.shares[cause]:.2f}" for cause in alone]
+        row += [f"{100 * sum(point.shares[cause] for cause in rest):.2f}"] if rest else []
         row.append(f"{point.mean(lambda o: o.incidents):,.1f}")
         rows.append(row + ([f"{cost.mean * MILLION:.4g}" if cost else "-"] if priced else []))
-    return head + (["per M tokens"] if priced else []), rows
+    return [*head, "incidents", *(["per M tokens"] if priced else [])], rows
 
 
 def answers(result: Result) -> list[str]:
@@ -121,6 +142,7 @@ def answers(result: Result) -> list[str]:
     if len(result.axes) == 1:
         (axis,) = result.axes
         lines.append(_enough(result, axis) if axis in MORE_IS_BETTER else _best(result))
+        lines += _in_repair(result.base) if axis == "spares" else []
     else:
         top = best(result.points)
         lines.append(f"Best: {_where(result, top)}, goodput {percent(top.goodput)}.")
@@ -143,7 +165,18 @@ def _enough(result: Result, axis: str) -> str:
         return f"Enough: {said}. More could not gain {worth}."
     before = order[-2]
     step = f"{_points(gain(before, point))} points over {value_text(axis, before.varied[axis])}"
-    return f"Not enough for sure: {said}, the most that was tried, gains {step}."
+    return f"Not shown to be enough: {said}, the most that was tried, gains {step}."
+
+
+def _in_repair(base: Setting) -> list[str]:
+    """What theory says of spares, where it does."""
+    match base.failures:
+        case Drawn(per_node_day, Repair(mean_s), _, 0.0) if isfinite(mean_s):
+            most = spares_needed(len(base.nodes), per_node_day, mean_s / DAY_S, SURE)
+            nodes = "node is" if most == 1 else "nodes are"
+            return [f"By theory no more than {most} {nodes} in repair at the same time, {100 * SURE:g} % of the time."]
+        case _:
+            return []
 
 
 def _best(result: Result) -> str:
@@ -206,9 +239,27 @@ def record(result: Result) -> dict[str, Any]:
     names = ("devices_per_node", "data", "pipeline", "tensor", "micro_batches", "step_s", "tokens_per_step")
     more = ("duration_s", "min_workers", "per_node", "price_per_device_hour")
     setting = {name: getattr(base, name) for name in (*names, *more)}
-    setting |= {"workers": base.workers, "seeds": result.seeds, "costs": asdict(base.costs)}
+    setting |= {
+        "nodes": len(base.nodes),
+        "failures": _failures(base.failures),
+        "workers": base.workers,
+        "seeds": result.seeds,
+        "costs": asdict(base.costs),
+    }
     points = [_point(point, cpu) for point, cpu in zip(result.points, result.cpu_s, strict=True)]
     return {"setting": setting, "varied": list(result.axes), "points": points, "answers": answers(result)}
+
+
+def _failures(failures: Failures) -> dict[str, Any]:
+    match failures:
+        case Drawn(per_node_day, repair, rack, rack_share):
+            hours = repair.mean_s / 3600 if isfinite(repair.mean_s) else None
+            drawn = {"per_node_day": per_node_day, "repair_hours": hours}
+            return {**drawn, "rack": rack, "rack_share": rack_share}
+        case Trace(name):
+            return {"trace": name}
+        case _:
+            return {}
 
 
 def _point(point: Point, cpu_s: float) -> dict[str, Any]:

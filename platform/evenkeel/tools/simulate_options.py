@@ -73,5 +73,6 @@ PerWorker = Annotated[
     bool,
     typer.Option("--per-worker", help="A message for each worker, not for each TP group: slower, the same result."),
 ]
+Processes = Annotated[int | None, typer.Option("--processes", min=1, help="At the same time; else as many as cores.")]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", rich_help_panel=OUT, help="A .png or .svg.")]
 AsJson = Annotated[bool, typer.Option("--json", rich_help_panel=OUT, help="Print one JSON object instead.")]

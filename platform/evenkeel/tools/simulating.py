@@ -1,11 +1,14 @@
 """`evenkeel simulate`: how many spares, copies, which interval; asked of the real controller in virtual time."""
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
 
 import typer
@@ -13,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from evenkeel.sim.goodput.costs import Costs
-from evenkeel.sim.goodput.setting import Change, Failures, Outcome, Setting
+from evenkeel.sim.goodput.setting import Outcome, Setting
 from evenkeel.sim.goodput.study import study
 from evenkeel.tools import goodput_plot, goodput_text, virtual_run
 from evenkeel.tools import simulate_options as o
@@ -49,6 +52,7 @@ def simulate(
     days: o.Days = None,
     seeds: o.Seeds = None,
     per_worker: o.PerWorker = False,
+    processes: o.Processes = None,
     plot: o.Plot = None,
     as_json: o.AsJson = False,
 ) -> None:
@@ -70,7 +74,7 @@ def simulate(
         per_node=not per_worker,
         price=price,
     )
-    result = _run(base, axes, seeds or (1 if trace else SEEDS))
+    result = _run(base, axes, seeds or (1 if trace else SEEDS), processes)
     if plot is not None:
         goodput_plot.draw(result, plot)
     if as_json:
@@ -115,39 +119,48 @@ def _axes(
     }
 
 
-def _run(base: Setting, axes: Mapping[str, Sequence[int | None]], seeds: int) -> goodput_text.Result:
+def _run(
+    base: Setting, axes: Mapping[str, Sequence[int | None]], seeds: int, processes: int | None
+) -> goodput_text.Result:
     """Simulates all of it, with a bar on a terminal."""
-    from evenkeel.sim.goodput.run import simulate_one
-
     settings = virtual_run.settings(base, axes)
     spent: list[float] = []
-    with _bar(len(settings) * seeds) as tell:
 
-        def simulate(setting: Setting) -> Outcome:
-            began, done = time.process_time(), len(spent)
-            watched = _Watched(setting.failures, lambda at_s: tell(done + at_s / setting.duration_s))
-            outcome = simulate_one(replace(setting, failures=watched))
-            spent.append(time.process_time() - began)
-            tell(len(spent))
-            return outcome
+    def simulate(every: Sequence[Setting]) -> Iterator[Outcome]:
+        at_once = min(len(every), processes or len(os.sched_getaffinity(0)))
+        with _bar(len(every)) as tell:
+            for outcome, cpu_s in _one_by_one(every, tell) if at_once == 1 else _at_once(every, at_once):
+                spent.append(cpu_s)
+                tell(len(spent))
+                yield outcome
 
-        points = tuple(study(settings, range(seeds), simulate))
+    points = study(settings, range(seeds), simulate)
     cpu_s = tuple(sum(spent[i * seeds : (i + 1) * seeds]) for i in range(len(settings)))
     varied = tuple(name for name in axes if len(axes[name]) > 1)
     return goodput_text.Result(base, seeds, varied, points, cpu_s)
 
 
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """Failures that tell how far the simulation is, as it asks for one after the other."""
+def _one_by_one(settings: Sequence[Setting], tell: Callable[[float], None]) -> Iterator[tuple[Outcome, float]]:
+    for done, setting in enumerate(settings):
+        yield _simulated(setting, partial(_tell_part, tell, done, setting.duration_s))
 
-    failures: Failures
-    tell: Callable[[float], None]
 
-    def changes(self, nodes: Sequence[str], seed: int, until_s: float) -> Iterator[Change]:
-        for change in self.failures.changes(nodes, seed, until_s):
-            self.tell(change.at_s)
-            yield change
+def _tell_part(tell: Callable[[float], None], done: int, whole_s: float, now: float) -> None:
+    tell(done + now / whole_s)
+
+
+def _at_once(settings: Sequence[Setting], processes: int) -> Iterator[tuple[Outcome, float]]:
+    # Ctrl-C goes to all of them; leaving the pool ends those that are left.
+    with Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield from pool.imap(_simulated, settings)
+
+
+def _simulated(setting: Setting, progress: Callable[[float], None] = lambda now: None) -> tuple[Outcome, float]:
+    """With the CPU seconds that it took."""
+    from evenkeel.sim.goodput.run import simulate_one
+
+    began = time.process_time()
+    return simulate_one(setting, progress), time.process_time() - began
 
 
 @contextmanager

@@ -4,15 +4,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from evenkeel.config import load_config
 from evenkeel.config_values import ConfigError, nearest_key
 from evenkeel.core.model import LayerShape, ModelShape, ParamShape
+from evenkeel.plan.hardware import DeviceKind
 from evenkeel.sim.goodput.costs import Costs
 from evenkeel.sim.goodput.outages import DAY_S, Drawn, Repair, Trace, TraceError, read_trace
 from evenkeel.sim.goodput.setting import Failures, Setting
+from evenkeel.tools.clusters import read_cluster
+from evenkeel.tools.devices import published
 
 SOURCE = "command line"
 ALL, NONE = "all", "none"
@@ -43,6 +47,7 @@ class Trained:
     mirror_every: int = 0
     interval: int | None = 0
     workers: int | None = None
+    precision: str = "bf16"
 
     def with_said(
         self, pipeline: int | None, tensor: int | None, micro_batches: int | None, tokens: float | None
@@ -85,6 +90,7 @@ def of_config(paths: Sequence[Path]) -> Trained:
         mirror_every=redundancy.mirror_every,
         interval=config.checkpoint.every_steps,
         workers=config.scaling.workers[1],
+        precision=config.train.precision,
     )
 
 
@@ -103,21 +109,56 @@ def of_size(params: float, layers: int) -> Trained:
     return Trained(ModelShape(tuple(LayerShape(n, (ParamShape(f"{n}.weight", shape, 0),)) for n in names), WIDTH))
 
 
-def cluster(text: str | None, trained: Trained) -> tuple[int, int]:
-    """(nodes, devices of each) of "2048x8"; where nothing is said, the configuration's workers on a node each.
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """So many nodes at full strength, with so many devices each; of which kind, if that is known."""
+
+    count: int
+    devices: int
+    kind: DeviceKind | None = None
+
+
+def cluster(text: str | None, trained: Trained) -> Nodes:
+    """Of "2048x8", or of what `evenkeel plan` takes; where nothing is said, the configuration's workers on a node each.
 
     Raises:
-        ConfigError: for anything else.
+        ConfigError: for anything else, or nodes that differ.
     """
     expected = "expected nodes at full strength x devices of each, such as 2048x8 or 2048x8xH100"
     if text is None:
         if trained.workers is None:
             raise bad("CLUSTER", f"is missing; {expected}")
-        return trained.workers, 1
-    found = re.fullmatch(r"(\d{1,7})x(\d{1,4})(?:x.+)?", text)
-    if not found or not int(found[1]) or not int(found[2]):
-        raise bad("CLUSTER", f"{text!r} is no cluster; {expected}")
-    return int(found[1]), int(found[2])
+        return Nodes(trained.workers, 1)
+    if found := re.fullmatch(r"(\d{1,7})x(\d{1,4})", text):
+        if not int(found[1]) or not int(found[2]):
+            raise bad("CLUSTER", f"{text!r} has no devices; {expected}")
+        return Nodes(int(found[1]), int(found[2]))
+    try:
+        ((kind, count), *others) = read_cluster(text, published()).nodes
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or nodes x devices of each, such as 2048x8") from None
+    if others:
+        raise bad("CLUSTER", f"{text!r} has nodes that differ; nodes of one kind are simulated")
+    return Nodes(count, kind.devices, kind.device)
+
+
+def step_seconds(trained: Trained, nodes: Nodes) -> float | None:
+    """Seconds of a step at full strength where nobody has said or measured it; None where the kind is not known either.
+
+    6 FLOP for each parameter and token (Kaplan et al., "Scaling laws for neural language models", 2020, 2.1), at
+    the share of the peak that training reaches.
+
+    Raises:
+        ConfigError: if the device has no peak for the precision.
+    """
+    kind = nodes.kind
+    if kind is None or trained.tokens is None:
+        return None
+    if trained.precision not in kind.flops:
+        raise bad("--step-seconds", f"is missing, and of {kind.name} no speed is known in {trained.precision}")
+    params = sum(prod(param.shape) for layer in trained.shape.layers for param in layer.params)
+    reached = kind.flops[trained.precision] * kind.reached * nodes.count * nodes.devices
+    return 6 * params * trained.tokens / reached
 
 
 def numbers(option: str, text: str, word: str = "") -> tuple[int | None, ...]:
@@ -173,7 +214,7 @@ def failures(per_node_day: float, repair_hours: float, rack: int, rack_share: fl
 
 def base(
     trained: Trained,
-    cluster: tuple[int, int],
+    nodes: Nodes,
     failures: Failures,
     costs: Costs,
     *,
@@ -186,20 +227,22 @@ def base(
     """The setting without spares and what else is tried.
 
     Args:
-        cluster: nodes at full strength, and devices of each.
+        nodes: at full strength.
+        step_s: None: as step_seconds has it.
 
     Raises:
         ConfigError: if something is missing or makes no sense.
     """
-    nodes, devices = cluster
+    devices = nodes.devices
+    step_s = step_seconds(trained, nodes) if step_s is None else step_s
     if step_s is None:
-        raise bad("--step-seconds", "is missing: seconds of a step at full strength; or give --costs of a measured run")
+        raise bad("--step-seconds", "is missing; or give --costs of a run, or the kind of device, as in 8x8xH100")
     if trained.tokens is None:
         raise bad("--tokens", "is missing: tokens of a step, such as 16e6")
     if min_nodes is not None:
         trained = replace(trained, min_workers=min_nodes * devices)
-    full = at_full_strength(trained, nodes, devices)
-    names = failures.beginning if isinstance(failures, Trace) else node_names(nodes)
+    full = at_full_strength(trained, nodes.count, devices)
+    names = failures.beginning if isinstance(failures, Trace) else node_names(nodes.count)
     return setting_of(
         nodes=names,
         devices_per_node=devices,

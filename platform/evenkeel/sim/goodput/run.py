@@ -1,33 +1,29 @@
 """One run in virtual time: the real controller, and workers of which only what it hears of is simulated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import assert_never
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
 from evenkeel.control.modes import Ended, Gathering, Running
-from evenkeel.control.policy import Policy
 from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import World
-from evenkeel.plan.layout import Wish
 from evenkeel.sim.clock import Clock
 from evenkeel.sim.goodput.fleet import Fleet
 from evenkeel.sim.goodput.holdings import Holdings
 from evenkeel.sim.goodput.ledger import Ledger
+from evenkeel.sim.goodput.members import Members
 from evenkeel.sim.goodput.pace import Pace
 from evenkeel.sim.goodput.record import Record
 from evenkeel.sim.goodput.saving import Saving
 from evenkeel.sim.goodput.setting import Change, Outcome, Setting
 from evenkeel.sim.goodput.training import Training
 
-NO_LAST_STEP = 10**12
-PARKED, REGROUP, REDUCE = (m.PHASES.index(phase) for phase in ("parked", "regroup", "reduce"))
-NONE = Flags.NONE
 PARTS = 200
-Asked = m.Abort | m.Settle
+"""Of a run, after each of which its progress is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +45,13 @@ class Run:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        folded = setting.tensor if setting.per_node else 1
-        slots = setting.devices_per_node // folded
         self.clock = Clock()
-        self.fleet = Fleet(self.clock, slots, setting.costs, self.hear)
-        self.holdings = Holdings(setting.model, folded)
+        self.fleet = Fleet(self.clock, setting.slots, setting.costs, self.hear)
+        self.holdings = Holdings(setting.model, setting.folded)
         self.saving = Saving(self.clock, self.fleet, setting.costs, self.holdings.state_bytes, self.hear)
         self.ledger = Ledger(setting.step_s)
         self.record = Record()
+        self._members = Members(self.clock, self.fleet, self.holdings, setting.costs, self.hear)
         self.step = 0
         self.ended = ""
         self._pace = Pace(setting)
@@ -64,13 +59,11 @@ class Run:
         self._begun = False
         self._joining: Joining | None = None
         self._training: Training | None = None
-        self._position = m.Position()
-        self._asked: tuple[type[Asked], int] | None = None
-        self._probed: list[WorkerId] = []
-        self._last: World | None = None
         self._vote_at = 0
+        self._step_s = 0.0
+        self._fresh = 0
         self._wakes_at = self._timer_at = inf
-        self.controller = Controller(_policy(setting, folded, slots))
+        self.controller = Controller(setting.policy)
         for name in setting.nodes:
             self.fleet.come(name)
         self._changes = setting.failures.changes(setting.nodes, setting.seed, setting.duration_s)
@@ -202,17 +195,20 @@ class Run:
     def _carry_out(self, command: m.Command) -> None:
         """Of commands that go to many, the first stands for all."""
         match command:
-            case m.Abort() | m.Settle():
-                self._ask(command)
+            case m.Metrics() | m.Status():
+                pass
+            case m.Abort():
+                self._stop()
+                self._members.promise(command, self.saving.copying_until)
+            case m.Settle():
+                self._members.settle(command)
             case m.Form(world=world):
                 self._form(world)
             case m.Request(_, _, generation, flags):
                 if self._training is not None and generation == self._training.world.generation:
                     self._training.ask(flags)
             case m.Probe(worker, _, probe):
-                if not self._probed:
-                    self.clock.after(0.0, lambda: self._locate(probe))
-                self._probed.append(worker)
+                self._members.locate(worker, probe)
             case m.Kill(worker, reason):
                 self.clock.after(0.0, lambda: self._kill(worker, reason))
             case m.Start(count):
@@ -227,8 +223,6 @@ class Run:
                 self._end(f"{status}: {error}" if error else status)
             case m.Log():
                 self.record.log(command)
-            case m.Metrics() | m.Status():
-                pass
             case _:
                 assert_never(command)
 
@@ -264,29 +258,16 @@ class Run:
 
     # ------------------------------------------------------------ stopping
 
-    def _ask(self, command: Asked) -> None:
-        """Every member is to promise that it has stopped, or to carry out the decision."""
-        asked = type(command), command.ask
-        if asked == self._asked:
-            return
-        self._asked = asked
-        costs = self.setting.costs
-        if isinstance(command, m.Settle):
-            self.clock.after(costs.settle_s, lambda: self._settled(command))
-        else:
-            self._stop()
-            at = max(self.now + costs.abort_s, self.saving.copying_until)
-            self.clock.at(at, lambda: self._answer(command))
-
     def _stop(self) -> None:
         """Every member parks."""
         training, self._training, self._joining = self._training, None, None
         if training is not None:
             world = training.world
             self._halt(training)
+            self._fresh = training.fresh
             began = training.step > world.base.step
             self.holdings.stop(Version(training.step, world.generation) if began else world.base)
-        self._position = replace(self._position, phase=PARKED, waiting=False)
+        self._members.park()
 
     def _halt(self, training: Training) -> None:
         """No step is committed from here on; the open one is lost."""
@@ -294,41 +275,13 @@ class Run:
             self._hold(training, self.now)
             self.ledger.spend(self.now, "redo")
             self._cause = "detect"
-            self._position = m.Position(training.world.generation, training.step + 1, REDUCE, waiting=True)
+            self._members.wait(training.step + 1)
             training.halted = True
 
     def _hold(self, training: Training, now: float) -> None:
         """Accounts for what held up the open step."""
         for cause, until in training.held_by:
             self.ledger.spend(max(self.ledger.at, min(until, now)), cause)
-
-    def _answer(self, command: m.Abort) -> None:
-        if self._asked == (m.Abort, command.ask):
-            answers: dict[int, m.Answer] = {}
-            events: list[m.Event] = []
-            held_by = self.holdings.of(self._members(), self.now)
-            for worker, held in held_by.items():
-                if id(held) not in answers:
-                    answers[id(held)] = m.Answer(self._position, held)
-                events.append(m.Answered(worker, command.generation, command.ask, answers[id(held)]))
-            self.hear(events)
-
-    def _settled(self, command: m.Settle) -> None:
-        if self._asked == (m.Settle, command.ask):
-            held_by = self.holdings.of(self._members(), self.now)
-            generation = command.decision.generation
-            self.hear([m.Settled(worker, generation, command.ask, held) for worker, held in held_by.items()])
-
-    def _members(self) -> list[WorkerId]:
-        """Those of the last world that are alive."""
-        return [w for w in self._last.layout.members if w in self.fleet.alive] if self._last is not None else []
-
-    def _locate(self, probe: int) -> None:
-        """Everybody says where it is, as it does so from a thread of its own. Who joins moves on."""
-        moves = int(10 * self.now) if self._joining is not None else 0
-        position = replace(self._position, collective=moves)
-        asked, self._probed = self._probed, []
-        self.hear([m.Located(worker, probe, position) for worker in asked if worker in self.fleet.alive])
 
     # ------------------------------------------------------------ joining
 
@@ -339,8 +292,7 @@ class Run:
         missing = self.holdings.missing(world)
         moves = costs.restore(missing) if world.saved else costs.reshard(missing)
         joining = self._joining = Joining(world, costs.regroup_s, moves if missing else 0.0)
-        self._last = world
-        self._position = m.Position(world.generation, world.base.step, REGROUP)
+        self._members.enter(world)
         ready_s = costs.plan_s + joining.regroup_s + joining.reshard_s
         self.clock.after(ready_s, lambda: self._join(joining))
 
@@ -357,9 +309,13 @@ class Run:
         if world.mirror_every is not None and world.base != INITIAL:
             held_by.append(("checkpoint", self._mirror(world, world.base)))
         step_s = self._pace.step_s(world.layout)
-        self._training = training = Training(world, step_s, self.setting.tokens_per_step, world.base.step, self.now)
+        training = Training(world, step_s, self.setting.tokens_per_step, world.base.step, self.now)
+        if self.setting.checkpoint_every != 0:
+            training.fresh = 2
+        elif step_s == self._step_s:
+            training.fresh = max(2, self._fresh)
+        self._training, self._step_s = training, step_s
         training.hold(held_by)
-        self._position = replace(self._position, phase=REDUCE)
         regroup_s, reshard_s = joining.regroup_s, joining.reshard_s
         self.hear([m.Joined(worker, world.generation, regroup_s, reshard_s) for worker in members])
 
@@ -387,7 +343,7 @@ class Run:
         flags = training.flags(last, self.saving.busy_until, self.holdings.mirroring_until)
         self._hold(training, at)
         self.ledger.commit(at, first, last - training.step, training.step_s)
-        votes = [training.vote(step, NONE) for step in range(first, last)] + [training.vote(last, flags)]
+        votes = training.votes(last, flags)
         self.step = last
         version = Version(last, world.generation)
         held_by: list[tuple[str, float]] = []
@@ -401,7 +357,7 @@ class Run:
         training.advance(last, flags)
         training.hold(held_by)
         if training.halted:
-            self._position = m.Position(world.generation, last, PARKED)
+            self._members.park(last)
         self._pass_on(at, [m.Reported(world.leader, tuple(m.Report(vote, at) for vote in votes))])
 
     def _look_ahead(self) -> None:
@@ -415,23 +371,6 @@ class Run:
         if (vote_at, at) != (self._vote_at, self._wakes_at):
             self._vote_at, self._wakes_at = vote_at, at
             self.clock.at(at, self._report)
-
-
-def _policy(setting: Setting, folded: int, slots: int) -> Policy:
-    """Of `folded` devices each worker stands for, a node has `slots` workers."""
-    places = setting.workers // folded
-    tensor = setting.tensor // folded
-    fewest = -(-setting.min_workers // folded)
-    return Policy(
-        model=setting.model,
-        wish=Wish(setting.data, setting.pipeline, tensor, fewest, places),
-        micro_batches=setting.micro_batches,
-        last_step=NO_LAST_STEP,
-        spares=setting.spares * slots,
-        copies=setting.copies,
-        mirror_every=setting.mirror_every,
-        checkpoint_every=setting.checkpoint_every,
-    )
 
 
 def simulate_one(setting: Setting, progress: Callable[[float], None] = lambda now: None) -> Outcome:

@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Protocol
 
+from evenkeel.control.policy import Policy
 from evenkeel.core.layout import Layout
 from evenkeel.core.model import ModelShape
+from evenkeel.plan.layout import Wish
 from evenkeel.sim.goodput.costs import Costs
+
+NO_LAST_STEP = 10**12
 
 CAUSES = ("productive", "degraded", "detect", "rebuild", "redo", "checkpoint", "starved", "other")
 """Where time goes. Together they are all of the time.
@@ -117,6 +121,31 @@ class Setting:
     def workers(self) -> int:
         """At full strength."""
         return self.data * self.pipeline * self.tensor
+
+    @property
+    def folded(self) -> int:
+        """How many devices one worker of the controller stands for."""
+        return self.tensor if self.per_node else 1
+
+    @property
+    def slots(self) -> int:
+        """How many workers of the controller a node has room for."""
+        return self.devices_per_node // self.folded
+
+    @property
+    def policy(self) -> Policy:
+        """What the controller is asked for."""
+        places, fewest = self.workers // self.folded, -(-self.min_workers // self.folded)
+        return Policy(
+            model=self.model,
+            wish=Wish(self.data, self.pipeline, self.tensor // self.folded, fewest, places),
+            micro_batches=self.micro_batches,
+            last_step=NO_LAST_STEP,
+            spares=self.spares * self.slots,
+            copies=self.copies,
+            mirror_every=self.mirror_every,
+            checkpoint_every=self.checkpoint_every,
+        )
 
 
 @dataclass(frozen=True, slots=True)

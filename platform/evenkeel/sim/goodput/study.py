@@ -1,7 +1,8 @@
 """Several settings under the same seeds: means with confidence intervals, what differs, and which to take."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -60,11 +61,15 @@ class Point:
 def study(
     settings: Sequence[tuple[Mapping[str, int | None], Setting]],
     seeds: Sequence[int],
-    simulate: Callable[[Setting], Outcome],
-) -> Iterator[Point]:
-    """Simulates each setting with each seed, one point after the other. All points meet the same failures by seed."""
-    for varied, setting in settings:
-        yield Point(varied, tuple(simulate(replace(setting, seed=seed)) for seed in seeds))
+    simulate: Callable[[Sequence[Setting]], Iterable[Outcome]],
+) -> tuple[Point, ...]:
+    """Simulates each setting with each seed. All points meet the same failures by seed.
+
+    Args:
+        simulate: all of them, in their order, one after the other or at once.
+    """
+    outcomes = iter(simulate([replace(setting, seed=seed) for _, setting in settings for seed in seeds]))
+    return tuple(Point(varied, tuple(islice(outcomes, len(seeds)))) for varied, _ in settings)
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil
 
+from evenkeel.control.liveness import STEPS_REMEMBERED
 from evenkeel.core.vote import SLOTS, Flags, Slot, Vote, put_flags
 from evenkeel.core.world import World
 
@@ -22,7 +23,8 @@ class Training:
         step: the last one that was committed.
         resumes_at: when the next one begins to be computed: after `held_by`, which held the training up since then.
         held_by: what did, and until when, in order: parts of a checkpoint, or of the beginning of a world.
-        fresh: how many of the next steps are to be told one by one, as they take another time than those after them.
+        fresh: how many of the next steps are to be told one by one, as the controller does not know yet how long they
+            take.
         pending: requests for the next votes (rule 16).
         mirrored_at: the step of the last mirror.
         halted: somebody died, or the world has left: no step will be committed any more.
@@ -34,7 +36,7 @@ class Training:
     step: int
     resumes_at: float
     held_by: list[tuple[str, float]] = field(default_factory=list)
-    fresh: int = 2
+    fresh: int = STEPS_REMEMBERED
     pending: Flags = Flags.NONE
     mirrored_at: int = 0
     halted: bool = False
@@ -62,10 +64,10 @@ class Training:
         following = self.step + 1
         if self.fresh or self.pending & Flags.PAUSE:
             return following
-        found = [self._checkpoint_at(busy_until), self._mirror_at(mirroring_until)]
+        found = [self._checkpoint_at(busy_until), self._mirror_at(mirroring_until), following + MOST]
         if asked_after is not None and not self.pending:
             found.append(max(following, asked_after))
-        return min((step for step in found if step is not None), default=following + MOST)
+        return min(step for step in found if step is not None)
 
     def flags(self, step: int, busy_until: float, mirroring_until: float) -> Flags:
         """What the vote of the next step says that is taken."""
@@ -76,8 +78,12 @@ class Training:
             flags |= Flags.MIRROR
         return flags
 
-    def vote(self, step: int, flags: Flags) -> Vote:
-        return Vote(self.world.generation, step, _values(self.world.size, self.tokens, flags))
+    def votes(self, last: int, flags: Flags) -> list[Vote]:
+        """Of the steps up to `last`, with these flags in the last one."""
+        generation, size = self.world.generation, self.world.size
+        plain = _values(size, self.tokens, Flags.NONE)
+        votes = [Vote(generation, step, plain) for step in range(self.step + 1, last)]
+        return [*votes, Vote(generation, last, _values(size, self.tokens, flags))]
 
     def advance(self, step: int, flags: Flags) -> None:
         """This step is committed, with these flags in its vote."""

@@ -1,0 +1,194 @@
+"""A real run with many kills, and what the simulator says of it beforehand, with costs measured on another run."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+from bench.lab import say
+from bench.process import BenchError
+from bench.sides import product
+from bench.work import Steps, Work
+from evenkeel.control import messages as m
+from evenkeel.core.codec import load
+from evenkeel.core.model import LayerShape, ModelShape, ParamShape
+from evenkeel.observe.incident import phase_times, total_s, unplanned
+from evenkeel.sim.goodput.record import describe
+from evenkeel.sim.goodput.run import Run
+from evenkeel.sim.goodput.setting import Setting
+from evenkeel.store.run_directory import RunDirectory
+from evenkeel.tools.measured import Measured, measured
+
+KILLS = 20
+WORKERS = 4
+SOON, LATE = (5, 8), (90, 130)
+"""Steps from one kill to the next: sooner than a worker starts, or later than two do."""
+PAIRS = 0.4
+"""How often a kill is soon followed by another: the first takes the spare, so the second makes the world smaller."""
+LIMIT_S = 1500.0
+FOREVER = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Who is killed in the backward pass of which step: (step, rank), in order; and the run's last step."""
+
+    kills: tuple[tuple[int, int], ...]
+    steps: int
+
+    def work(self) -> Work:
+        """2 pipelines of 2 stages and a spare, with checkpoints."""
+        faults = tuple(
+            {"step": step, "phase": "backward", "target": f"rank:{rank}", "kind": "kill"} for step, rank in self.kills
+        )
+        return Work(
+            self.steps, data=2, pipeline=2, spares=1, fewest=2, batch=(8, 1), save_every=100, faults=faults,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """What came of a real run.
+
+    Attributes:
+        total_s: from the first committed step to the last one.
+        decisions: of its journal, without the numbers of steps.
+        offset_s: mean time from the commit before a kill to the kill.
+        by_size: mean seconds of a step by the number of workers.
+    """
+
+    total_s: float
+    decisions: tuple[str, ...]
+    offset_s: float
+    measured: Measured
+    by_size: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A prediction against what came: `apart` is the longer time over the shorter one, at least 1."""
+
+    apart: float
+    words: str
+
+
+def schedule(seed: int, kills: int = KILLS) -> Schedule:
+    """Drawn from the seed."""
+    random, found, step = Random(seed), [], 0
+    while len(found) < kills:
+        soon = bool(found) and not _soon(found) and random.random() < PAIRS
+        step += random.randint(*(SOON if soon else LATE))
+        found.append((step, random.randrange(WORKERS)))
+    return Schedule(tuple(found), step + LATE[1])
+
+
+def _soon(kills: Sequence[tuple[int, int]]) -> bool:
+    """Whether the last kill came soon after the one before."""
+    return len(kills) > 1 and kills[-1][0] - kills[-2][0] <= SOON[1]
+
+
+def against_real(folder: Path, number: int, kills: int = KILLS) -> Comparison:
+    """Measures costs on a run with one schedule, and predicts another run, with another one.
+
+    Raises:
+        BenchError: if a run fails, or decides otherwise than predicted.
+    """
+    known = real(schedule(2 * number + 1, kills), folder / "known")
+    coming = schedule(2 * number + 2, kills)
+    total_s, decisions = predicted(coming, known)
+    say(f"predicted: {total_s:.1f} s")
+    found = real(coming, folder / "coming")
+    check_decisions(decisions, found.decisions)
+    times = f"{found.total_s:.1f} s, predicted {total_s:.1f} s, from a run of {known.total_s:.1f} s"
+    apart = max(total_s, found.total_s) / min(total_s, found.total_s)
+    return Comparison(apart, f"{times}\n{len(decisions)} decisions in {coming.steps} steps, all as predicted")
+
+
+def real(plan: Schedule, folder: Path) -> Real:
+    """Runs it with jobs/train.py. Raises BenchError if that fails, or a kill does not happen."""
+    folder.mkdir()
+    steps = product(plan.work(), limit_s=LIMIT_S).run(folder)
+    assert steps.run is not None
+    directory = RunDirectory.at(str(steps.run))
+    metrics, events = directory.metrics(), directory.events()
+    entries = [load(entry, m.Entry) for entry in directory.journal().read_all()]
+    found = measured(metrics, events)
+    killed = sorted(path.stat().st_mtime for path in (steps.run / "faults").glob("*"))
+    incidents = unplanned(events)
+    if not len(killed) == len(incidents) == len(plan.kills):
+        counts = f"{len(killed)} kills and {len(incidents)} incidents"
+        raise BenchError(f"{counts}, where {len(plan.kills)} were planned")
+    # A death is pushed, and an incident's own "detect" begins with the last sign of life: here the instant is known.
+    stopped = [i["time"] - total_s(i) + phase_times(i)["detect"] for i in incidents]
+    detect_s = max(0.0, fmean(stop - kill for stop, kill in zip(stopped, killed, strict=True)))
+    found = replace(found, costs=replace(found.costs, detect_s=detect_s))
+    sizes = {line["world_size"] for line in metrics}
+    by_size = {size: _mean_step(metrics, size) for size in sizes}
+    before = [steps.ends[step - 1] for step, _ in plan.kills]
+    offset_s = max(0.0, fmean(kill - end for kill, end in zip(killed, before, strict=True)))
+    decisions = tuple(filter(None, (_kind(entry) for entry in entries)))
+    say(f"{len(killed)} kills in {_total(steps):.1f} s, steps of {by_size}, {found.costs}")
+    return Real(_total(steps), decisions, offset_s, found, by_size)
+
+
+def predicted(plan: Schedule, known: Real) -> tuple[float, tuple[str, ...]]:
+    """(seconds from the first step to the last, decisions) of a run that was only simulated.
+
+    Raises:
+        BenchError: if the simulated run does not get there.
+    """
+    run = Run(_setting(known))
+    if not run.until_step(1, FOREVER):
+        raise BenchError("the simulated run does not begin")
+    began = run.now
+    for step, rank in plan.kills:
+        if not run.until_step(step - 1, FOREVER):
+            raise BenchError(f"the simulated run does not come to step {step}: {run.ended}")
+        run.until(run.now + known.offset_s)
+        run.lose(rank)
+    if not run.until_step(plan.steps, FOREVER):
+        raise BenchError(f"the simulated run does not come to its end: {run.ended}")
+    took = run.now - began
+    return took, tuple(_without_steps(what) for _, what in run.outcome().decisions)
+
+
+def check_decisions(ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """Raises BenchError for the first decision that was another one than predicted."""
+    for number, (a, b) in enumerate(zip([*ours, "nothing"], [*theirs, "nothing"], strict=False), 1):
+        if a != b:
+            raise BenchError(f"decision {number} was {b!r}; predicted was {a!r}")
+
+
+def _setting(known: Real) -> Setting:
+    """The work of Schedule. Of the model only its layers matter, as no cost here depends on bytes."""
+    layers = tuple(LayerShape(f"l{i}", (ParamShape(f"l{i}.w", (1024,)),)) for i in range(6))
+    return Setting(
+        nodes=tuple(f"node{i}" for i in range(WORKERS + 1)), devices_per_node=1, model=ModelShape(layers), data=2,
+        pipeline=2, tensor=1, micro_batches=8, step_s=known.by_size[WORKERS], tokens_per_step=1.0, duration_s=FOREVER,
+        costs=known.measured.costs, min_workers=2, spares=1, checkpoint_every=100, per_node=False,
+        pace=lambda layout: known.by_size.get(len(layout.members), known.by_size[WORKERS]),
+    )  # fmt: skip
+
+
+def _mean_step(metrics: Sequence[Mapping[str, float]], size: int) -> float:
+    """Of those with so many workers, the first of each world aside; a mean, as it is a total that is predicted."""
+    found = [
+        b["step_s"] for a, b in pairwise(metrics) if a["generation"] == b["generation"] and b["world_size"] == size
+    ]
+    return fmean(found)
+
+
+def _total(steps: Steps) -> float:
+    return steps.ends[steps.last] - steps.ends[1]
+
+
+def _kind(entry: m.Entry) -> str:
+    return "" if isinstance(entry, m.RunEnded) else _without_steps(describe(entry))
+
+
+def _without_steps(what: str) -> str:
+    """When workers come back, and so at which step a pause is made for them, differs by milliseconds."""
+    return re.sub(r"step \d+", "step", what)

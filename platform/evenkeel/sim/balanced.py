@@ -1,0 +1,66 @@
+"""What must hold of runs that share work out by measured speed."""
+
+from typing import TYPE_CHECKING
+
+from evenkeel.control.balancing import JUDGED
+from evenkeel.core.ids import WorkerId
+from evenkeel.core.vote import Vote
+from evenkeel.core.world import World
+from evenkeel.plan.speeds import Speeds
+from evenkeel.sim.pace import true_speeds
+from evenkeel.sim.violation import require
+
+if TYPE_CHECKING:
+    from evenkeel.sim.fleet import Fleet
+
+STEPS = 30
+"""Of a generation after which work must be where it is done fastest, as far as that is worth a pause."""
+WORTH = 0.7
+"""Of the time that a step takes: if shares alone made less of it, they must have been changed by then."""
+
+
+class BalanceChecks:
+    """Watches the layouts of one run against the workers' true speeds, where nothing slows them for a time only."""
+
+    def __init__(self, fleet: "Fleet") -> None:
+        self._fleet = fleet
+        scenario = fleet.scenario
+        lasting = not any(fault.kind in ("slow", "hang") for fault in scenario.faults)
+        self._watched = scenario.policy.rebalance and lasting
+        self._heard = scenario.calm and not scenario.late_reports
+        self._steps = self._life = 0
+        self._evicted: set[WorkerId] = set()
+
+    def opened(self, world: World, before: World | None) -> None:
+        """A layout that was chosen for its speed is faster, and among equals nothing is changed for the sake of it."""
+        back = self._evicted & set(world.layout.members)
+        soon = world.cause == "pause" and self._steps < JUDGED and self._fleet.life == self._life
+        require(
+            not (back and soon), f"{back} were evicted from generation {world.generation - 1}, but come back at once"
+        )
+        self._steps, self._life, self._evicted = 0, self._fleet.life, set()
+        if before is None or world.cause != "rebalance":
+            return
+        self._evicted = set(before.layout.members) - set(world.layout.members)
+        self._fleet.seen["evicted"] += bool(self._evicted)
+        self._fleet.seen["rebalanced in truth"] += 1
+        if not self._watched or set(world.layout.members) != set(before.layout.members):
+            return
+        speeds = self._true(world)
+        was, now = speeds.finish_s(before.layout), speeds.finish_s(world.layout)
+        require(
+            now < was, f"generation {world.generation} was to be faster: {now:.3f} s of passes instead of {was:.3f}"
+        )
+
+    def visible(self, vote: Vote, world: World) -> None:
+        """After enough steps no other shares would make a much faster step."""
+        self._steps += 1
+        if not self._watched or not self._heard or self._steps < STEPS or vote.generation != world.generation:
+            return
+        speeds = self._true(world)
+        is_s, could_be_s = speeds.finish_s(world.layout), speeds.finish_s(speeds.shared(world.layout))
+        what = f"step {vote.step}, {self._steps} of generation {world.generation}, takes {is_s:.3f} s of passes"
+        require(could_be_s > WORTH * is_s, f"{what}; with other shares it would take {could_be_s:.3f}")
+
+    def _true(self, world: World) -> Speeds:
+        return true_speeds(self._fleet.workers[world.layout.members[0]], world.layout)

@@ -1,0 +1,117 @@
+"""The benchmark `simulate`: its settings, its schedules of kills, and what is predicted of a run with them."""
+
+import sys
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "jobs"))
+
+from bench import goodput, predicted
+from bench.lab import Lab
+from bench.predicted import Comparison, Real, Schedule, check_decisions, schedule
+from bench.process import BenchError
+from evenkeel.config import load_config
+from evenkeel.sim.goodput.costs import Costs
+from evenkeel.sim.goodput.run import simulate_one
+from evenkeel.tools.measured import Measured
+
+COSTS = Costs(detect_s=0.1, abort_s=0.05, regroup_s=0.1, first_step_s=0.2, start_s=6.0, save_stall_s=0.05)
+KNOWN = Real(300.0, (), 0.1, Measured(0.2, COSTS, 20), {3: 0.25, 4: 0.2})
+
+
+def test_the_month_fills_its_nodes() -> None:
+    setting = goodput.month()
+    assert len(setting.nodes) * setting.devices_per_node == 16384
+    assert setting.workers + setting.spares * setting.devices_per_node == 16384
+    assert setting.duration_s == 30 * 24 * 3600
+
+
+def test_the_trace_is_simulated_to_its_end() -> None:
+    outcome = simulate_one(goodput.bamboo())
+    assert (outcome.ended, outcome.duration_s) == ("", 40920.0)
+    assert sum(outcome.seconds.values()) == pytest.approx(40920.0)
+    assert 0.4 < outcome.goodput < 0.8
+    assert 50 < outcome.incidents <= 167  # as many nodes are removed, some of them together
+    assert "incidents in 11.4 h" in goodput._words(outcome, 1.0)
+    with pytest.raises(BenchError, match="ended by itself: failed: why"):
+        goodput._words(replace(outcome, ended="failed: why"), 1.0)
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_kills_come_alone_or_in_pairs(seed: int, tmp_path: Path) -> None:
+    found = schedule(seed)
+    assert found == schedule(seed) != schedule(seed + 1)
+    apart = [b - a for (a, _), (b, _) in pairwise(found.kills)]
+    assert len(found.kills) == predicted.KILLS == 20
+    assert all(5 <= steps <= 8 or 90 <= steps <= 130 for steps in apart)
+    assert not any(a <= 8 and b <= 8 for a, b in pairwise(apart))  # a third one would find the world too small
+    assert any(steps <= 8 for steps in apart)
+    config = load_config([found.work().write(tmp_path)])
+    assert [(fault.step, fault.target) for fault in config.faults] == [(s, f"rank:{r}") for s, r in found.kills]
+
+
+def test_what_is_predicted_of_a_single_kill() -> None:
+    """Counted by hand: the step that is lost, the repair, and nothing else, as the spare has started long before."""
+    total_s, decisions = predicted.predicted(Schedule(((100, 1),), 150), KNOWN)
+    repair_s = COSTS.detect_s + COSTS.abort_s + COSTS.regroup_s + COSTS.first_step_s
+    saves_s = COSTS.save_stall_s  # of step 100
+    assert total_s == pytest.approx(149 * 0.2 + 0.1 + repair_s + saves_s, abs=1e-6)
+    assert [what.split(":")[0] for what in decisions] == [
+        "world of 2 x 2 stages from step",
+        "step settled",
+        "world of 2 x 2 stages from step",
+    ]
+
+
+def test_what_is_predicted_of_a_pair() -> None:
+    """The second kill finds no spare: three go on, more slowly, until a worker has started; the next one is a spare."""
+    _, decisions = predicted.predicted(Schedule(((100, 1), (105, 2)), 200), KNOWN)
+    worlds = [what for what in decisions if what.startswith("world")]
+    assert [what.partition(" from")[0] for what in worlds] == [
+        "world of 2 x 2 stages",
+        "world of 2 x 2 stages",
+        "world of 1 x 2 stages + 1 x 1 stages",
+        "world of 2 x 2 stages",
+    ]
+    assert Counter(what.rpartition(": ")[2] for what in worlds)["worker lost"] == 2
+
+
+def test_other_decisions_are_no_prediction() -> None:
+    check_decisions(["a", "b"], ["a", "b"])
+    for theirs, message in (
+        (["a", "c"], "decision 2 was 'c'; predicted was 'b'"),
+        (["a"], "decision 2 was 'nothing'; predicted was 'b'"),
+        (["a", "b", "c"], "decision 3 was 'c'; predicted was 'nothing'"),
+    ):
+        with pytest.raises(BenchError, match=message):
+            check_decisions(["a", "b"], theirs)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool) -> None:
+    """With a real run's comparison put in its place, and the trace in that of the month."""
+
+    def compared(folder: Path, number: int) -> Comparison:
+        if fails:
+            raise BenchError("decision 7 was 'a'; predicted was 'b'")
+        return Comparison(1.05, "300.0 s, predicted 315.0 s")
+
+    monkeypatch.setattr("bench.lab.wait_quiet", lambda limit_s: None)
+    monkeypatch.setattr(goodput, "against_real", compared)
+    monkeypatch.setattr(goodput, "month", goodput.bamboo)
+    found = goodput.simulate(Lab(tmp_path), 1)
+    month, bamboo, real = found.rows
+    assert (month.name, bamboo.name, real.name) == ("month_16384", "bamboo_p3", "against_real")
+    assert (month.must, bamboo.must, real.must, real.better) == (60.0, 10.0, 1.1, "<=")
+    assert month.value is not None and not month.holds  # one round is too few
+    assert "events" in found.notes["bamboo_p3"]
+    if fails:
+        assert (real.value, real.holds) == (None, False)
+        assert "decision 7" in found.notes["against_real"]
+    else:
+        assert (real.value, real.holds) == (1.05, True)
+        assert found.notes["against_real"] == "300.0 s, predicted 315.0 s"
