@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -14,7 +13,7 @@ import numpy as np
 from bench.lab import Lab, Round, ratios
 from bench.process import BenchError
 from bench.rows import CLOSE, Bound, Found, Result, interval_text, results
-from bench.sides import Side, product, static
+from bench.sides import product, static, static_at_once
 from bench.work import Steps, Work, check_same_work
 from evenkeel.plan.batch import shares
 
@@ -63,8 +62,8 @@ NORMAL = Size()
 def unequal(lab: Lab, pairs: int | None, size: Size = NORMAL) -> Result:
     """Rank 1 is slowed by burning processor time; the product is told nothing of it."""
     count = pairs or CLOSE
-    found = [_shares(lab, count, size, name, factor) for name, factor in SHARES]
-    return results("unequal", [*found, _cuts(lab, count, size), _mid_run(lab, count, size)])
+    found = [shares_row(lab, count, size, name, factor) for name, factor in SHARES]
+    return results("unequal", [*found, cuts_row(lab, count, size), mid_run_row(lab, count, size)])
 
 
 # ------------------------------------------------------------ shares
@@ -98,7 +97,7 @@ class Shared:
         return f"shares {_numbers(self.shares)}: {self.of_sum:.3f} of the sum ({times}){equal}"
 
 
-def _shares(lab: Lab, count: int, size: Size, name: str, factor: float) -> Found:
+def shares_row(lab: Lab, count: int, size: Size, name: str, factor: float) -> Found:
     what = f"1 of 2 workers {factor:g} times as slow: tokens/s, together / sum of each by itself"
     found = lab.repeat(name, count, partial(shared, size, factor))
     values = [one.of_sum for one in found]
@@ -129,10 +128,12 @@ def shared(size: Size, factor: float, folder: Path, number: int) -> Shared:
         BenchError: if a run fails, or did other work than the others.
     """
     work = replace(size.work(size.settle + size.measured, {1: factor}), data=2)
+    own = folder / "together"
+    own.mkdir()
     if number % 2 == 0:
-        ours, alone = _in(folder, product(work)), by_themselves(size, factor, folder)
+        ours, alone = product(work).run(own), by_themselves(size, factor, folder)
     else:
-        alone, ours = by_themselves(size, factor, folder), _in(folder, product(work))
+        alone, ours = by_themselves(size, factor, folder), product(work).run(own)
     for one in alone:
         check_same_work(ours, one, "each by itself")
     fast, slow = _paces(*alone)
@@ -143,10 +144,10 @@ def shared(size: Size, factor: float, folder: Path, number: int) -> Shared:
     equal = None
     if len(set(first.shares)) == 1 and first.last > EARLY:
         equal = pace(ours, ours.ends[EARLY], ours.ends[first.last]) / (fast + slow)
-    own, others = ours.cpu.own_between(start, stop), ours.cpu.foreign_cores(start, stop)
+    used, others = ours.cpu.own_between(start, stop), ours.cpu.foreign_cores(start, stop)
     return Shared(
         together / (fast + slow), equal, arranged[-1].shares, 1 / together, 1 / fast, 1 / slow,
-        None if own is None else own / (stop - start), others,
+        None if used is None else used / (stop - start), others,
     )  # fmt: skip
 
 
@@ -158,12 +159,7 @@ def by_themselves(size: Size, factor: float, folder: Path) -> tuple[Steps, Steps
     """
     slow_steps = EARLY + size.alone
     fast_steps = int(slow_steps * factor) + EARLY
-    sides = (
-        static(size.work(fast_steps, {}), "fast alone"),
-        static(size.work(slow_steps, {0: factor}), "slow alone"),
-    )
-    with ThreadPoolExecutor(len(sides)) as pool:
-        fast, slow = pool.map(partial(_in, folder), sides)
+    fast, slow = static_at_once((size.work(fast_steps, {}), size.work(slow_steps, {0: factor})), folder)
     return fast, slow
 
 
@@ -192,7 +188,7 @@ CUTS = Bound(
 )  # fmt: skip
 
 
-def _cuts(lab: Lab, count: int, size: Size) -> Found:
+def cuts_row(lab: Lab, count: int, size: Size) -> Found:
     slowdown = {1: FACTOR}
     work = replace(size.work(size.settle + size.measured, slowdown), pipeline=2, model=size.deep)
     ours = product(work, "evenkeel, cuts")
@@ -238,7 +234,7 @@ WITHIN = 20
 """Steps after the slowdown in which the product is to be back."""
 
 
-def _mid_run(lab: Lab, count: int, size: Size) -> Found:
+def mid_run_row(lab: Lab, count: int, size: Size) -> Found:
     slowed = replace(size.work(size.slow_from - 1 + WITHIN + size.measured, {1: FACTOR}), data=2)
     ours = product(replace(slowed, slow_from=size.slow_from), "evenkeel, mid-run")
     planned = _numbers(shares((1.0, FACTOR), MICRO_BATCHES))
@@ -291,13 +287,6 @@ def tail_s(count: int, steps: Steps) -> float:
 def _chosen(rounds: Sequence[Round], ours: str, text: Callable[[Arrangement], str]) -> str:
     """What the product ended with, round by round."""
     return "chosen: " + "; ".join(text(arrangements(r[ours])[-1]) for r in rounds if ours in r)
-
-
-def _in(folder: Path, side: Side) -> Steps:
-    """Runs a side in a folder of its own within this one."""
-    own = folder / side.name.replace(" ", "-")
-    own.mkdir()
-    return side.run(own)
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "jobs"))
 
 from bench import lab, unequal
 from bench.process import BenchError
-from bench.sides import Side, static
+from bench.rows import results
+from bench.sides import Side, static, static_at_once
 from bench.work import Steps, check_same_work
 
 MODEL = {"d_model": 32, "layers": 1, "heads": 4, "kv_heads": 2, "seq_len": 16}
@@ -49,13 +50,29 @@ def test_each_by_itself_does_the_same_steps_at_the_same_time(tmp_path: Path) -> 
     assert check_same_work(fast, slow, "slow") == 0.0
 
 
+def test_one_of_two_at_once_that_fails_gives_no_measurement(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="exit status 1"):
+        static_at_once((replace(TINY.work(2, {}), schedule="unknown"), TINY.work(2, {})), tmp_path)
+
+
 def test_every_cut_is_tried(a_lab: lab.Lab) -> None:
     work = replace(TINY.work(unequal.EARLY + TINY.tried, {1: 4.0}), pipeline=2)
     assert set(unequal.try_cuts(a_lab, TINY, work)) == {1, 2}
 
 
 @pytest.mark.soak
-def test_all_rows_have_a_value(a_lab: lab.Lab) -> None:
-    result = unequal.unequal(a_lab, 1, replace(TINY, measured=12))
-    assert [row.name for row in result.rows] == ["shares_2", "shares_4", "shares_6_4", "cuts", "mid_run"]
-    assert all(row.value is not None and row.value > 0 and not row.holds for row in result.rows)
+@pytest.mark.parametrize("name", ["shares_2", "shares_4", "shares_6_4", "cuts", "mid_run"])
+def test_a_row_has_a_value(name: str, a_lab: lab.Lab) -> None:
+    size = replace(TINY, measured=12, alone=12)
+    match name:
+        case "cuts":
+            found = unequal.cuts_row(a_lab, 1, size)
+        case "mid_run":
+            found = unequal.mid_run_row(a_lab, 1, size)
+        case _:
+            found = unequal.shares_row(a_lab, 1, size, name, dict(unequal.SHARES)[name])
+    (row,) = results("unequal", [found]).rows
+    assert row.name == name
+    assert row.value is not None
+    assert row.value > 0
+    assert not row.holds, "one round is too few"

@@ -79,14 +79,19 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> sides.Side:
         def run(_: Path) -> Steps:
             shares = [int(n) for n in layout.get("shares", "15,15").split(",")]
-            if work.workers == 1:
-                return steps_of([unequal.MICRO_BATCHES * PASS_S * work.slowdown.get(0, 1.0)] * work.steps)
             return steps_of([step_s(work, work.slowdown[1], shares, int(layout.get("cuts", "0")))] * work.steps)
 
         return sides.Side(name, 1, run)
 
     monkeypatch.setattr(unequal, "product", product)
+
+    def at_once(works: Sequence[Work], folder: Path) -> list[Steps]:
+        assert all(work.workers == 1 for work in works)
+        paces = [unequal.MICRO_BATCHES * PASS_S * work.slowdown.get(0, 1.0) for work in works]
+        return [steps_of([seconds] * work.steps) for seconds, work in zip(paces, works, strict=True)]
+
     monkeypatch.setattr(unequal, "static", alone)
+    monkeypatch.setattr(unequal, "static_at_once", at_once)
 
 
 @pytest.fixture
