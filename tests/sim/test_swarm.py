@@ -26,7 +26,7 @@ MUST_HAPPEN = {
     "grow": 100,
     "shrink": 100,
     "incident of several worlds": 50,
-    "exception": 20,
+    "exception": 15,
     "start_failed": 100,
     "lines lost with the controller": 80,
     "member dies in Forming": 100,
@@ -74,7 +74,7 @@ MUST_HAPPEN = {
     "everybody dies but the controller": 100,
     "crash at saving": 30,
     "crash at part written": 10,
-    "crash at manifest written": 10,
+    "crash at manifest written": 8,
     "controller dies at loading": 50,
     "all at part written": 20,
     "all at manifest written": 50,
@@ -86,6 +86,10 @@ MUST_HAPPEN = {
     "odd copy out": 30,
     "copies without a majority": 30,
     "checkpoint_distrusted": 10,
+    "rebalanced": 50,
+    "rebalance_measured": 40,
+    "evicted": 10,
+    "slow_link": 5,
 }
 """In how many runs of the two thousand at least."""
 

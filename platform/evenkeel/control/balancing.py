@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from evenkeel.control.modes import Gathering
 from evenkeel.control.speeds import SAMPLES, Tracker
 from evenkeel.control.state import State
-from evenkeel.core.ids import WorkerId
+from evenkeel.core.ids import INITIAL, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.vote import Timing
 from evenkeel.core.world import World
@@ -188,13 +189,15 @@ def plan(s: State, candidates: Sequence[WorkerInfo]) -> Planned | Infeasible:
     """The layout for these workers: the one that is wanted if all who have a place in it are here and there is none for
     more of them, else one by what is known of their speeds.
 
-    Who was evicted is no candidate if there can be a world without.
+    Who was evicted is no candidate if there can be a world without, and if the others hold all of the state.
     """
     if not s.policy.rebalance:
         return plan_layout(candidates, s.policy.wish, s.policy.model, s.policy.micro_batches, s.layout)
     b = balance_of(s)
     speeds = b.tracker.speeds()
     out = b.benched if b.wanted is None else b.benched | set(b.wanted.out)
+    if isinstance(s.mode, Gathering) and not _hold_all(s, [w.worker_id for w in candidates if w.worker_id not in out]):
+        out = set()
     planned = _plan(s, [info for info in candidates if info.worker_id not in out], speeds)
     if isinstance(planned, Infeasible) and out:
         planned = _plan(s, candidates, speeds)
@@ -206,6 +209,12 @@ def plan(s: State, candidates: Sequence[WorkerInfo]) -> Planned | Infeasible:
         return planned
     unused = tuple(info.worker_id for info in candidates if info.worker_id not in wanted.layout.places)
     return Planned(wanted.layout, wanted.reason, unused)
+
+
+def _hold_all(s: State, workers: Sequence[WorkerId]) -> bool:
+    """Whether these hold all of the committed version, as they have answered."""
+    held = (held.shard for w in workers for held in s.holdings.get(w, ()) if held.version == s.committed)
+    return s.committed == INITIAL or not lost_slices(s.policy.model, held)
 
 
 def opened(s: State, world: World) -> None:
