@@ -258,8 +258,8 @@ BUGS = (
         ),
         (
             MEMBER,
-            "return Reported(self.worker_id, self.unreported)",
-            "return Reported(self.worker_id, self.unreported[-1:])",
+            "return Reported(self.worker_id, self.unreported, timings)",
+            "return Reported(self.worker_id, self.unreported[-1:], timings)",
         ),
     ),
     bug(
@@ -348,8 +348,9 @@ BUGS = (
         11,
         (
             SAVING,
-            "    if not _is_known(s, event.version):\n        return\n    upload = _upload(s, now, event.version)\n",
-            "    if not s.uploads:\n        return\n    upload = s.uploads[newest_first(list(s.uploads))[0]]\n",
+            "    upload = s.uploads.get(event.version)\n    if upload is None and _is_known(s, event.version):\n"
+            "        upload = _upload(s, now, event.version)\n",
+            "    upload = s.uploads[newest_first(list(s.uploads))[0]] if s.uploads else None\n",
         ),
     ),
     bug(
