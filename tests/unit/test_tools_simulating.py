@@ -300,3 +300,13 @@ def test_plots(tmp_path: Path, suffix: str, count: int) -> None:
         return
     told = ["goodput [% of time]", "lost [% of time]", "redo", *(["spares [nodes]"] if count > 1 else [])]
     assert [word for word in told if f">{word}<".encode() not in content] == []
+
+
+def test_a_model_that_cannot_be_built_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model:\n  name: nowhere:make\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: model\.name: .*nowhere"):
+        virtual_run.of_config([path])
+    path.write_text("model:\n  layerz: 4\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: model\.layerz: unknown key; nearest valid key: model\.layers"):
+        virtual_run.of_config([path])

@@ -28,7 +28,7 @@ MicroBatches = Annotated[
     int | None, typer.Option("--micro-batches", min=1, rich_help_panel=MODEL, help="Of a step; else 16 a pipeline.")
 ]
 StepSeconds = Annotated[
-    float | None, typer.Option("--step-seconds", rich_help_panel=MODEL, help="Of a step at full strength.")
+    float | None, typer.Option("--step-seconds", rich_help_panel=MODEL, help="Of a step; else measured, or guessed.")
 ]
 Tokens = Annotated[float | None, typer.Option("--tokens", rich_help_panel=MODEL, help="Of a step, such as 16e6.")]
 MinNodes = Annotated[

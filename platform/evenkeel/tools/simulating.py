@@ -98,6 +98,7 @@ def _trained(config: Sequence[Path] | None, params: float | None, layers: int | 
     if config:
         if params is not None or layers is not None:
             raise bad("--params", "says what --config says too; leave one of them out")
+        sys.path.append(str(Path.cwd()))  # where a user's own "module:function" lies
         return virtual_run.of_config(config)
     if params is None or layers is None:
         raise bad("--params", "and --layers say what is trained, such as --params 70e9 --layers 80; or give --config")

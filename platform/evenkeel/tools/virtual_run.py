@@ -69,13 +69,12 @@ def of_config(paths: Sequence[Path]) -> Trained:
         ConfigError: for a configuration that no run would start with.
     """
     from evenkeel.engine.model import model_shape
-    from evenkeel.models.registry import load_model
+    from evenkeel.runtime.job import make_model
+    from evenkeel.runtime.prepare import blamed
 
     config = load_config(paths, ["run.name=simulated"])  # which it need not have
-    try:
-        shape = model_shape(load_model(config.model.name, config.model.options))
-    except ConfigError as error:
-        raise config.blame(error) from None
+    with blamed(config, "model.name", repr(config.model.name)):
+        shape = model_shape(make_model(config))
     length = config.model.options.get("seq_len")
     parallel, redundancy = config.parallel, config.redundancy
     return Trained(
