@@ -127,6 +127,7 @@ def check_plan(found: Plan, cluster: Cluster, work: Workload, micro_batches: int
             assert stage.memory.total <= 0.9 * stage.node.device.memory + 1
         assert pipeline.compute_s == pytest.approx(fill_and_pace_s([s.time for s in pipeline.stages], pipeline.share))
     assert found.step_s == pytest.approx(max(p.finish_s for p in found.pipelines))
+    assert 0.5 * found.step_s < found.expected_s <= found.step_s * (1 + 1e-9)
     assert 1 <= found.copies <= found.data
     idle = Counter({i.node: i.devices for i in found.idle})
     for kind in {kind for kind, _ in cluster.nodes}:

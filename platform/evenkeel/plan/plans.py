@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from evenkeel.plan.cost import StageMemory
 from evenkeel.plan.hardware import NodeKind
+from evenkeel.plan.pipelines import pipeline_s
 from evenkeel.plan.workload import LayerTime
 
 
@@ -42,6 +43,11 @@ class PipelinePlan:
     @property
     def finish_s(self) -> float:
         return self.compute_s + self.after_s
+
+    @property
+    def expected_s(self) -> float:
+        """The same by the exact time of 1F1B, which is never longer."""
+        return pipeline_s([stage.time for stage in self.stages], self.share) + self.after_s
 
     @property
     def slowest(self) -> int:
@@ -94,6 +100,11 @@ class Plan:
     def devices(self) -> int:
         """Those that have a place."""
         return self.tensor * sum(pipeline.count * len(pipeline.stages) for pipeline in self.pipelines)
+
+    @property
+    def expected_s(self) -> float:
+        """Seconds of a step by the exact time of 1F1B: step_s is never below it, and simpler to plan by."""
+        return max(pipeline.expected_s for pipeline in self.pipelines)
 
     @property
     def gap(self) -> float:
