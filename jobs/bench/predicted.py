@@ -145,8 +145,8 @@ def predicted(plan: Schedule, known: Real) -> tuple[float, tuple[str, ...]]:
         raise BenchError("the simulated run does not begin")
     began = run.now
     for step, rank in plan.kills:
-        if not run.until_step(step - 1, FOREVER):
-            raise BenchError(f"the simulated run does not come to step {step}: {run.ended}")
+        if not run.until_step(step - 1, FOREVER) or run.step != step - 1:
+            raise BenchError(f"the simulated run does not come to step {step}, but to {run.step + 1} {run.ended}")
         run.until(run.now + known.offset_s)
         run.lose(rank)
     if not run.until_step(plan.steps, FOREVER):
