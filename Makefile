@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := throughput tensor pipeline recovery startup overhead plan checkpoint memory simulate
+BENCHMARKS := throughput tensor pipeline recovery startup overhead plan checkpoint memory unequal simulate
 # One thread per process: several workers share the cores.
 export OMP_NUM_THREADS ?= 1
 

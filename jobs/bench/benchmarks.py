@@ -11,6 +11,7 @@ from bench.process import BenchError
 from bench.recovery import CASES, Healed, checks, healed
 from bench.rows import CLOSE, FAR, Bound, Result, complete, interval_text, row
 from bench.sides import product, raytrain, static, torchrun
+from bench.unequal import unequal
 from bench.work import Work
 from evenkeel.plan.plans import Plan
 from evenkeel.plan.workload import Workload
@@ -140,6 +141,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "plan": plan,
     "checkpoint": durable.checkpoint,
     "memory": durable.memory,
+    "unequal": unequal,
     "simulate": goodput.simulate,
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.lab import Lab, beside, ratios
-from bench.rows import CLOSE, FAR, Bound, Result, complete, interval_text
+from bench.rows import CLOSE, FAR, Bound, Found, Result, interval_text, results
 from bench.s3 import Store, s3_server
 from bench.saved import (
     FLOOR,
@@ -61,16 +61,6 @@ class Size:
 LARGE = Size()
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What was measured of one row, in how many rounds."""
-
-    bound: Bound
-    values: Sequence[float]
-    rounds: int
-    note: str
-
-
 def checkpoint(lab: Lab, pairs: int | None, size: Size = LARGE) -> Result:
     """What a checkpoint costs the training on 2 workers and on one, and how quickly it is written when nothing runs."""
     found = (
@@ -79,21 +69,12 @@ def checkpoint(lab: Lab, pairs: int | None, size: Size = LARGE) -> Result:
         _write(lab, pairs or CLOSE, size, LOCAL, _on_disk),
         _write(lab, pairs or CLOSE, size, S3, _on_s3),
     )
-    return _result("checkpoint", found)
+    return results("checkpoint", found)
 
 
 def memory(lab: Lab, pairs: int | None, size: Size = LARGE, zero1: Work | None = None) -> Result:
     """What checkpoints take of a worker's memory; and ZeRO-1 against torch's, on the work of `throughput`."""
-    return _result("memory", (_extra_memory(lab, pairs or FAR, size), _zero1(lab, pairs or CLOSE, zero1)))
-
-
-def _result(name: str, found: Sequence[Found]) -> Result:
-    return Result(
-        name,
-        tuple(complete(f.bound, f.values, f.rounds) for f in found),
-        {f.bound.name: f.note for f in found if f.note},
-        {f.bound.name: f.bound.what for f in found},
-    )
+    return results("memory", (_extra_memory(lab, pairs or FAR, size), _zero1(lab, pairs or CLOSE, zero1)))
 
 
 # ------------------------------------------------------------ while training
@@ -123,10 +104,10 @@ def _stalls(lab: Lab, count: int, size: Size) -> tuple[Found, Found]:
         late = [late for r in mine if (late := late_s(r)) is not None]
         lines.append(f"{text}; the step after it comes {_median_ms(late)} later than others" if late else text)
     lines += [f"{p.name}: {_ms(stall_s, runs)}" for p in peers if (runs := [r[p.name] for r in rounds if p.name in r])]
-    failures = _failures(lab, [OURS, *(p.name for p in peers)])
+    failures = lab.reasons([OURS, *(p.name for p in peers)])
     return (
-        Found(STALL, list(map(stall_ratio, mine)), count, _text(lines + failures)),
-        Found(CPU, list(map(cpu_ratio, mine)), count, _text(_failures(lab, [OURS]))),
+        Found(STALL, list(map(stall_ratio, mine)), count, lines + failures),
+        Found(CPU, list(map(cpu_ratio, mine)), count, lab.reasons([OURS])),
     )
 
 
@@ -158,8 +139,8 @@ def _uploading(lab: Lab, count: int, size: Size) -> Found:
     side = uploader(replace(size.work(1), save_every=size.upload_every), "engine alone, 1 worker")
     rounds = lab.rounds([_lasting(side, size)], count, _check_uploading)
     values = [slowdown(r[side.name]) for r in rounds if side.name in r]
-    lines = [beside(rounds, [side.name]), interval_text(values), *_failures(lab, [side.name])]
-    return Found(UPLOADING, values, count, _text(lines))
+    lines = [beside(rounds, [side.name]), interval_text(values), *lab.reasons([side.name])]
+    return Found(UPLOADING, values, count, lines)
 
 
 def _check_uploading(_: Side, steps: Steps) -> None:
@@ -201,13 +182,13 @@ def _on_s3(folder: Path) -> AbstractContextManager[Store]:
 def _write(lab: Lab, count: int, size: Size, bound: Bound, place: Place) -> Found:
     pairs = lab.repeat(bound.name, count, partial(write_pair, size.work(2), place))
     values = [pair.plain_s / pair.ours_s for pair in pairs]
-    lines = [interval_text(values), *_failures(lab, [bound.name])]
+    lines = [interval_text(values), *lab.reasons([bound.name])]
     if pairs:
         for name in ("ours", "plain"):
             rate = median(pair.bytes / getattr(pair, f"{name}_s") for pair in pairs) / 1e6
             cpu = median(getattr(pair, f"{name}_cpu_s") for pair in pairs)
             lines.append(f"{name}: {rate:.0f} MB/s to {pairs[-1].store}, CPU {cpu:.2f} s")
-    return Found(bound, values, count, _text(lines))
+    return Found(bound, values, count, lines)
 
 
 def write_pair(work: Work, place: Place, folder: Path, number: int) -> Written:
@@ -246,7 +227,7 @@ def _extra_memory(lab: Lab, count: int, size: Size) -> Found:
     without = static(replace(work, save_every=0), "without", (MEMORY,))
     rounds = lab.rounds([_lasting(side, size) for side in (saving, without)], count, _check_memory)
     values = [extra_memory(r[SAVING], r[without.name]) for r in rounds if SAVING in r and without.name in r]
-    return Found(EXTRA, values, count, _text(_failures(lab, [SAVING, without.name])))
+    return Found(EXTRA, values, count, lab.reasons([SAVING, without.name]))
 
 
 def _zero1(lab: Lab, count: int, work: Work | None) -> Found:
@@ -255,7 +236,7 @@ def _zero1(lab: Lab, count: int, work: Work | None) -> Found:
     rounds = lab.rounds((ours, peer), count)
     values = ratios(rounds, peer.name, ours.name, lambda s: s.step_s)
     names = (ours.name, peer.name)
-    return Found(ZERO1, values, count, _text([beside(rounds, names), interval_text(values), *_failures(lab, names)]))
+    return Found(ZERO1, values, count, [beside(rounds, names), interval_text(values), *lab.reasons(names)])
 
 
 def _check_memory(side: Side, steps: Steps) -> None:
@@ -277,11 +258,3 @@ def _ms(value: Callable[[Steps], float], runs: Sequence[Steps]) -> str:
 
 def _median_ms(seconds: Sequence[float]) -> str:
     return f"{1000 * median(seconds):.0f} ms"
-
-
-def _failures(lab: Lab, names: Sequence[str]) -> list[str]:
-    return [f"{name}: {lab.failures[name]}" for name in names if name in lab.failures]
-
-
-def _text(lines: Sequence[str]) -> str:
-    return "\n".join(filter(None, lines))

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from bench.process import BenchError, wait_quiet
 from bench.sides import Side
-from bench.work import Steps, check_same_work
+from bench.work import WARM_UP, Steps, check_same_work
 
 QUIET_LIMIT_S = 20.0
 """Longest wait, before each round, for others on this machine to become quiet."""
@@ -79,6 +79,10 @@ class Lab:
             say(f"round {number + 1}: {found}")
         return done
 
+    def reasons(self, names: Sequence[str]) -> list[str]:
+        """Why those of them were given up that were."""
+        return [f"{name}: {self.failures[name]}" for name in names if name in self.failures]
+
     def _measure(self, side: Side, check: Callable[[Side, Steps], None]) -> Steps | None:
         def run(folder: Path) -> Steps:
             steps = side.run(folder)
@@ -139,4 +143,6 @@ def _about_s(sides: Sequence[Side]) -> float:
 
 
 def _short(steps: Steps) -> str:
-    return f"first step {steps.first_step_s:.1f} s, then {1000 * steps.step_s:.0f} ms"
+    since = WARM_UP if steps.last > WARM_UP else 1
+    step_s = (steps.ends[steps.last] - steps.ends[since]) / max(1, steps.last - since)
+    return f"first step {steps.first_step_s:.1f} s, then {1000 * step_s:.0f} ms"

@@ -86,6 +86,25 @@ def complete(bound: Bound, values: Sequence[float], rounds: int) -> Row:
     return made if len(values) == rounds else replace(made, value=None, holds=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was measured of one row, in how many rounds; `notes` are lines for the table, of which some may be empty."""
+
+    bound: Bound
+    values: Sequence[float]
+    rounds: int
+    notes: Sequence[str]
+
+
+def results(name: str, found: Sequence[Found]) -> Result:
+    return Result(
+        name,
+        tuple(complete(f.bound, f.values, f.rounds) for f in found),
+        {f.bound.name: "\n".join(filter(None, f.notes)) for f in found if any(f.notes)},
+        {f.bound.name: f.bound.what for f in found},
+    )
+
+
 def interval_text(values: Sequence[float]) -> str:
     """For the reader of a ratio; nothing for a single pair."""
     if len(values) < 2:

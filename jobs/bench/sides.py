@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,20 +51,45 @@ def static(
     name: str = "engine alone",
     measures: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    layout: Mapping[str, str] | None = None,
 ) -> Side:
     """The same engine in a fixed layout, with neither controller nor heartbeat nor Ray.
 
     Args:
         measures: inside its workers; see bench/probe.py.
         environment: how it reaches where its run directory is.
+        layout: what is to be other than in the layout that the controller would begin with; see bench/static.py.
     """
 
     def run(folder: Path) -> Steps:
         out = folder / "steps.jsonl"
         command = [sys.executable, str(JOBS / "bench" / "static.py"), str(work.write(folder)), str(out), *measures]
+        command += [word for name, value in (layout or {}).items() for word in (f"--{name}", value)]
         return _run(command, folder, work, name, environment or {}, lambda: _by_step(_lines(out)))
 
     return Side(name, 20, run)
+
+
+def static_at_once(works: Sequence[Work], folder: Path) -> tuple[Steps, ...]:
+    """The engine alone on each of these works, by itself, all of them at the same time.
+
+    Raises:
+        BenchError: if one of them fails, or takes long.
+    """
+    commands, outputs = [], []
+    for number, work in enumerate(works):
+        own = folder / f"alone-{number}"
+        own.mkdir()
+        outputs.append(own / "steps.jsonl")
+        script = str(JOBS / "bench" / "static.py")
+        commands.append(shlex.join([sys.executable, script, str(work.write(own)), str(outputs[-1])]))
+    # One command, which ends with the status of the first that fails.
+    together = " & ".join(commands) + " & for one in $(jobs -p); do wait $one || exit; done"
+    process = execute(["bash", "-c", together], folder, {})
+    found = tuple(Steps(process.began, *_by_step(_lines(output))) for output in outputs)
+    for steps, work in zip(found, works, strict=True):
+        check_complete(steps, work, "one of several at once")
+    return found
 
 
 def torchrun(name: str, script: str, work: Work, *words: str) -> Side:

@@ -25,6 +25,8 @@ class Work:
         copies: redundancy.copies.
         save_every: steps between two checkpoints; 0: as the defaults have it, and none in the engine alone.
         storage: URL of where the run directory goes; "": the folder in which it is trained.
+        schedule: of the learning rate. Runs of unequal length are the same work only with "constant".
+        slowdown: by rank, how many times as long its passes are made to take; from step `slow_from` on.
     """
 
     steps: int = 40
@@ -40,6 +42,9 @@ class Work:
     copies: int | None = None
     save_every: int = 0
     storage: str = ""
+    schedule: str = "cosine"
+    slowdown: Mapping[int, float] = field(default_factory=dict)
+    slow_from: int | None = None
 
     @property
     def workers(self) -> int:
@@ -56,13 +61,14 @@ class Work:
             "data": {"name": "text", "path": "stdlib"},
             "train": {
                 "steps": self.steps, "global_batch": self.batch[0], "micro_batch": self.batch[1], "learning_rate": 3e-4,
-                "weight_decay": 0.1, "warmup_steps": 10, "schedule": "cosine", "grad_clip": 1.0, "precision": "fp32",
-                "eval_every": 0,
+                "weight_decay": 0.1, "warmup_steps": 10, "schedule": self.schedule, "grad_clip": 1.0,
+                "precision": "fp32", "eval_every": 0,
             },
             "scaling": {"workers": [self.fewest or self.workers, self.workers], "spares": self.spares},
             "parallel": {"data": self.data, "pipeline": self.pipeline, "tensor": self.tensor},
             "redundancy": {"copies": self.copies, "mirror_every": self.mirror_every},
             "checkpoint": {"every_steps": self.save_every},
+            "emulate": {"slowdown": dict(self.slowdown), "from_step": self.slow_from},
             "faults": [dict(fault) for fault in self.faults],
         }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """A model's work, counted without weights: against formulas by hand, and against what a real pass on the CPU keeps."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from evenkeel.config import load_config
 from evenkeel.core.model import Shard
 from evenkeel.engine.counting import count_work
 from evenkeel.engine.fused import FusedKernels
@@ -19,6 +21,7 @@ from evenkeel.engine.state import PRECISIONS, ShardState
 from evenkeel.models.registry import load_model
 from own_model import build
 
+ROOT = Path(__file__).parents[2]
 SIZES = {"vocab_size": 96, "d_model": 64, "layers": 3, "heads": 4, "kv_heads": 2, "d_ff": 160, "seq_len": 32}
 BATCH, SEQ, WIDTH, INNER, VOCABULARY, HEADS, KEYS = 2, 32, 64, 160, 96, 4, 32
 TOKENS = BATCH * SEQ
@@ -171,11 +174,11 @@ def test_attention_without_values_keeps_what_the_kernel_of_the_cpu_keeps(causal:
 # ---------------------------------------------------------------- sizes, and what cannot be counted
 
 
-def test_a_model_of_70_billion_parameters_is_counted() -> None:
-    keys = {"vocab_size": 128256, "d_model": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "d_ff": 28672}
-    model = decoder(**keys, seq_len=4096)
-    inputs = torch.zeros(1, 4096, dtype=torch.int64)
-    work = count_work(model, inputs, inputs, "bf16")
+def test_the_model_of_70_billion_parameters_of_the_documentation_is_counted() -> None:
+    config = load_config([ROOT / "conf/decoder-70b.yaml"])
+    model = load_model(config.model.name, config.model.options)
+    inputs = torch.zeros(config.train.micro_batch, 4096, dtype=torch.int64)
+    work = count_work(model, inputs, inputs, config.train.precision)
     assert sum(layer.params for layer in work.layers) == 70_553_706_496
     assert (work.tokens, work.tensor_divides, len(work.layers)) == (4096, 8, 82)
     assert len({layer.kept_bytes for layer in work.layers[1:-1]}) == 1

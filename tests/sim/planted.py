@@ -591,35 +591,6 @@ BUGS = (
         ),
     ),
     bug(
-        "any-gain-is-worth-a-pause",
-        0,
-        ("plan/balance.py", "if gain < at.min_gain:", "if gain < 0:"),
-    ),
-    bug(
-        "what-is-wanted-formed-without-its-members",
-        0,
-        (BALANCING, " or not here.issuperset(wanted.layout.members):", ":"),
-    ),
-    bug(
-        "who-was-evicted-comes-back",
-        0,
-        (BALANCING, "        b.benched.update(change.out)\n", ""),
-    ),
-    bug(
-        "evicted-with-the-only-copy",
-        0,
-        (
-            BALANCING,
-            "    if set(layout.members) >= set(world.layout.members):\n        return True\n",
-            "    return True\n",
-        ),
-    ),
-    bug(
-        "time-of-the-old-stage-in-the-new-one",
-        0,
-        (SPEEDS, "if known is not None and known.place == place:", "if known is not None:"),
-    ),
-    bug(
         "nothing-is-ever-worth-it",
         0,
         (BALANCING, "    if b.lost_s < b.pause_s:\n", "    if True:\n"),

@@ -32,6 +32,7 @@ NAMES = {
     "plan": ["equal_4096", "mixed_16"],
     "checkpoint": ["stall_ratio", "cpu_ratio", "step_while_uploading", "local_write", "s3_write"],
     "memory": ["extra_host_memory", "zero1_step"],
+    "unequal": ["shares_2", "shares_4", "shares_6_4", "cuts", "mid_run"],
     "simulate": ["month_16384", "bamboo_p3", "against_real"],
 }
 

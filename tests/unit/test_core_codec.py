@@ -111,3 +111,13 @@ def test_dump_refuses_too() -> None:
         dump(m.Log("e", 1, 1, {"bad": {1, 2}}), m.Command)
     with pytest.raises(CodecError, match="World"):
         dump(IDENTITY, World)
+
+
+def test_what_was_written_before_a_field_was_there_has_its_default() -> None:
+    """Journals outlive versions of the program: World.measure_every, for one, is younger than the first of them."""
+    written = dump(m.Answered(WorkerId("w1"), 2, 1, m.Answer(m.Position())), m.Event)
+    del written["answer"]["diverged"]
+    assert load(written, m.Event) == m.Answered(WorkerId("w1"), 2, 1, m.Answer(m.Position()))
+    del written["answer"]["position"]
+    with pytest.raises(CodecError, match="field 'position' of Answer is missing"):
+        load(written, m.Event)

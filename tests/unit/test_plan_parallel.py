@@ -16,7 +16,7 @@ from evenkeel.plan.parallel import Limits, choose, scopes, uniform
 from evenkeel.plan.pipelines import fill_and_pace_s
 from evenkeel.plan.plans import Plan
 from evenkeel.plan.selection import finish_s
-from evenkeel.plan.workload import LayerWork, Workload
+from evenkeel.plan.workload import LayerTime, LayerWork, Profile, Workload
 
 GIB = 2**30
 
@@ -156,3 +156,50 @@ def test_never_worse_than_simpler_plans_nor_than_with_less(block: int) -> None:
 
 def seconds(found: Plan | Infeasible) -> float:
     return found.step_s if isinstance(found, Plan) else float("inf")
+
+
+@pytest.mark.parametrize("nodes", [16, 256])
+def test_large_clusters(nodes: int) -> None:
+    """Two kinds of device in nodes of 8: near the bound, and a small value however many devices there are."""
+    for seed in range(3):
+        rng = random.Random(seed)
+        cluster = Cluster(tuple((kind, nodes) for kind in node_kinds(rng, 2, (8,))))
+        work = decoder(rng.choice([12, 32]), 4096, 4096, recompute=rng.random() < 0.5)
+        found = plan(choose(cluster, work, 16 * nodes))
+        check_plan(found, cluster, work, 16 * nodes)
+        assert 0 <= found.gap <= 0.01
+        assert len(found.pipelines) <= 12
+        assert found.step_s <= plan(uniform(cluster, work, 16 * nodes)).step_s
+
+
+def test_what_was_measured_decides() -> None:
+    """A device that is slow by its figures and measured to be as fast as the other gets as much."""
+    cluster = Cluster(((node("fast", 4e12), 1), (node("slow", 1e12), 1)))
+    work = blocks(1)
+    shares = sorted(p.share for p in plan(choose(cluster, work, 50)).pipelines)
+    assert shares == [10, 40]
+    measured = Profile({("slow", 1): (LayerTime(1 / 12, 2 / 12),)})
+    shares = [(p.count, p.share) for p in plan(choose(cluster, work, 50, profile=measured)).pipelines]
+    assert shares in ([(2, 25)], [(1, 25), (1, 25)])
+
+
+def test_the_optimizer_state_is_cut_where_it_does_not_fit_whole() -> None:
+    """6 bytes a parameter and 12 of optimizer state or a part of it: four pipelines keep two copies of each half."""
+    work = blocks(1, params=10 * GIB // 18, kept=0)
+    whole = plan(choose(Cluster(((node("card", 1e12, memory=12 * GIB), 4),)), work, 8))
+    assert (whole.data, whole.copies) == (4, 4)
+    half = plan(choose(Cluster(((node("card", 1e12, memory=8 * GIB), 4),)), work, 8, limits=Limits(copies=2)))
+    assert (half.data, half.copies) == (4, 2)
+    none = choose(Cluster(((node("card", 1e12, memory=8 * GIB), 4),)), work, 8, limits=Limits(copies=3))
+    assert isinstance(none, Infeasible)
+    assert none.short_bytes > 0
+
+
+def test_a_plan_says_why() -> None:
+    cluster = Cluster(((node("fast", 4e12), 2), (node("slow", 1e10), 1)))
+    found = plan(choose(cluster, blocks(2), 8, limits=Limits(stages=1)))
+    text = "\n".join(found.reason)
+    assert "4 micro-batches of 0.5 s in the slowest stage (stage 0 of 1, layers 0 to 1 on fast)" in text
+    assert "2 pipelines, TP 1, the optimizer state in 2 copies; no better plan exists" in text
+    assert "2 devices fast: 2 layers each, in 2 pipelines of its own; busy 100% of the step" in text
+    assert "1 device slow idle: a micro-batch takes it 200 s, longer than a step" in text

@@ -205,7 +205,8 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     s.liveness.begin(now)
     if s.incident is not None:
         s.incident.formed(now)
-    s.say(*(m.Form(w, s.epoch, world) for w in layout.members))
+    epoch = s.epoch
+    s.say(*[m.Form(w, epoch, world) for w in layout.members])
 
 
 def _copies(s: State, layout: Layout, infos: Sequence[WorkerInfo]) -> tuple[int | None, str]:
@@ -274,7 +275,8 @@ def _sources(s: State) -> tuple[Source, ...]:
         if id(holdings) not in shards:
             held = (held.shard for held in holdings if held.version == s.committed)
             shards[id(holdings)] = tuple(dict.fromkeys(held))  # a mirror may be of the committed version too
-        found += [Source(w, shard) for shard in shards[id(holdings)]]
+        for shard in shards[id(holdings)]:
+            found.append(Source(w, shard))
     return tuple(found)
 
 

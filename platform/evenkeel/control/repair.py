@@ -34,7 +34,8 @@ def ask_for_promises(s: State, now: float, world: World, ran: bool) -> None:
     survivors = s.survivors(world)
     s.mode = Aborting(world, s.asks, now, ran, set(survivors))
     s.liveness.parking(now)
-    s.say(*(m.Abort(w, s.epoch, world.generation, s.asks, s.visible) for w in survivors))
+    epoch, generation, ask, visible = s.epoch, world.generation, s.asks, s.visible
+    s.say(*[m.Abort(w, epoch, generation, ask, visible) for w in survivors])
 
 
 def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0) -> None:
@@ -128,7 +129,8 @@ def settle(s: State, now: float, mode: Aborting) -> None:
     survivors = s.survivors(world)
     s.mode = Settling(world, mode.ask, now, s.decision, set(survivors))
     s.liveness.parking(now)
-    s.say(*(m.Settle(w, s.epoch, mode.ask, s.decision) for w in survivors))
+    epoch, ask, decision = s.epoch, mode.ask, s.decision
+    s.say(*[m.Settle(w, epoch, ask, decision) for w in survivors])
 
 
 def _decide(s: State, now: float, mode: Aborting) -> None:

@@ -265,7 +265,7 @@ class _Table:
         self._stages = [sum(count) for count in self._counts]
         self._reach = [costs.layers] * len(self._counts)
         self._first = [0] * len(self._counts)
-        self._memory: dict[tuple[int, int], list[int]] = {}
+        self._memory: dict[int, list[list[int]]] = {}
         self._done: set[int] = set()
         self.open = list(range(1, len(self._counts)))
 
@@ -279,7 +279,7 @@ class _Table:
         for i in self.open:
             if self._stages[i] != stage:
                 stage = self._stages[i]
-                by_memory = [self._by_memory(k, stage) for k in kinds]
+                by_memory = self._by_memory(stage)
             best, first = nothing, 0
             for k, rest in self._without[i]:
                 after = reach[rest]
@@ -316,23 +316,26 @@ class _Table:
             i = rest
         return kinds, cuts
 
-    def _by_memory(self, kind: int, stage: int) -> list[int]:
-        """The first layer of a stage that stops before layer j, by j, within the memory; the stage-th from the end."""
-        if (kind, stage) not in self._memory:
-            costs, room, start = self._costs, self._costs.scope.memory[kind], 0
-            width = costs.state_width(self._owned)
+    def _by_memory(self, stage: int) -> list[list[int]]:
+        """By kind: the first layer of a stage that stops before layer j, by j, within the memory.
+
+        Args:
+            stage: it is the stage-th from the end.
+        """
+        if stage not in self._memory:
+            costs, width = self._costs, self._costs.state_width(self._owned)
             sums = [width * n + stage * held for n, held in zip(costs.elements, costs.held, strict=True)]
-            starts = [0]
-            for stop in range(1, costs.layers + 1):
-                worked = costs.worked[stop - 1]
-                start = min(stop, bisect_left(sums, sums[stop] + worked - room, start))
-                while (
-                    costs.recompute and start < stop and sums[stop] - sums[start] + max(costs.worked[start:stop]) > room
-                ):
-                    start += 1
-                starts.append(start)
-            self._memory[kind, stage] = starts
-        return self._memory[kind, stage]
+            self._memory[stage] = [self._within_room(sums, room) for room in costs.scope.memory]
+        return self._memory[stage]
+
+    def _within_room(self, sums: Sequence[float], room: float) -> list[int]:
+        worked, start, starts = self._costs.worked, 0, [0]
+        for stop in range(1, len(sums)):
+            start = min(stop, bisect_left(sums, sums[stop] + worked[stop - 1] - room, start))
+            while self._costs.recompute and start < stop and sums[stop] - sums[start] + max(worked[start:stop]) > room:
+                start += 1
+            starts.append(start)
+        return starts
 
 
 def counts(units: Sequence[int], stages: int) -> list[tuple[int, ...]]:

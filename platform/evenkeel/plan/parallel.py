@@ -18,7 +18,7 @@ from evenkeel.plan.selection import Group, Search, Selection, bound_s, finish_s,
 from evenkeel.plan.shortage import shortage
 from evenkeel.plan.workload import Profile, Workload
 
-WORTH = 1e-3
+WORTH = 5e-3
 """By what part a step must be shorter for the optimizer state to be cut into more parts, which loses copies."""
 
 
@@ -79,12 +79,12 @@ def choose(
     every = [Costs(scope, work, profile) for scope in scopes(cluster, work, micro_batches, limits, profile)]
     if not every:
         return Infeasible(_no_degree(cluster, work, limits))
-    every.sort(key=lambda costs: costs.fluid_s(micro_batches))
     best = _best_uniform(every, micro_batches, limits)
-    low_s = inf
-    for costs in every:
-        if best is None or costs.fluid_s(micro_batches) < best.selection.step_s * (1 - 1e-9):
-            found, here_s = _within(costs, micro_batches, limits, best)
+    beat_s, low_s = best.selection.step_s if best else inf, inf
+    hopes = [_hope(costs, micro_batches, limits) for costs in every if costs.fluid_s(micro_batches) < beat_s]
+    for hope in sorted(hopes, key=lambda hope: hope.least_s):
+        if best is None or hope.least_s < best.selection.step_s:
+            found, here_s = _within(hope, micro_batches, limits, best)
             best, low_s = found or best, min(low_s, here_s)
     if best is None:
         return shortage(every, micro_batches, limits.stages, limits.copies, limits.memory)
@@ -179,20 +179,33 @@ def _no_degree(cluster: Cluster, work: Workload, limits: Limits) -> str:
     )
 
 
-def _within(costs: Costs, micro_batches: int, limits: Limits, best: _Best | None) -> tuple[_Best | None, float]:
+@dataclass(frozen=True, slots=True)
+class _Hope:
+    """What a scope could be good for if the optimizer state took no memory."""
+
+    costs: Costs
+    free: tuple[Formation, ...]
+    least_s: float
+
+
+def _hope(costs: Costs, micro_batches: int, limits: Limits) -> _Hope:
+    free = formations(costs, 0.0, limits.stages)
+    return _Hope(costs, free, bound_s(free, Search(costs.scope.units, micro_batches, _prices(costs), 1, inf)))
+
+
+def _within(hope: _Hope, micro_batches: int, limits: Limits, best: _Best | None) -> tuple[_Best | None, float]:
     """The best of a scope, if it beats the best so far, and what no plan of the scope beats.
 
     The optimizer state is whole at first, and cut into more and more parts as long as not to keep it at all would make
     the step shorter by what is worth it.
     """
-    units = costs.scope.units
+    costs, units, least_s = hope.costs, hope.costs.scope.units, hope.least_s
     found: _Best | None = None
     step_s = best.selection.step_s if best else inf
     search = Search(units, micro_batches, _prices(costs), 1, step_s)
-    free = formations(costs, 0.0, limits.stages)
-    parts, least_s = 1, bound_s(free, search)
+    parts = 1
     worth = 0.0 if sum(units) <= EXACT_UNITS else WORTH
-    fewest = min((len(f.kinds) for f in free), default=1)
+    fewest = min((len(f.kinds) for f in hope.free), default=1)
     while parts == 1 or limits.copies * parts <= min(micro_batches, sum(units) // fewest):
         worth_s = step_s * (1 if parts == 1 else 1 - worth)
         if least_s >= worth_s:
@@ -202,7 +215,7 @@ def _within(costs: Costs, micro_batches: int, limits: Limits, best: _Best | None
         selection = select(kinds, replace(search, at_least=at_least, beat_s=worth_s))
         if selection is not None:
             found, step_s = _Best(costs, selection, parts), selection.step_s
-        if kinds == free:
+        if kinds == hope.free:
             break
         parts *= 2
     low_s = found.selection.bound_s if found else step_s
@@ -227,21 +240,32 @@ def _best_uniform(every: Sequence[Costs], micro_batches: int, limits: Limits) ->
 
 def _uniforms(costs: Costs, micro_batches: int, limits: Limits) -> Iterator[_Best]:
     """With the fewest parts of the optimizer state that fit, one for each depth."""
-    units = [k for k, n in enumerate(costs.scope.units) for _ in range(n)]
-    for depth in range(1, min(limits.stages, costs.layers, len(units)) + 1):
-        data = min(len(units) // depth, micro_batches)
-        orders: dict[tuple[int, ...], int] = {}
-        for i in range(data):
-            order = tuple(units[i * depth : (i + 1) * depth])
-            orders[order] = orders.get(order, 0) + 1
+    units = sum(costs.scope.units)
+    for depth in range(1, min(limits.stages, costs.layers, units) + 1):
+        data = min(units // depth, micro_batches)
+        orders = _in_a_row(costs.scope.units, depth, data)
+        formed = [(f, count) for order, count in orders if (f := even(costs, order))]
         parts = 1
         while parts == 1 or limits.copies * parts <= data:
-            formed = [(f, count) for order, count in orders.items() if (f := even(costs, order))]
             if all(costs.short_bytes(formation, 1 / parts) <= 0 for formation, _ in formed):
                 groups = _equal_shares(formed, micro_batches, data)
                 yield _Best(costs, Selection(groups, finish_s(groups), finish_s(groups)), parts)
                 break
             parts *= 2
+
+
+def _in_a_row(units: Sequence[int], depth: int, data: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Kinds of the stages of `data` pipelines that take units kind by kind, and how many there are of each."""
+    left = list(units)
+    while data:
+        order: list[int] = []
+        for k, n in enumerate(left):
+            order += [k] * min(n, depth - len(order))
+        alike = min(data, left[order[0]] // depth) if order[0] == order[-1] else 1
+        for k in set(order):
+            left[k] -= alike * order.count(k)
+        data -= alike
+        yield tuple(order), alike
 
 
 def _equal_shares(formed: Sequence[tuple[Formation, int]], micro_batches: int, data: int) -> tuple[Group, ...]:

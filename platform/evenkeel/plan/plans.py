@@ -107,7 +107,7 @@ def explain(plan: Plan) -> tuple[str, ...]:
     slow = last.stages[last.slowest]
     start, stop = slow.layers
     busy_s = last.share * slow.time.total_s
-    ramp_s = max(0.0, last.compute_s - busy_s)
+    ramp_s = last.compute_s - busy_s if len(last.stages) > 1 else 0.0
     lines = [
         f"a step takes {plan.step_s:.4g} s: {busy_s:.4g} s for {_count(last.share, 'micro-batch', 'es')} of "
         f"{slow.time.total_s:.4g} s in the slowest stage (stage {last.slowest} of {len(last.stages)}, layers {start} "

@@ -197,11 +197,11 @@ def _nearly(kinds: Sequence[Formation], search: Search, low: float) -> Selection
         return _dealt(kinds, numbers, search) if most >= search.micro_batches else None
 
     bound = low = _relaxed_s(kinds, search, low)
-    step, best = CLOSE, None
+    step, best = 2 * CLOSE, None
     while best is None and low < search.beat_s * (1 - CLOSE):
         step_s = min(bound * (1 + step), search.beat_s * (1 - CLOSE / 2))
         best = within(step_s)
-        low, step = (low, step) if best else (step_s, 2 * step)
+        low, step = (low, step) if best else (step_s, 3 * step)
     while best and best.step_s - low > 10 * CLOSE * low:
         found = within((low + best.step_s) / 2)
         best, low = (found, low) if found else (best, (low + best.step_s) / 2)

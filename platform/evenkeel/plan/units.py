@@ -1,11 +1,14 @@
 """TP groups: workers of one node that take a place together."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from evenkeel.core.ids import NodeId, WorkerId
-from evenkeel.core.layout import Layout, Place, WorkerInfo
+from evenkeel.core.layout import Layout, WorkerInfo
+
+_Group = tuple[tuple[int, int] | None, tuple[WorkerId, ...]]
+"""Its home, if it has one, and its members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +36,19 @@ def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | No
     Args:
         workers: in order of preference.
     """
-    by_node: dict[NodeId, list[WorkerId]] = {}
+    by_node: dict[NodeId, list[WorkerId]] = defaultdict(list)
     for worker in workers:
-        by_node.setdefault(worker.node_id, []).append(worker.worker_id)
+        by_node[worker.node_id].append(worker.worker_id)
     order = {worker.worker_id: i for i, worker in enumerate(workers)}
     units: list[Unit] = []
     for node, here in by_node.items():
         keeps_homes = previous is not None and previous.tensor == tensor
-        homed, pool = _homed(here, tensor, previous) if previous and keeps_homes else ([], here)
-        pool = sorted(pool, key=lambda w: (_neighbourhood(w, tensor, previous), order[w]))
-        chunks = [pool[i : i + tensor] for i in range(0, len(pool) - tensor + 1, tensor)]
-        fresh = [(None, tuple(sorted(chunk, key=lambda w: _part(w, previous)))) for chunk in chunks]
-        for home, members in (*homed, *fresh):
+        groups, pool = _homed(here, tensor, previous) if previous and keeps_homes else ([], here)
+        if pool:
+            pool = sorted(pool, key=lambda w: (_neighbourhood(w, tensor, previous), order[w]))
+            chunks = [pool[i : i + tensor] for i in range(0, len(pool) - tensor + 1, tensor)]
+            groups += [(None, tuple(sorted(chunk, key=lambda w: _part(w, previous)))) for chunk in chunks]
+        for home, members in groups:
             units.append(Unit(members, node, min(map(order.__getitem__, members)), home))
     return tuple(_with_homes_of_their_own(sorted(units, key=lambda unit: unit.order)))
 
@@ -58,14 +62,12 @@ def _with_homes_of_their_own(units: Iterable[Unit]) -> Iterator[Unit]:
             homes.add(unit.home)
 
 
-def _homed(
-    here: Sequence[WorkerId], tensor: int, previous: Layout
-) -> tuple[list[tuple[tuple[int, int] | None, tuple[WorkerId, ...]]], list[WorkerId]]:
+def _homed(here: Sequence[WorkerId], tensor: int, previous: Layout) -> tuple[list[_Group], list[WorkerId]]:
     """The groups of one node that live on, with their homes; and who is left."""
     places = previous.places
-    chunks = [tuple(here[i : i + tensor]) for i in range(0, len(here), tensor)]
-    if all(chunk == _group_of(chunk[0], previous) for chunk in chunks):
-        return [(_home(places[chunk[0]]), chunk) for chunk in chunks], []  # as nearly everywhere: nobody is gone
+    whole = _whole(here, tensor, previous)
+    if whole is not None:
+        return whole, []
     survivors: dict[tuple[int, int], dict[int, WorkerId]] = {}
     pool: list[WorkerId] = []
     for worker in here:
@@ -73,9 +75,9 @@ def _homed(
         if place is None:
             pool.append(worker)
         else:
-            survivors.setdefault(_home(place), {})[place.tp] = worker
+            survivors.setdefault((place.pipeline, place.stage), {})[place.tp] = worker
     groups = deque(sorted(survivors.items(), key=lambda group: (-len(group[1]), group[0])))
-    homed: list[tuple[tuple[int, int] | None, tuple[WorkerId, ...]]] = []
+    homed: list[_Group] = []
     while groups:
         home, seats = groups.popleft()
         while len(seats) + len(pool) < tensor and groups:
@@ -87,14 +89,18 @@ def _homed(
     return homed, pool
 
 
-def _home(place: Place) -> tuple[int, int]:
-    return place.pipeline, place.stage
-
-
-def _group_of(worker: WorkerId, previous: Layout) -> tuple[WorkerId, ...]:
-    """The members of its stage; nobody if it had no place."""
-    place = previous.places.get(worker)
-    return () if place is None else previous.pipelines[place.pipeline].stages[place.stage].members
+def _whole(here: Sequence[WorkerId], tensor: int, previous: Layout) -> list[_Group] | None:
+    """The groups of one node of which nobody is gone, with their homes; None if there is anybody else."""
+    groups: list[_Group] = []
+    for i in range(0, len(here), tensor):
+        place = previous.places.get(here[i])
+        if place is None:
+            return None
+        members = previous.pipelines[place.pipeline].stages[place.stage].members
+        if members != tuple(here[i : i + tensor]):
+            return None
+        groups.append(((place.pipeline, place.stage), members))
+    return groups
 
 
 def _neighbourhood(worker: WorkerId, tensor: int, previous: Layout | None) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_few_left(scenario, Random(f"{seed} few left"))
     scenario = with_flips(scenario, Random(f"{seed} memory"))
     scenario = with_lines_lost(scenario, Random(f"{seed} lines"))
-    return with_paces(scenario, Random(f"{seed} paces"))
+    return with_paces(scenario, Random(f"{seed} even keel"))
 
 
 def _without_store(seed: int) -> Scenario:

@@ -56,7 +56,7 @@ def show(answer: Answer, known: Catalogue, console: Console) -> None:
         _say(console, "", f"and {len(plan.pipelines) - MOST_CLASSES} more kinds of pipeline; --json has them all")
     _say(console, "", "Why")
     for line in plan.reason:
-        _say(console, *wrap(line, max(40, console.width), initial_indent="  - ", subsequent_indent="    "))
+        _lines(console, [line], "  - ")
     _say(console, "", "Memory of each device, where it is fullest")
     print_table(MEMORY_HEAD, list(memory_rows(answer, known)), MEMORY_HEAD[1:])
     if answer.others:
@@ -74,9 +74,12 @@ def _say(console: Console, *lines: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _lines(console: Console, lines: Sequence[str]) -> None:
+def _lines(console: Console, lines: Sequence[str], mark: str = "") -> None:
+    after = " " * (len(mark) or 2)
     for line in lines:
-        _say(console, *wrap(line, max(40, console.width), subsequent_indent="  "))
+        width = max(40, console.width)
+        folded = wrap(line, width, initial_indent=mark, subsequent_indent=after, break_on_hyphens=False)
+        _say(console, *folded)
 
 
 # ---------------------------------------------------------------- the picture

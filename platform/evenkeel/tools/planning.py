@@ -101,13 +101,15 @@ def _asked(config: Config, said: str, address: str | None, run: str | None, know
     if address is not None and said != LIVE:
         raise ConfigError(f"is for the cluster {LIVE!r}, not for {said!r}", "--address")
     cluster = _live(config, address, known) if said == LIVE else read_cluster(said, known)
-    from evenkeel.tools.work import measured, work_of  # torch: not for what is refused already
+    from evenkeel.tools.work import measured, with_measured_bytes, work_of  # torch: not for what is refused already
 
     on_cpu = all(kind.device.name == "cpu" for kind, _ in cluster.nodes)
     limits = Limits(tensor=config.parallel.tensor, copies=config.redundancy.copies or 1)
     counted = work_of(config, "cpu" if on_cpu else "cuda")
-    believed = None if run is None else measured(config, counted.shape, run)
-    return Asked(config, cluster, counted.work, limits, believed)
+    if run is None:
+        return Asked(config, cluster, counted.work, limits, None)
+    profile = measured(config, counted.shape, run, cluster)
+    return Asked(config, cluster, with_measured_bytes(counted.work, profile), limits, profile)
 
 
 def _live(config: Config, address: str | None, known: Catalogue) -> Cluster:

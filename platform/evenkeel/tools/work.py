@@ -1,12 +1,13 @@
 """The work of the model that a configuration names: counted, and what was measured of it. Imports torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evenkeel.config import Config, ConfigError
 from evenkeel.core.model import ModelShape
 from evenkeel.engine.counting import count_work
 from evenkeel.engine.model import model_shape
-from evenkeel.plan.workload import Profile, Workload
+from evenkeel.plan.hardware import Cluster
+from evenkeel.plan.workload import LayerWork, Profile, Workload
 from evenkeel.runtime.job import make_data, make_model
 from evenkeel.runtime.prepare import blamed, check_samples
 from evenkeel.runtime.profiling import key_of
@@ -41,12 +42,12 @@ def work_of(config: Config, device_type: str) -> Counted:
         return Counted(count_work(model, inputs, targets, config.train.precision, device_type), shape)
 
 
-def measured(config: Config, shape: ModelShape, run: str) -> Profile:
+def measured(config: Config, shape: ModelShape, run: str, cluster: Cluster) -> Profile:
     """What `evenkeel profile` measured of this model in a run.
 
     Raises:
         StoreError: if there is no profile, or it is damaged.
-        ConfigError: if it is of another model, or of this one under another configuration.
+        ConfigError: if it is of another model, of this one under another configuration, or of other devices only.
     """
     directory = RunDirectory.at(run)
     where = directory.files.where(PROFILE)
@@ -56,4 +57,20 @@ def measured(config: Config, shape: ModelShape, run: str) -> Profile:
     why = key_of(config, shape).difference(record.key)
     if why:
         raise ConfigError(f"does not fit this configuration: {why}", source=where)
+    known = sorted({device.kind for device in record.devices})
+    if not any(node.device.name in known for node, _ in cluster.nodes):
+        raise ConfigError(f"is of {' and '.join(known)}, of which the cluster has none", source=where)
     return record.profile
+
+
+def with_measured_bytes(work: Workload, profile: Profile) -> Workload:
+    """With what each layer was measured to keep; TP cuts the same part of it as was counted."""
+    if not profile.kept_bytes:
+        return work
+    layers = (_keeping(layer, kept) for layer, kept in zip(work.layers, profile.kept_bytes, strict=True))
+    return replace(work, layers=tuple(layers))
+
+
+def _keeping(layer: LayerWork, kept: int) -> LayerWork:
+    split = kept * layer.split_kept_bytes // max(1, layer.kept_bytes)
+    return replace(layer, kept_bytes=kept, split_kept_bytes=split)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from evenkeel.control.parts import Held
 from evenkeel.core.ids import INITIAL, Generation, Version, WorkerId
@@ -117,6 +117,12 @@ class Holdings:
         useful = [x for x in self._mirrors if world.generation == x.generation or x.version == world.mirrored]
         self._keep_mirrors(world, useful)
 
+    def halt(self, now: float) -> None:
+        """Somebody has died, or all leave: what is on its way to a mirror does not arrive."""
+        for mirrors in self._mirrors:
+            mirrors.whole_at = inf if mirrors.whole_at > now else mirrors.whole_at
+        self.mirroring_until = 0.0
+
     def stop(self, version: Version) -> None:
         """The world that had joined stops; what its members train is of this version, which it has committed."""
         held: dict[Shard, tuple[Held, ...]] = {}
@@ -127,16 +133,21 @@ class Holdings:
                     mine = held[shard] = (Held(shard, version),)
                 self._trained[worker] = mine
 
-    def mirror(self, world: World, version: Version, now: float, whole_at: float) -> None:
-        """Every member takes a snapshot of what it owns, and sends it to its keeper; over the older mirror (rule 9)."""
+    def mirror(self, world: World, version: Version, whole_at: float) -> None:
+        """Every member takes a snapshot of what it owns, and sends it to its keeper; over the older mirror (rule 9).
+
+        What is there of the same version since an earlier generation stays, as part of this one.
+        """
         others = [x for x in self._mirrors if x.version != version]
-        same = [x for x in self._mirrors if x.version == version and x.whole_at <= now]
+        same = [x for x in self._mirrors if x.version == version]
+        for x in same:
+            x.generation = world.generation
         plan = mirrors_of(world, self._model)
         shards: dict[WorkerId, list[Shard]] = {worker: [mine.shard] for worker, mine in plan.items()}
         for mine in plan.values():
             shards.setdefault(mine.keeper, []).append(mine.shard)
         fresh = Mirrors(world.generation, version, {w: tuple(s) for w, s in shards.items()}, plan.keys(), whole_at)
-        kept = others if version == world.base else others[-1:]
+        kept = [x for x in others if version == world.base or x.version == others[-1].version]
         self._keep_mirrors(world, [*kept, *same, fresh])
         self.mirroring_until = whole_at
 

@@ -26,7 +26,6 @@ class Members:
         self._members: Sequence[WorkerId] = ()
         self._position = m.Position()
         self._asked: m.Abort | m.Settle | None = None
-        self._probed: list[WorkerId] = []
 
     def enter(self, world: World) -> None:
         """They begin to join this world."""
@@ -50,11 +49,9 @@ class Members:
         """All were told the decision: they say so once they have carried it out."""
         self._ask(command, self._clock.now + self._costs.settle_s, lambda: self._settled(command))
 
-    def locate(self, worker: WorkerId, probe: int) -> None:
-        """Whoever is asked where it is says so at once, from a thread that does nothing else."""
-        if not self._probed:
-            self._clock.after(0.0, lambda: self._located(probe))
-        self._probed.append(worker)
+    def locate(self, workers: Sequence[WorkerId], probe: int) -> None:
+        """These are asked where they are, and say so at once, from a thread that does nothing else."""
+        self._clock.after(0.0, lambda: self._located(workers, probe))
 
     def _ask(self, command: m.Abort | m.Settle, at: float, answer: Callable[[], None]) -> None:
         """The first of the commands that go to all stands for all of them, and for those that repeat it."""
@@ -86,8 +83,7 @@ class Members:
         alive = self._fleet.alive
         return self._holdings.of([worker for worker in self._members if worker in alive], self._clock.now)
 
-    def _located(self, probe: int) -> None:
+    def _located(self, workers: Sequence[WorkerId], probe: int) -> None:
         moves = int(10 * self._clock.now) if self._position.phase == REGROUP else 0
         position = replace(self._position, collective=moves)
-        asked, self._probed = self._probed, []
-        self._hear([m.Located(worker, probe, position) for worker in asked if worker in self._fleet.alive])
+        self._hear([m.Located(worker, probe, position) for worker in workers if worker in self._fleet.alive])

@@ -1,7 +1,6 @@
 """One run in virtual time: the real controller, and workers of which only what it hears of is simulated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import assert_never
 
@@ -12,6 +11,7 @@ from evenkeel.core.ids import INITIAL, Version, WorkerId
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import World
 from evenkeel.sim.clock import Clock
+from evenkeel.sim.goodput.collecting import seldom_collected
 from evenkeel.sim.goodput.fleet import Fleet
 from evenkeel.sim.goodput.holdings import Holdings
 from evenkeel.sim.goodput.ledger import Ledger
@@ -22,17 +22,9 @@ from evenkeel.sim.goodput.saving import Saving
 from evenkeel.sim.goodput.setting import Change, Outcome, Setting
 from evenkeel.sim.goodput.training import Training
 
+TO_MANY = (m.Abort, m.Settle, m.Form, m.Probe)
 PARTS = 200
 """Of a run, after each of which its progress is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Joining:
-    """A world whose members are getting ready."""
-
-    world: World
-    regroup_s: float
-    reshard_s: float
 
 
 class Run:
@@ -57,7 +49,7 @@ class Run:
         self._pace = Pace(setting)
         self._cause = "other"
         self._begun = False
-        self._joining: Joining | None = None
+        self._joining: World | None = None
         self._training: Training | None = None
         self._vote_at = 0
         self._step_s = 0.0
@@ -175,7 +167,7 @@ class Run:
 
     def hear(self, events: Sequence[m.Event]) -> None:
         """The controller hears what happens at once."""
-        if self.ended:
+        if self.ended or not events:
             return
         self._account()
         self._pass_on(self.now, events)
@@ -189,28 +181,40 @@ class Run:
                 if isinstance(entry, m.Restored):
                     self.ledger.take_back(entry.base.step)
                     self.step = entry.base.step
-            self.record.said(output.commands)
+            to_many: dict[type[m.Command], list[m.Command]] = {}
             for command in output.commands:
-                self._carry_out(command)
+                if type(command) in TO_MANY:
+                    to_many.setdefault(type(command), []).append(command)
+                else:
+                    self._carry_out(command)
+            for commands in to_many.values():
+                self.record.messages += len(commands)
+                self._tell(commands)
         self._cause = self._cause_now()
 
+    def _tell(self, commands: Sequence[m.Command]) -> None:
+        """What every worker concerned is told: the first stands for all."""
+        match commands[0]:
+            case m.Abort() as abort:
+                self._stop()
+                self._members.promise(abort, self.saving.copying_until)
+            case m.Settle() as settle:
+                self._members.settle(settle)
+            case m.Form(world=world):
+                self._form(world)
+            case m.Probe(probe=probe):
+                self._members.locate([c.worker_id for c in commands if isinstance(c, m.Probe)], probe)
+            case _:
+                raise AssertionError(f"not for all workers: {commands[0]}")
+
     def _carry_out(self, command: m.Command) -> None:
-        """Of commands that go to many, the first stands for all."""
         match command:
             case m.Metrics() | m.Status():
                 pass
-            case m.Abort():
-                self._stop()
-                self._members.promise(command, self.saving.copying_until)
-            case m.Settle():
-                self._members.settle(command)
-            case m.Form(world=world):
-                self._form(world)
             case m.Request(_, _, generation, flags):
+                self.record.messages += 1
                 if self._training is not None and generation == self._training.world.generation:
                     self._training.ask(flags)
-            case m.Probe(worker, _, probe):
-                self._members.locate(worker, probe)
             case m.Kill(worker, reason):
                 self.clock.after(0.0, lambda: self._kill(worker, reason))
             case m.Start(count):
@@ -225,6 +229,8 @@ class Run:
                 self._end(f"{status}: {error}" if error else status)
             case m.Log():
                 self.record.log(command)
+            case m.Abort() | m.Settle() | m.Form() | m.Probe():
+                raise AssertionError(f"for all workers: {command}")
             case _:
                 assert_never(command)
 
@@ -232,7 +238,7 @@ class Run:
     def _world(self) -> World | None:
         if self._training is not None:
             return self._training.world
-        return self._joining.world if self._joining is not None else None
+        return self._joining
 
     def _cause_now(self) -> str:
         """What the time from now on goes into, until something else happens."""
@@ -266,9 +272,10 @@ class Run:
         if training is not None:
             world = training.world
             self._halt(training)
+            self.holdings.halt(self.now)
             self._fresh = training.fresh
-            began = training.step > world.base.step
-            self.holdings.stop(Version(training.step, world.generation) if began else world.base)
+            if training.step > world.base.step:
+                self.holdings.stop(Version(training.step, world.generation))
         self._members.park()
 
     def _halt(self, training: Training) -> None:
@@ -276,6 +283,7 @@ class Run:
         if not training.halted:
             self._hold(training, self.now)
             self.ledger.spend(self.now, "redo")
+            self.holdings.halt(self.now)
             self._cause = "detect"
             self._members.wait(training.step + 1)
             training.halted = True
@@ -288,20 +296,20 @@ class Run:
     # ------------------------------------------------------------ joining
 
     def _form(self, world: World) -> None:
-        if self._joining is not None and self._joining.world is world:
-            return
+        if self._joining is world:
+            return  # told again
         costs = self.setting.costs
         missing = self.holdings.missing(world)
         moves = costs.restore(missing) if world.saved else costs.reshard(missing)
-        joining = self._joining = Joining(world, costs.regroup_s, moves if missing else 0.0)
+        reshard_s = moves if missing else 0.0
+        self._joining = world
         self._members.enter(world)
-        ready_s = costs.plan_s + joining.regroup_s + joining.reshard_s
-        self.clock.after(ready_s, lambda: self._join(joining))
+        self.clock.after(costs.plan_s + costs.regroup_s + reshard_s, lambda: self._join(world, reshard_s))
 
-    def _join(self, joining: Joining) -> None:
+    def _join(self, world: World, reshard_s: float) -> None:
         """Unless somebody has died meanwhile: then the others wait for it until they are told to stop."""
-        world, members = joining.world, joining.world.layout.members
-        if self._joining is not joining or any(worker not in self.fleet.alive for worker in members):
+        members = world.layout.members
+        if self._joining is not world or any(worker not in self.fleet.alive for worker in members):
             return
         self._account()
         self._joining = None
@@ -318,14 +326,14 @@ class Run:
             training.fresh = max(2, self._fresh)
         self._training, self._step_s = training, step_s
         training.hold(held_by)
-        regroup_s, reshard_s = joining.regroup_s, joining.reshard_s
+        regroup_s = self.setting.costs.regroup_s
         self.hear([m.Joined(worker, world.generation, regroup_s, reshard_s) for worker in members])
 
     def _mirror(self, world: World, version: Version) -> float:
         """Begins a mirror; returns for how long it holds the training up."""
         costs = self.setting.costs
         whole_at = self.now + costs.mirror_stall_s + costs.mirror_send_s
-        self.holdings.mirror(world, version, self.now, whole_at)
+        self.holdings.mirror(world, version, whole_at)
         return costs.mirror_stall_s
 
     # ------------------------------------------------------------ steps
@@ -384,8 +392,9 @@ def simulate_one(setting: Setting, progress: Callable[[float], None] = lambda no
     Raises:
         ValueError: if the failure model has a node come that is there, or go that is not.
     """
-    run = Run(setting)
-    for part in range(1, PARTS + 1):
-        run.until(setting.duration_s * part / PARTS)
-        progress(run.now)
-    return run.outcome()
+    with seldom_collected():
+        run = Run(setting)
+        for part in range(1, PARTS + 1):
+            run.until(setting.duration_s * part / PARTS)
+            progress(run.now)
+        return run.outcome()

@@ -67,7 +67,8 @@ class Setting:
         checkpoint_every: steps between two checkpoints; 0: the controller's optimum; None: none are written.
         per_node: one message for all workers of a TP group, which live and die with their node; else one for each.
         price_per_device_hour: of each device of each node that is there.
-        pace: seconds of a step in a layout; None: `step_s`, longer by as much as the slowest pipeline is.
+        pace: seconds of a step in a layout, whose workers are TP groups if `per_node`; None: `step_s`, longer by as
+            much as the slowest pipeline is.
 
     Raises:
         ValueError: if a number makes no sense.
