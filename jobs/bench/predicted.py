@@ -40,12 +40,13 @@ class Schedule:
     steps: int
 
     def work(self) -> Work:
-        """2 pipelines of 2 stages and a spare, with checkpoints."""
+        """2 pipelines of 2 stages and a spare, with checkpoints; that others use the machine too is no decision."""
         faults = tuple(
             {"step": step, "phase": "backward", "target": f"rank:{rank}", "kind": "kill"} for step, rank in self.kills
         )
         return Work(
-            self.steps, data=2, pipeline=2, spares=1, fewest=2, batch=(8, 1), save_every=100, faults=faults,
+            self.steps, data=2, pipeline=2, spares=1, fewest=2, batch=(8, 1), save_every=100, rebalance=False,
+            faults=faults,
         )  # fmt: skip
 
 

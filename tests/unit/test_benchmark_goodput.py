@@ -82,7 +82,8 @@ def test_what_is_predicted_of_a_pair() -> None:
 
 def test_kills_strike_in_their_steps_whatever_came_before() -> None:
     """Four go on faster than three: a step comes sooner than it seemed when the world was small."""
-    slow = replace(KNOWN, by_size={3: 1.0, 4: 0.2}, measured=replace(KNOWN.measured, costs=replace(COSTS, start_s=20.0)))
+    long = replace(KNOWN.measured, costs=replace(COSTS, start_s=20.0))
+    slow = replace(KNOWN, by_size={3: 1.0, 4: 0.2}, measured=long)
     kills = Schedule(((100, 1), (105, 2), (250, 0), (400, 3)), 500)
     run = predicted.Run(predicted._setting(slow))
     for step, rank in kills.kills:
