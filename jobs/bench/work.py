@@ -24,6 +24,7 @@ class Work:
         batch: global and micro-batch, in samples.
         copies: redundancy.copies.
         save_every: steps between two checkpoints; 0: as the defaults have it, and none in the engine alone.
+        rebalance: parallel.rebalance.
         storage: URL of where the run directory goes; "": the folder in which it is trained.
         schedule: of the learning rate. Runs of unequal length are the same work only with "constant".
         slowdown: by rank, how many times as long its passes are made to take; from step `slow_from` on.
@@ -41,6 +42,7 @@ class Work:
     batch: tuple[int, int] = (16, 2)
     copies: int | None = None
     save_every: int = 0
+    rebalance: bool = True
     storage: str = ""
     schedule: str = "cosine"
     slowdown: Mapping[int, float] = field(default_factory=dict)
@@ -65,7 +67,9 @@ class Work:
                 "precision": "fp32", "eval_every": 0,
             },
             "scaling": {"workers": [self.fewest or self.workers, self.workers], "spares": self.spares},
-            "parallel": {"data": self.data, "pipeline": self.pipeline, "tensor": self.tensor},
+            "parallel": {
+                "data": self.data, "pipeline": self.pipeline, "tensor": self.tensor, "rebalance": self.rebalance,
+            },
             "redundancy": {"copies": self.copies, "mirror_every": self.mirror_every},
             "checkpoint": {"every_steps": self.save_every},
             "emulate": {"slowdown": dict(self.slowdown), "from_step": self.slow_from},

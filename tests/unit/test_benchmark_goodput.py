@@ -80,6 +80,21 @@ def test_what_is_predicted_of_a_pair() -> None:
     assert Counter(what.rpartition(": ")[2] for what in worlds)["worker lost"] == 2
 
 
+def test_kills_strike_in_their_steps_whatever_came_before() -> None:
+    """Four go on faster than three: a step comes sooner than it seemed when the world was small."""
+    long = replace(KNOWN.measured, costs=replace(COSTS, start_s=20.0))
+    slow = replace(KNOWN, by_size={3: 1.0, 4: 0.2}, measured=long)
+    kills = Schedule(((100, 1), (105, 2), (250, 0), (400, 3)), 500)
+    run = predicted.Run(predicted._setting(slow))
+    for step, rank in kills.kills:
+        assert run.until_step(step - 1, 1e9)
+        assert run.step == step - 1
+        run.lose(rank)
+    assert run.until_step(500, 1e9)
+    settled = [what for _, what in run.outcome().decisions if what.endswith("settled")]
+    assert [f"step {step - 1} settled" in settled for step, _ in kills.kills] == [True] * 4
+
+
 def test_other_decisions_are_no_prediction() -> None:
     check_decisions(["a", "b"], ["a", "b"])
     for theirs, message in (

@@ -81,7 +81,9 @@ class Run:
         while self.step < step and self.now < at_most and not self.ended:
             training = self._training
             if training is not None and not training.halted:
-                self.until(min(training.commits_at(min(step, self._vote_at)), at_most))
+                at = min(training.commits_at(min(step, self._vote_at)), at_most)
+                if not self._advance(at):  # else the step may come at another time now, in another world
+                    self.until(at)
             elif not self._advance(at_most):
                 break
         return self.step >= step
