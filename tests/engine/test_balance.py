@@ -22,6 +22,8 @@ from evenkeel.plan.layout import Wish
 MICROS, SEQ, VOCAB = 10, 16, 24
 WITHIN = 20
 """Steps in which a change of speed must have led to another layout."""
+STEPS = 60
+"""So many that a pause pays, however long it takes on a machine in use."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,12 @@ def check_same(outcome: Outcome, undisturbed: Outcome) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, dict[str, Tensor]]:
-    job = job_of(tmp_path_factory.mktemp("undisturbed"), 26)
+    job = job_of(tmp_path_factory.mktemp("undisturbed"), STEPS)
     return run(job, 2, 1, rebalance=False), job.final()
 
 
 def test_a_slow_worker_gets_fewer_micro_batches(tmp_path: Path, undisturbed: tuple[Outcome, dict[str, Tensor]]) -> None:
-    job = job_of(tmp_path, 26, slowdown={1: 4.0})
+    job = job_of(tmp_path, STEPS, slowdown={1: 4.0})
     outcome = run(job, 2, 1)
     first, *later = outcome.worlds
     assert [p.share for p in first.layout.pipelines] == [MICROS // 2, MICROS // 2]
@@ -105,7 +107,7 @@ def test_a_slow_worker_gets_fewer_micro_batches(tmp_path: Path, undisturbed: tup
 
 
 def test_layers_move_off_a_slow_worker(tmp_path: Path, undisturbed: tuple[Outcome, dict[str, Tensor]]) -> None:
-    job = job_of(tmp_path, 26, slowdown={1: 4.0})
+    job = job_of(tmp_path, STEPS, slowdown={1: 4.0})
     outcome = run(job, 1, 2)
     first, *later = outcome.worlds
     assert later and later[0].base.step <= WITHIN
@@ -115,7 +117,7 @@ def test_layers_move_off_a_slow_worker(tmp_path: Path, undisturbed: tuple[Outcom
 
 
 def test_slow_for_a_moment_is_ignored(tmp_path: Path, undisturbed: tuple[Outcome, dict[str, Tensor]]) -> None:
-    job = job_of(tmp_path, 26, slowdown={1: 6.0}, slow_from=14, slow_to=16)
+    job = job_of(tmp_path, STEPS, slowdown={1: 6.0}, slow_from=14, slow_to=16)
     outcome = run(job, 2, 1)
     assert len(outcome.worlds) == 1
     check_same(outcome, undisturbed[0])
@@ -123,7 +125,7 @@ def test_slow_for_a_moment_is_ignored(tmp_path: Path, undisturbed: tuple[Outcome
 
 def test_a_worker_that_becomes_slow_in_mid_run(tmp_path: Path) -> None:
     begins = 9
-    job = job_of(tmp_path, 30, slowdown={1: 4.0}, slow_from=begins)
+    job = job_of(tmp_path, STEPS, slowdown={1: 4.0}, slow_from=begins)
     outcome = run(job, 2, 1)
     first, *later = outcome.worlds
     assert later and begins < later[0].base.step <= begins + WITHIN

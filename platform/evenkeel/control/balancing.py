@@ -78,6 +78,8 @@ def measured(s: State, world: World, timings: Sequence[Timing]) -> bool:
     if not s.policy.rebalance or not timings:
         return False
     b = balance_of(s)
+    if not b.tracker.workers:
+        b.tracker.opened(world.layout)  # a new life of the controller goes on with a world that it has not opened
     b.tracker.heard(timings)
     nodes = {worker: str(node) for worker, node in world.nodes}
     for source, worker, rate, usual in b.tracker.slow_links(nodes):
@@ -223,6 +225,7 @@ def opened(s: State, world: World) -> None:
         return
     b = balance_of(s)
     change, b.wanted, b.judged, b.lost_s = b.wanted, None, None, 0.0
+    b.benched.difference_update(world.layout.members)  # there was no world without them, and so they count again
     if change is not None and change.layout == world.layout:
         b.benched.update(change.out)
         b.judged = Judged(change, _step_s(b))
