@@ -44,17 +44,20 @@ def test_a_layout_that_does_not_fit_gives_no_measurement(tmp_path: Path) -> None
         run(side, tmp_path)
 
 
+@pytest.mark.soak
 def test_each_by_itself_does_the_same_steps_at_the_same_time(tmp_path: Path) -> None:
     fast, slow = unequal.by_themselves(TINY, 2.0, tmp_path)
     assert (fast.last, slow.last) == (10, 4)
     assert check_same_work(fast, slow, "slow") == 0.0
 
 
+@pytest.mark.soak
 def test_one_of_two_at_once_that_fails_gives_no_measurement(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="exit status 1"):
         static_at_once((replace(TINY.work(2, {}), schedule="unknown"), TINY.work(2, {})), tmp_path)
 
 
+@pytest.mark.soak
 def test_every_cut_is_tried(a_lab: lab.Lab) -> None:
     work = replace(TINY.work(unequal.EARLY + TINY.tried, {1: 4.0}), pipeline=2)
     assert set(unequal.try_cuts(a_lab, TINY, work)) == {1, 2}
