@@ -36,7 +36,7 @@ class Result:
 
 def group_of(test: Path) -> str:
     """The pure parts stand apart from the tests of the configuration, the commands and the house."""
-    pure = test.name.startswith(("test_core_", "test_plan_", "test_control_"))
+    pure = test.parent.name == "unit" and test.name.startswith(("test_core_", "test_plan_", "test_control_"))
     return PURE if pure else GROUPS.get(test.parent.name, test.parent.name)
 
 
