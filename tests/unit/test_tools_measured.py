@@ -72,7 +72,8 @@ EVENTS = [
 
 def test_costs_of_a_run() -> None:
     found = measured(METRICS, EVENTS)
-    assert (found.step_s, found.repairs) == (0.2, 2)
+    assert (found.by_size, found.repairs) == ({4: pytest.approx(0.2), 3: pytest.approx(0.4)}, 2)
+    assert found.step_s == found.by_size[4]
     assert asdict(found.costs) == pytest.approx(
         asdict(
             Costs(
@@ -161,7 +162,7 @@ def test_costs_of_a_simulated_run_are_those_it_was_given(monkeypatch: pytest.Mon
 
 def test_a_run_without_faults_has_steps() -> None:
     found = measured(steps(None, 0.2, 0.25, 0.2), [{"event": "world_formed", "time": 3.0}])
-    assert (found.step_s, found.repairs, found.costs) == (0.2, 0, Costs())
+    assert (found.step_s, found.repairs, found.costs) == (pytest.approx(0.65 / 3), 0, Costs())
 
 
 @pytest.mark.parametrize("metrics", [[], steps(None), [*steps(None), *steps(1.0, first=2, generation=2)]])

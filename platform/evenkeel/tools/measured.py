@@ -1,10 +1,9 @@
 """What steps, repairs, checkpoints and starts took in a real run, as its directory tells: costs for the simulator."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from evenkeel.control.incident import PLANNED
@@ -22,13 +21,18 @@ class Measured:
     """Of one run.
 
     Attributes:
-        step_s: median of the steps with the most workers, the first of each world aside.
+        by_size: mean step by the number of workers, but for the first of each world and those after a checkpoint.
         repairs: that were measured; with none of them their costs are 0.
     """
 
-    step_s: float
+    by_size: Mapping[int, float]
     costs: Costs
     repairs: int
+
+    @property
+    def step_s(self) -> float:
+        """With the most workers."""
+        return self.by_size[max(self.by_size)]
 
 
 def measured_in(run: str) -> Measured:
@@ -46,7 +50,7 @@ def measured_in(run: str) -> Measured:
 
 
 def measured(metrics: Sequence[Record], events: Sequence[Record], faults: Sequence[float] = ()) -> Measured:
-    """Means over all that happened, as many small costs add up to a total; of steps the median.
+    """Means over all that happened, as what they add up to is a total.
 
     Args:
         metrics: all lines, in the order in which they were written.
@@ -55,7 +59,8 @@ def measured(metrics: Sequence[Record], events: Sequence[Record], faults: Sequen
     Raises:
         ValueError: if no step was measured.
     """
-    usual = _usual(metrics)
+    saved = {(line["generation"], line["checkpoint"]) for line in events if line["event"] == "checkpoint_started"}
+    usual = _usual(metrics, saved)
     full = max((line["world_size"] for line in metrics), default=0)
     if not usual.get(full):
         raise ValueError("two steps in a row, in one world, are needed")
@@ -65,7 +70,7 @@ def measured(metrics: Sequence[Record], events: Sequence[Record], faults: Sequen
     read = [spent["reshard"] for spent, went_back in repairs if went_back]
     mean = {name: _mean([p[name] for p in phases]) for name in phases[0]} if phases else {}
     saves = [line["seconds"] for line in events if line["event"] == "checkpoint_committed" and "seconds" in line]
-    stall_s = max(0.0, _mean(list(_stalls(metrics, events, usual))))
+    stall_s = max(0.0, _mean(list(_stalls(metrics, saved, usual))))
     costs = Costs(
         detect_s=max(0.0, _mean(list(_detections(metrics, events, faults, usual)))),
         abort_s=mean.get("abort", 0.0),
@@ -79,7 +84,7 @@ def measured(metrics: Sequence[Record], events: Sequence[Record], faults: Sequen
         save_stall_s=stall_s,
         save_write_s=max(0.0, _mean(saves) - stall_s),
     )
-    return Measured(usual[full], costs, len(repairs))
+    return Measured(usual, costs, len(repairs))
 
 
 def _later_steps(metrics: Sequence[Record]) -> Iterator[Record]:
@@ -100,12 +105,18 @@ def _repairs(events: Sequence[Record]) -> Iterator[tuple[dict[str, float], bool]
             went_back = False
 
 
-def _usual(metrics: Sequence[Record]) -> dict[int, float]:
-    """By the number of workers the median step, the first of each world aside."""
-    found: dict[int, list[float]] = defaultdict(list)
+def _usual(metrics: Sequence[Record], saved: Collection[tuple[int, int]]) -> dict[int, float]:
+    """By the number of workers; of steps after checkpoints only where there are no others."""
+    found: dict[int, dict[bool, list[float]]] = {}
     for line in _later_steps(metrics):
-        found[line["world_size"]].append(line["step_s"])
-    return {size: median(step_s) for size, step_s in found.items()}
+        size = found.setdefault(line["world_size"], {False: [], True: []})
+        size[_after(line, saved)].append(line["step_s"])
+    return {size: fmean(steps[False] or steps[True]) for size, steps in found.items()}
+
+
+def _after(line: Record, saved: Collection[tuple[int, int]]) -> bool:
+    """Whether a checkpoint was begun between this step and the one before."""
+    return (line["generation"], line["step"] - 1) in saved
 
 
 def _detections(
@@ -147,12 +158,11 @@ def _starts(events: Sequence[Record]) -> Iterator[float]:
             yield max(0.0, line["time"] - lost.pop(0))
 
 
-def _stalls(metrics: Sequence[Record], events: Sequence[Record], usual: Mapping[int, float]) -> Iterator[float]:
+def _stalls(
+    metrics: Sequence[Record], saved: Collection[tuple[int, int]], usual: Mapping[int, float]
+) -> Iterator[float]:
     """By how much the step after each checkpoint's was longer than usual."""
-    saved = {(line["generation"], line["checkpoint"]) for line in events if line["event"] == "checkpoint_started"}
-    for line in _later_steps(metrics):
-        if (line["generation"], line["step"] - 1) in saved:
-            yield line["step_s"] - usual[line["world_size"]]
+    return (x["step_s"] - usual[x["world_size"]] for x in _later_steps(metrics) if _after(x, saved))
 
 
 def _mean(values: Sequence[float]) -> float:
