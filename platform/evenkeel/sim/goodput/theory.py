@@ -60,7 +60,8 @@ def spares_needed(nodes: int, failures_per_node_day: float, repair_days: float, 
     of the Erlang traffic formulae for busy-signal arrangements", 1938).
 
     Raises:
-        ValueError: if there are no nodes, a rate or time is negative or beyond counting, or the confidence is not below 1.
+        ValueError: if there are no nodes, a rate or time is negative, more than 1e15 nodes are in repair, or the
+            confidence is not below 1.
     """
     if nodes < 1 or not failures_per_node_day >= 0 or not repair_days >= 0 or not 0 < confidence < 1:
         given = f"{nodes} nodes, {failures_per_node_day} failures per node-day, {repair_days} days of repair"
