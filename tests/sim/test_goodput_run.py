@@ -14,7 +14,6 @@ from evenkeel.sim.goodput.run import Run, simulate_one
 from evenkeel.sim.goodput.setting import CAUSES, Change, Outcome
 from evenkeel.sim.goodput.theory import efficiency, survival
 
-
 TWO_COPIES: dict[str, object] = {"copies": 2, "model": model(1), "micro_batches": 16, "checkpoint_every": None}
 
 
