@@ -200,4 +200,4 @@ def _setting(known: Real) -> Setting:
         costs=known.measured.costs, min_workers=2, spares=1, checkpoint_every=100, per_node=False,
     )  # fmt: skip
     by_size, shares = known.measured.by_size, Pace(plain)
-    return replace(plain, pace=lambda layout: by_size.get(len(layout.members)) or shares.step_s(layout))
+    return replace(plain, pace=lambda layout: by_size.get(len(layout.members)) or shares.of(layout, ()))

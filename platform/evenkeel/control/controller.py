@@ -63,6 +63,11 @@ class Controller:
         """The step after which it will ask for a checkpoint, by what it knows now; None if it does not know."""
         return saving.due_at(self._state)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether what workers measure next may lead to another layout, or tell what the last one has brought."""
+        return balancing.weighs(self._state)
+
     def step(self, now: float, event: m.Event) -> m.Output:
         """What one event, heard at `now` (seconds, never going back), leads to. An ended controller answers nothing."""
         s = self._state
