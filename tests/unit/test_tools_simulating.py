@@ -132,6 +132,7 @@ ASKED: dict[str, Any] = {"cluster": "4x2", "params": 1e8, "layers": 8, "step_sec
         ({"spares": "0,999999999"}, "--spares: 999,999,999 make 1,000,000,003 nodes; no more than 100,000 are"),
         ({"copies": "9" * 400}, "--copies: 999999999999... is more than can be simulated"),
         ({"layers": 10**9}, "--layers: is 1000000000; a model has at least 1, and no more than 10,000 are simulated"),
+        ({"micro_batches": 10**30}, "000; no more than 1,000,000 are simulated"),
         ({"tokens": 1e300}, "--tokens: is 1e+300; expected those of a step"),
         ({"price": 1e300}, "--price: is 1e+300; expected that of a device for an hour"),
         ({"plot": Path("goodput.pdf")}, "--plot: 'goodput.pdf': expected a name that ends in .png or .svg"),

@@ -24,7 +24,7 @@ AXES = {"spares": "--spares", "copies": "--copies", "mirror_every": "--mirror-ev
 """What can be swept, and by which option."""
 PER_PIPELINE = 16
 """Micro-batches of each pipeline where nothing else is said."""
-MOST_NODES, MOST_WORKERS, MOST_LAYERS = 100_000, 1_000_000, 10_000
+MOST_NODES, MOST_WORKERS, MOST_LAYERS, MOST_BATCHES = 100_000, 1_000_000, 10_000, 1_000_000
 MOST_STEPS, MOST_CHANGES, MOST_TOKENS, MOST_PRICE = 1e8, 1e6, 1e15, 1e9
 """More than these would take days to simulate, or all memory; whoever asks for more has mistyped a number."""
 WIDTH = 64
@@ -335,6 +335,8 @@ def at_full_strength(trained: Trained, nodes: int, devices: int) -> Trained:
     batches = trained.micro_batches or PER_PIPELINE * data
     if batches < data:
         raise bad("--micro-batches", f"is {batches}, for {data} pipelines; each needs at least 1")
+    if batches > MOST_BATCHES:
+        raise bad("--micro-batches", f"is {batches:,}; no more than {MOST_BATCHES:,} are simulated")
     least = trained.min_workers or pipeline * tensor
     return replace(trained, data=data, pipeline=pipeline, tensor=tensor, micro_batches=batches, min_workers=least)
 
