@@ -91,14 +91,15 @@ def written(s: State, now: float, event: m.PartWritten) -> None:
 def parts_written(s: State, now: float, events: Iterator[m.PartWritten]) -> int:
     """Takes down the first of these from which nothing follows, as other parts of their checkpoint are missing; returns
     how many those are."""
-    count = 0
-    version, upload = None, None
+    count, version, upload = 0, None, None
     for event in events:
         if event.version is not version:
             version, upload = event.version, s.uploads.get(event.version)
         if upload is None or upload.error or len(upload.missing) < 2 or event.worker_id not in upload.missing:
             break
-        _moved(s, now, event.worker_id)
+        if len(s.uploads) > 1:
+            _moved(s, now, event.worker_id)
+        upload.news_at = now
         upload.add(event)
         count += 1
     return count
