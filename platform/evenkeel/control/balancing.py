@@ -2,14 +2,14 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from evenkeel.control.modes import Gathering
 from evenkeel.control.speeds import SAMPLES, Tracker
 from evenkeel.control.state import State
 from evenkeel.core.ids import INITIAL, WorkerId
-from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.layout import Layout, WorkerInfo, slowed_kind
 from evenkeel.core.vote import Timing
 from evenkeel.core.world import World
 from evenkeel.plan.balance import Keep, Rebalance, Situation, decide
@@ -66,7 +66,8 @@ def balance_of(s: State) -> Balance:
     """Begun when it is first asked for."""
     if s.balance is None:
         costs = tuple(layer.cost for layer in s.policy.model.layers)
-        s.balance = Balance(Tracker(costs if any(costs) else (1.0,) * len(costs)))
+        begins = s.policy.profiled or Speeds(costs if any(costs) else (1.0,) * len(costs))
+        s.balance = Balance(Tracker(begins.costs, begins.kinds))
     return s.balance
 
 
@@ -243,9 +244,29 @@ def opened(s: State, world: World) -> None:
 
 def _plan(s: State, workers: Sequence[WorkerInfo], speeds: Speeds) -> Planned | Infeasible:
     policy = s.policy
-    return plan_layout(
-        workers, policy.wish, policy.model, policy.micro_batches, s.layout, speeds, lambda layout: _room(s, layout)
-    )
+
+    def planned(infos: Sequence[WorkerInfo]) -> Planned | Infeasible:
+        return plan_layout(
+            infos, policy.wish, policy.model, policy.micro_batches, s.layout, speeds, lambda layout: _room(s, layout)
+        )
+
+    found = planned(workers)
+    if not speeds.kinds or isinstance(found, Infeasible):
+        return found
+    if policy.slowed and not s.holdings:
+        found = planned(_as_slowed(workers, found.layout, policy.slowed))
+        assert isinstance(found, Planned)
+    new = s.layout is None and not speeds.paces
+    return replace(found, reason=f"{found.reason}, as it was profiled") if new else found
+
+
+def _as_slowed(workers: Sequence[WorkerInfo], layout: Layout, slowed: Sequence[tuple[int, float]]) -> list[WorkerInfo]:
+    """In a world that nobody brings state into the ranks, which no speed changes, say who is made slow."""
+    slow = {layout.members[rank]: factor for rank, factor in slowed if rank < len(layout.members)}
+    return [
+        replace(info, kind=slowed_kind(info.kind, slow[info.worker_id])) if info.worker_id in slow else info
+        for info in workers
+    ]
 
 
 def _room(s: State, layout: Layout) -> Fits:

@@ -72,6 +72,8 @@ class TimesRecord:
         _require(1 <= self.tensor <= 2**16, f"TP degree {short(self.tensor, 40)} is not one of 1 to 65,536")
         for seconds in (*self.forward_s, *self.backward_s):
             _require(isfinite(seconds) and 0 <= seconds <= LONGEST_S, f"a layer takes no {short(seconds, 40)} s")
+        some = any((*self.forward_s, *self.backward_s))
+        _require(some, f"the model on {short(self.kind, 80)} at TP {self.tensor} takes no time")
 
 
 @dataclass(frozen=True, slots=True)
