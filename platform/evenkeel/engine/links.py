@@ -12,6 +12,8 @@ from evenkeel.plan.hardware import Link
 
 SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 23, 1 << 26)
 """Bytes of the messages."""
+FASTEST = 1e14
+"""Bytes a second; no link is near it, but noise may make a line that flat."""
 WARM_UP, FEWEST, MOST = 1, 3, 30
 """Round trips of each size: some that are not counted, and some that are."""
 
@@ -58,7 +60,7 @@ def fit_link(samples: Sequence[tuple[int, float]]) -> Link:
     left, right = sum(1 / s for _, s in samples), sum(b / s for b, s in samples)
     per_byte = (one * right - size * left) / (one * square - size * size)
     latency = (left - size * per_byte) / one
-    if latency < 0 or per_byte <= 0:  # no line fits: what is said of the smallest and of the largest one is measured
+    if latency < 0 or per_byte * FASTEST < 1:  # no line fits: the smallest and the largest one count
         (_, latency), (most, longest) = min(samples), max(samples)
         per_byte = max(longest - latency, longest / 2) / most
     return Link(1 / per_byte, latency)
