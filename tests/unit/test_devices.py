@@ -1,5 +1,9 @@
 """Device tables, the user's own over them, and clusters in short and from files."""
 
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,21 @@ def test_the_tables_are_seen_beside_the_other_configuration() -> None:
     beside = sorted(path.name for path in (ROOT / "conf/devices").glob("*.yaml"))
     assert beside == sorted(path.name for path in (ROOT / "platform/evenkeel/devices").glob("*.yaml"))
     assert len(beside) == len(published().tables)
+
+
+def test_a_wheel_has_the_tables(tmp_path: Path) -> None:
+    """`pip install .` is not editable: what is no module comes along only where the build is told so."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "platform", source / "platform", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])"
+    command = [sys.executable, "-W", "ignore", "-c", build, str(tmp_path)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        packed = {Path(name).name for name in files.namelist() if name.startswith("evenkeel/devices/")}
+    assert packed == {path.name for path in (ROOT / "platform/evenkeel/devices").glob("*.yaml")}
 
 
 # ---------------------------------------------------------------- the user's own
