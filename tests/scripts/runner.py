@@ -159,6 +159,10 @@ class Script:
             case "lost":
                 self.known.pop(line.who, None)
                 yield m.WorkerLost(line.who, " ".join(line.names[1:]) or "killed")
+            case "lost-node":
+                for worker in [w for w, info in self.known.items() if info.node_id == line.names[0]]:
+                    del self.known[worker]
+                    yield m.WorkerLost(worker, "its node died", with_node=True)
             case "start-failed":
                 yield m.StartFailed(int(line.names[0]), " ".join(line.names[1:]))
             case "joined":

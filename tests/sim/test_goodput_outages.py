@@ -57,6 +57,16 @@ def test_the_share_that_takes_racks(share: float, expected: float) -> None:
     assert whole / len(gone) == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.parametrize(("rate", "repair"), [(0.05, 600.0), (5.0, 7200.0), (100.0, 60.0)])
+def test_about_how_many_changes_there_are(rate: float, repair: float) -> None:
+    model = Drawn(rate, Repair(repair))
+    until_s = 20_000 * DAY_S / rate / len(NODES)
+    changes = sum(1 for _ in model.changes(NODES, 1, until_s))
+    assert model.expected_changes(len(NODES), until_s) == pytest.approx(changes, rel=0.04)
+    assert Drawn(0.0).expected_changes(5, 1e9) == 0
+    assert Drawn(1.0, Repair(inf)).expected_changes(5, 1e9) == 5
+
+
 def test_failures_come_without_memory() -> None:
     """The time between two failures of the whole cluster has the mean and the spread of an exponential."""
     model = Drawn(0.02, Repair(1.0, fixed=True))
@@ -142,6 +152,7 @@ def test_the_trace_of_spot_instances() -> None:
         ("1.5,add,a\n", 1, "'1.5' is not a number of milliseconds"),
         ("soon,add,a\n", 1, "'soon' is not a number of milliseconds"),
         ("time,event,node\n0,add,a\n", 1, "'time' is not a number of milliseconds"),
+        ("9" * 400 + ",add,a\n", 1, "999999999999999... ms is longer than 30,000 years"),
         ("0,reboot,a\n", 1, "'reboot' is neither add nor remove"),
         ("0,add,a,eu-west\n", 1, "'0,add,a,eu-west' is not a change"),
         ("0,add\n", 1, "'0,add' is not a change"),

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from random import Random
+from statistics import fmean, stdev
 
 import pytest
 from scipy.stats import t, ttest_1samp
@@ -86,7 +88,42 @@ def test_a_gain_is_paired() -> None:
     ],
 )
 def test_enough(goodputs: dict[int | None, Sequence[float]], expected: int | None) -> None:
-    assert enough(points("copies", goodputs), "copies").varied["copies"] == expected
+    found = enough(points("copies", goodputs), "copies")
+    assert (found.point.varied["copies"], found.undecided) == (expected, None)
+
+
+def test_enough_goes_by_the_interval() -> None:
+    """By the means 1 is enough; but 2 may gain as much as 0.3 points, which these seeds do not rule out."""
+    gains = [0.0, 0.0, 0.0022]
+    found = enough(points("spares", {0: [0.5, 0.6, 0.7], 1: [0.9] * 3, 2: [0.9 + g for g in gains]}), "spares")
+    assert found.undecided is not None
+    assert (found.undecided.varied["spares"], found.point.varied["spares"]) == (1, 2)
+    ((more, may),) = found.unsure
+    assert more.varied["spares"] == 2
+    half = t.ppf(0.975, 2) * stdev(gains) / 3**0.5
+    assert found.seeds == ceil(3 * (half / (0.001 - fmean(gains))) ** 2)
+    assert (may.low, may.high) == (pytest.approx(fmean(gains) - half), pytest.approx(fmean(gains) + half))
+
+
+def test_as_many_seeds_as_it_says_tell() -> None:
+    """Of drawn gains, and most of the time: how many are needed is itself an estimate."""
+    random, told = Random(4), 0
+    for _ in range(200):
+        gains = [random.gauss(0.0004, 0.001) for _ in range(400)]
+        few = enough(points("spares", {0: [0.5] * 4, 1: [0.5 + g for g in gains[:4]]}), "spares")
+        if few.undecided is None or not 4 <= few.seeds <= 400:
+            continue
+        many = gains[: int(few.seeds) * 4]
+        found = enough(points("spares", {0: [0.5] * len(many), 1: [0.5 + g for g in many]}), "spares")
+        told += 1 if found.undecided is None else -1
+    assert told > 20
+
+
+def test_just_at_what_is_worth_it_no_number_of_seeds_tells() -> None:
+    values = [0.5, 0.502]
+    found = enough(points("spares", {0: [0.5, 0.5], 1: values}), "spares")
+    assert found.undecided is not None
+    assert found.seeds > 1e6
 
 
 def test_the_best_and_the_cheapest() -> None:

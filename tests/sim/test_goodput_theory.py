@@ -93,6 +93,9 @@ def test_groups_that_cannot_be(nodes: int, lost: int, copies: int) -> None:
 def test_spares() -> None:
     assert spares_needed(2048, 6.5e-3, 1.0, 0.99) == 22
     assert spares_needed(2048, 0.0, 1.0, 0.99) == 0
+    assert spares_needed(16, 1e9, 1.0, 0.99) == pytest.approx(16e9, rel=1e-4)  # at once
+    with pytest.raises(ValueError, match="fewer than 1e15"):
+        spares_needed(16, 1e300, 1.0, 0.99)
     for nodes, confidence in ((1, 0.5), (64, 0.95), (16384, 0.999), (200_000, 0.99)):
         assert spares_needed(nodes, 6.5e-3, 1.0, confidence) == poisson.ppf(confidence, nodes * 6.5e-3)
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,8 @@ def test_worlds_are_written_by_generation(run: RunDirectory) -> None:
 
 def test_of_many_claims_of_a_fault_one_holds(run: RunDirectory, url: str) -> None:
     assert not run.fault_fired("step3-commit-rank1-kill-1")
+    assert run.fault_times() == []
+    began = time.time()
     claims: list[bool] = []
     barrier = threading.Barrier(4)
 
@@ -149,6 +152,10 @@ def test_of_many_claims_of_a_fault_one_holds(run: RunDirectory, url: str) -> Non
     assert sorted(claims) == [False, False, False, True]
     assert run.fault_fired("step3-commit-rank1-kill-1")
     assert run.claim_fault("step3-commit-rank1-kill-2")
+    first, second = run.fault_times()
+    assert began - 1e-6 <= first <= second <= time.time() + 1e-6
+    assert run.files.create("faults/step4-commit-rank1-kill-1", b"b9e1858403cb8c04b65f844f07cc7a7e")  # does not tell
+    assert run.fault_times() == [first, second]
 
 
 def test_writable_or_one_line_that_says_why_not(run: RunDirectory, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from evenkeel.sim.goodput.run import simulate_one
 from evenkeel.tools.measured import Measured
 
 COSTS = Costs(detect_s=0.1, abort_s=0.05, regroup_s=0.1, first_step_s=0.2, start_s=6.0, save_stall_s=0.05)
-KNOWN = Real(300.0, (), 0.1, Measured(0.2, COSTS, 20), {3: 0.25, 4: 0.2})
+KNOWN = Real(300.0, 40.0, (), 0.1, Measured({3: 0.25, 4: 0.2}, COSTS, 20))
 
 
 def test_the_month_fills_its_nodes() -> None:
@@ -60,11 +60,11 @@ def test_what_is_predicted_of_a_single_kill() -> None:
     repair_s = COSTS.detect_s + COSTS.abort_s + COSTS.regroup_s + COSTS.first_step_s
     saves_s = COSTS.save_stall_s  # of step 100
     assert total_s == pytest.approx(149 * 0.2 + 0.1 + repair_s + saves_s, abs=1e-6)
-    assert [what.split(":")[0] for what in decisions] == [
-        "world of 2 x 2 stages from step",
-        "step settled",
-        "world of 2 x 2 stages from step",
-    ]
+    assert decisions == (
+        "world of 2 x 2 stages from step 0: start",
+        "step 99 settled, step 100 redone",
+        "world of 2 x 2 stages from step 99: worker lost",
+    )
 
 
 def test_what_is_predicted_of_a_pair() -> None:
@@ -82,8 +82,7 @@ def test_what_is_predicted_of_a_pair() -> None:
 
 def test_kills_strike_in_their_steps_whatever_came_before() -> None:
     """Four go on faster than three: a step comes sooner than it seemed when the world was small."""
-    long = replace(KNOWN.measured, costs=replace(COSTS, start_s=20.0))
-    slow = replace(KNOWN, by_size={3: 1.0, 4: 0.2}, measured=long)
+    slow = replace(KNOWN, measured=Measured({3: 1.0, 4: 0.2}, replace(COSTS, start_s=20.0), 20))
     kills = Schedule(((100, 1), (105, 2), (250, 0), (400, 3)), 500)
     run = predicted.Run(predicted._setting(slow))
     for step, rank in kills.kills:
@@ -91,8 +90,54 @@ def test_kills_strike_in_their_steps_whatever_came_before() -> None:
         assert run.step == step - 1
         run.lose(rank)
     assert run.until_step(500, 1e9)
-    settled = [what for _, what in run.outcome().decisions if what.endswith("settled")]
-    assert [f"step {step - 1} settled" in settled for step, _ in kills.kills] == [True] * 4
+    redone = [what for _, what in run.outcome().decisions if what.endswith("redone")]
+    assert redone == [f"step {step - 1} settled, step {step} redone" for step, _ in kills.kills]
+
+
+def test_a_size_that_was_not_measured_has_the_pace_of_its_shares() -> None:
+    """Three of which one does a pipeline's work alone have 5 of 8 micro-batches in the longer pipeline."""
+    pair = Schedule(((100, 1), (105, 2)), 200)
+    known = replace(KNOWN, measured=Measured({4: 0.2}, COSTS, 20))
+    unmeasured_s, decisions = predicted.predicted(pair, known)
+    assert decisions == predicted.predicted(pair, KNOWN)[1]
+    assert unmeasured_s > predicted.predicted(pair, replace(known, measured=Measured({3: 0.2, 4: 0.2}, COSTS, 20)))[0]
+
+
+def test_steps_are_compared_but_those_of_pauses() -> None:
+    assert predicted.comparable(
+        [
+            "world of 2 x 2 stages from step 0: start",
+            "",
+            "step 7 settled, step 8 redone",
+            "world of 3 x 1 stages from step 7: worker lost",
+            "step 11 settled",
+            "world of 2 x 2 stages from step 11: pause",
+        ]
+    ) == (
+        "world of 2 x 2 stages from step 0: start",
+        "step 7 settled, step 8 redone",
+        "world of 3 x 1 stages from step 7: worker lost",
+        "step settled",
+        "world of 2 x 2 stages from step: pause",
+    )
+
+
+@pytest.mark.parametrize(
+    ("beyond_s", "total_s", "message"),
+    [(15.0, 400.0, None), (12.0, 400.0, "12.0 s beyond the steps, predicted 16.4 s: more than 1.25 times apart")],
+)
+def test_repairs_that_take_another_time_are_no_prediction(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beyond_s: float, total_s: float, message: str | None
+) -> None:
+    """Also where the whole time is as predicted, as nearly all of it is steps."""
+    decisions = predicted.predicted(schedule(2), KNOWN)[1]
+    runs = iter([KNOWN, replace(KNOWN, total_s=total_s, beyond_s=beyond_s, decisions=decisions)])
+    monkeypatch.setattr(predicted, "real", lambda plan, folder: next(runs))
+    if message is None:
+        assert predicted.against_real(tmp_path, 0).apart < 1.1
+        return
+    with pytest.raises(BenchError, match=message):
+        predicted.against_real(tmp_path, 0)
 
 
 def test_other_decisions_are_no_prediction() -> None:

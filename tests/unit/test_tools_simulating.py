@@ -121,6 +121,18 @@ ASKED: dict[str, Any] = {"cluster": "4x2", "params": 1e8, "layers": 8, "step_sec
         ({"copies": "0"}, "copies is 0; it must be at least 1"),
         ({"copies": "1,none"}, "--copies: 'none' is no whole number (or all)"),
         ({"interval": "often"}, "--interval: 'often' is no whole number (or none)"),
+        ({"trace": TRACE, "seeds": 3}, "--seeds: is 3, but a trace is the same for every seed; leave it out"),
+        (
+            {"rate": 1e9, "repair_hours": 1e-6},
+            "--failures-per-node-day: 1e+09 failures per node-day, repaired in 1e-06 h",
+        ),
+        ({"step_seconds": 1e-9}, "--days: 86400 s of steps of 1e-09 s are 8.64e+13 steps; no more than 1e+08 are"),
+        ({"cluster": "9999999x9999"}, "CLUSTER: 9,999,999 nodes of 9,999 devices; no more than 100,000 nodes and"),
+        ({"spares": "0,999999999"}, "--spares: 999,999,999 make 1,000,000,003 nodes; no more than 100,000 are"),
+        ({"copies": "9" * 400}, "--copies: 999999999999... is more than can be simulated"),
+        ({"layers": 10**9}, "--layers: is 1000000000; a model has at least 1, and no more than 10,000 are simulated"),
+        ({"tokens": 1e300}, "--tokens: is 1e+300; expected those of a step"),
+        ({"price": 1e300}, "--price: is 1e+300; expected that of a device for an hour"),
         ({"plot": Path("goodput.pdf")}, "--plot: 'goodput.pdf': expected a name that ends in .png or .svg"),
         ({"plot": Path("/nowhere/x.png")}, "--plot: /nowhere/x.png: there is no folder /nowhere"),
     ],
@@ -254,6 +266,20 @@ def _outcome(goodput: float, cost: float) -> Outcome:
 def test_the_answer(axes: dict[str, dict[int | None, list[float]]], expected: str) -> None:
     theory = ["By theory no more than 2 nodes are in repair at the same time, 99 % of the time."]
     assert goodput_text.answers(result(axes)) == [expected, *(theory if "spares" in axes else [])]
+
+
+def test_seeds_that_do_not_tell() -> None:
+    """The means say that 1 is enough; by their spread 2 may gain more, and a single seed has no spread at all."""
+    by_seed: dict[int | None, list[float]] = {0: [0.5, 0.6, 0.7], 1: [0.9] * 3, 2: [0.9, 0.9, 0.9022]}
+    first, second, _ = goodput_text.answers(result({"spares": by_seed}))
+    assert first == (
+        "3 seeds do not tell whether spares 1 is enough, as more may gain 0.1 points (2: +0.07 (-0.24 to 0.39)); "
+        "about 421 would."
+    )
+    assert second.startswith("Not shown to be enough: spares 2, goodput 90.07 % (95 %: 89.76 to 90.39), the most")
+    single = goodput_text.answers(result({"copies": {1: [0.9], 2: [0.9]}}, seeds=1))
+    assert single[0].startswith("Enough: copies 1, goodput 90.00 %.")
+    assert single[1] == "One seed does not tell how sure that is: --seeds 5 would."
 
 
 def test_the_cheapest_is_named() -> None:

@@ -164,8 +164,8 @@ def _handle(s: State, now: float, event: m.Event) -> None:
             _started(s, now, event)
         case m.WorkerReady(worker):
             _ready(s, now, worker)
-        case m.WorkerLost(worker_id, cause):
-            _lost(s, now, worker_id, cause)
+        case m.WorkerLost():
+            _lost(s, now, event)
         case m.StartFailed(count, error):
             _start_failed(s, now, count, error)
         case m.Reported(_, reports, timings):
@@ -294,6 +294,7 @@ def _started(s: State, now: float, event: m.Started) -> None:
             s.roster.dying.add(worker.worker_id)
             s.say(m.Kill(worker.worker_id, "declared lost before the controller was restarted"))
     s.roster.begin()
+    s.arrived = True  # the life before may have died before it asked for a place for them
     s.saved = saving.newest_first([v for v in event.saved if saving.in_line(s, v) and v not in s.distrusted])
     s.damaged = list(event.damaged)
     for error in event.damaged:
@@ -348,13 +349,14 @@ def _ready(s: State, now: float, worker: WorkerInfo) -> None:
     s.arrived = True
 
 
-def _lost(s: State, now: float, worker_id: WorkerId, cause: str) -> None:
+def _lost(s: State, now: float, event: m.WorkerLost) -> None:
     """A death, or the confirmation of one."""
+    worker_id, cause = event.worker_id, event.cause
     s.roster.dying.discard(worker_id)
     if worker_id in s.roster.gone:
         return
     if worker_id in s.roster.alive:
-        repair.declare_lost(s, now, worker_id, cause)
+        repair.declare_lost(s, now, worker_id, cause, blameless=event.with_node)
     else:
         s.roster.remove(worker_id)
         _start_failed(s, now, 1, f"{worker_id} died while starting: {cause}")

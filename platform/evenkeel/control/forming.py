@@ -250,8 +250,9 @@ def could_grow(s: State, world: World) -> bool:
 
 
 def grow(s: State) -> None:
-    """Workers have become ready: the present world pauses if they would make a larger one."""
-    if s.arrived and isinstance(s.mode, Running) and not s.pending and could_grow(s, s.mode.world):
+    """Workers have become ready: the present world pauses if they would make a larger one, or ends anyway."""
+    ends = s.pending & (Flags.PAUSE | Flags.STOP)
+    if s.arrived and isinstance(s.mode, Running) and not ends and could_grow(s, s.mode.world):
         ask_flags(s, Flags.PAUSE)
     s.arrived = False
 

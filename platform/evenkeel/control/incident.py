@@ -24,8 +24,9 @@ class Incident:
     detect_s: float
     lost: dict[WorkerId, str] = field(default_factory=dict)
     """With the cause of each one's death."""
-    unparked: set[WorkerId] = field(default_factory=set)
-    """Of the lost those that were killed only because they did not answer in time."""
+    blameless: set[WorkerId] = field(default_factory=set)
+    """Of the lost those whose death says nothing of what they computed: their node is gone, or they did not answer, as
+    one does not whose node is."""
     faults: list[str] = field(default_factory=list)
     broken: str = ""
     """What the first worker said whose collective broke."""

@@ -61,10 +61,15 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A worker is dead: pushed by the fleet, or the confirmation of a Kill."""
+    """A worker is dead: pushed by the fleet, or the confirmation of a Kill.
+
+    Attributes:
+        with_node: its whole node is gone, so that nothing which it computed is to blame.
+    """
 
     worker_id: WorkerId
     cause: str
+    with_node: bool = False
 
 
 @dataclass(frozen=True, slots=True)

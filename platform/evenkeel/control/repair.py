@@ -38,7 +38,9 @@ def ask_for_promises(s: State, now: float, world: World, ran: bool) -> None:
     s.say(*[m.Abort(w, epoch, generation, ask, visible) for w in survivors])
 
 
-def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0) -> None:
+def declare_lost(
+    s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0, blameless: bool = False
+) -> None:
     """From here on nothing that this worker says counts, whether it lives or not (rule 17)."""
     s.roster.remove(worker_id)
     if isinstance(s.mode, Aborting | Settling):
@@ -51,15 +53,19 @@ def declare_lost(s: State, now: float, worker_id: WorkerId, cause: str, detect_s
     if world is not None and worker_id in world.layout.places and not s.over:
         incident = break_world(s, now, "worker lost", detect_s)
         incident.lost[worker_id] = cause
+        if blameless:
+            incident.blameless.add(worker_id)
         if incident.cause == "broken collective":
             # Its neighbours often notice a death before it is pushed.
             incident.cause = "worker lost"
 
 
-def kill(s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0) -> None:
+def kill(
+    s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0, blameless: bool = False
+) -> None:
     s.roster.dying.add(worker_id)
     s.say(m.Kill(worker_id, cause))
-    declare_lost(s, now, worker_id, cause, detect_s)
+    declare_lost(s, now, worker_id, cause, detect_s, blameless)
 
 
 def failed(s: State, now: float, event: m.Failed) -> None:
@@ -168,9 +174,10 @@ def _decide(s: State, now: float, mode: Aborting) -> None:
     if s.incident is not None and not s.incident.planned:
         # Who dies in the commit of a step that is rolled forward is not held against the step after it.
         trained = mode.ran and (in_next or not answers)
-        died = [w for w in lost if trained and w not in s.incident.unparked and w not in odd]
+        died = [w for w in lost if trained and w not in odd]
         who = [f"{w} ({s.incident.lost.get(w, 'lost')})" for w in died]
-        s.trouble.broken(open_step, s.incident.describe(), who, sure=bool(answers))
+        suspect = not s.incident.blameless.issuperset(died)
+        s.trouble.broken(open_step, s.incident.describe(), who, sure=bool(answers), suspect=suspect)
 
 
 def _show_unreported(s: State, now: float, answers: Iterable[m.Answer]) -> None:

@@ -10,7 +10,7 @@ from evenkeel.core.vote import Vote
 MAX_EXCEPTIONS = 2
 """Generations in which training code raised in one step: the first is retried, the second ends the run."""
 MAX_CRASHES = 3
-"""Generations that one open step broke by killing workers before it counts as a poison batch."""
+"""Generations that one open step broke by killing workers' processes before it counts as a poison batch."""
 MAX_UNREADABLE = 3
 """Generations that could not begin as workers cannot read a checkpoint that is whole, without a commit between them."""
 MAX_ATTEMPTS = 12
@@ -21,12 +21,14 @@ MAX_ATTEMPTS = 12
 class Crash:
     """Workers that died in a step. `sure` unless nobody was left to say which it was: then it may be the one after.
 
-    `who` names each with its signal or exit status.
+    `who` names each with its signal or exit status. `suspect` unless all of them died of what no batch does, such as
+    the loss of their node.
     """
 
     step: int
     sure: bool
     who: str
+    suspect: bool = True
 
     @property
     def last(self) -> int:
@@ -70,11 +72,13 @@ class Trouble:
         self.raised[step].add(generation)
         self.last = text
 
-    def broken(self, open_step: int, cause: str, died: Sequence[str] = (), sure: bool = True) -> None:
-        """A generation was broken with this step open; `died` are the workers that died training in it."""
+    def broken(
+        self, open_step: int, cause: str, died: Sequence[str] = (), sure: bool = True, suspect: bool = True
+    ) -> None:
+        """A generation was broken with this step open; `died` are the workers that died training in it, see Crash."""
         self.attempts += 1
         if died:
-            self.crashes.append(Crash(open_step, sure, ", ".join(died)))
+            self.crashes.append(Crash(open_step, sure, ", ".join(died), suspect))
         if not self.raised:
             self.last = cause
 
@@ -106,7 +110,7 @@ class Trouble:
             return f"{often}; {self.not_finite}" if self.not_finite else often
         if len(self.raised.get(open_step, ())) >= MAX_EXCEPTIONS:
             return f"failed again after a retry: {self.last}"
-        if len(self._crashes(open_step)) >= MAX_CRASHES:
+        if sum(crash.suspect for crash in self._crashes(open_step)) >= MAX_CRASHES:
             return self.deaths(open_step)
         if len(self.unreadable) >= MAX_UNREADABLE:
             last = list(self.unreadable.values())[-1]
@@ -119,13 +123,13 @@ class Trouble:
     def deaths(self, open_step: int) -> str:
         """Which workers died in this step, and how, in one line; "" if none did."""
         crashes = self._crashes(open_step)
-        who = ", ".join(crash.who for crash in crashes)
         if not crashes:
             return ""
         step = max(crash.step for crash in crashes)
-        if len(crashes) == 1:
-            return f"workers died in step {step}: {who}"
-        often = f"step {step} took workers down {len(crashes)} times: {who}"
+        suspects = [crash.who for crash in crashes if crash.suspect]
+        if len(suspects) < 2:
+            return f"workers died in step {step}: {', '.join(crash.who for crash in crashes)}"
+        often = f"step {step} took workers down {len(suspects)} times: {', '.join(suspects)}"
         return f"{often} (a batch that kills, or out of memory: see logs/)"
 
     def _crashes(self, open_step: int) -> list[Crash]:

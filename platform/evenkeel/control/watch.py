@@ -120,11 +120,8 @@ def _watch(s: State, now: float, awaited: Sequence[WorkerId]) -> None:
         s.say(*(m.Probe(w, s.epoch, s.liveness.probe) for w in again))
     elif silent:
         s.liveness.strike()
-        parking = isinstance(s.mode, Aborting | Settling)
         for worker in silent:
-            kill(s, now, worker, "no answer to a probe", quiet_s)
-        if parking and s.incident is not None:
-            s.incident.unparked.update(silent)
+            kill(s, now, worker, "no answer to a probe", quiet_s, blameless=True)
     elif not _unstick(s, now, awaited) and s.liveness.due(now):
         probe(s, now)
 

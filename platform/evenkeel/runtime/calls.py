@@ -29,6 +29,10 @@ class ActorDead(Exception):  # noqa: N818 - it says how things are
     """For good. Says why in a few words, such as "its process died"."""
 
 
+class NodeDead(ActorDead):
+    """With its whole node."""
+
+
 class ActorAway(Exception):  # noqa: N818 - it says how things are
     """This call may have been heard or not; a later one may be answered."""
 
@@ -93,4 +97,4 @@ def _meaning(error: RayError) -> Exception:
         case RayActorError(actor_init_failed=True):
             return ActorDead(f"it could not begin: {last_line(error)}")
         case _:
-            return ActorDead("its node died" if "its node" in str(error) else "its process died")
+            return NodeDead("its node died") if "its node" in str(error) else ActorDead("its process died")

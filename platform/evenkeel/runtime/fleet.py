@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from evenkeel.control import messages as m
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.runtime.calls import ActorAway, ActorDead, awaited, insist_awaited, last_line
+from evenkeel.runtime.calls import ActorAway, ActorDead, NodeDead, awaited, insist_awaited, last_line
 from evenkeel.runtime.names import NAMESPACE, number_of, worker_id, worker_name, worker_of
 from evenkeel.runtime.spec import WorkerSpec
 from evenkeel.runtime.tasks import Spawn
@@ -195,7 +195,7 @@ class Fleet:
             await insist_awaited(actor.watch.remote)
         except ActorDead as dead:
             del self._actors[worker]
-            self._hear(m.WorkerLost(worker, self._reasons.get(worker) or str(dead)))
+            self._hear(m.WorkerLost(worker, self._reasons.get(worker) or str(dead), isinstance(dead, NodeDead)))
 
     async def _deliver(self, actor: Any, command: ToWorker) -> None:
         try:

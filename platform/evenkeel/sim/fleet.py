@@ -286,20 +286,20 @@ class Fleet:
 
         return min(nodes, key=order)
 
-    def kill(self, worker_id: WorkerId, cause: str) -> None:
+    def kill(self, worker_id: WorkerId, cause: str, with_node: bool = False) -> None:
         """The process ends; its death is pushed to the controller after some milliseconds."""
         worker = self.workers[worker_id]
         if worker.alive:
             self.seen[f"{'member' if worker.member.world else 'worker'} dies in {self.mode}"] += 1
             worker.die()
-        self._push_death(worker_id, cause)
+        self._push_death(worker_id, cause, with_node)
 
-    def _push_death(self, worker_id: WorkerId, cause: str) -> None:
+    def _push_death(self, worker_id: WorkerId, cause: str, with_node: bool = False) -> None:
         def push() -> None:
             if self.controller is None and self.ended is None:
                 self.clock.after(0.1, push)
             elif worker_id in self.watched:
-                self.hear(m.WorkerLost(worker_id, cause))
+                self.hear(m.WorkerLost(worker_id, cause, with_node))
 
         self.clock.after(self.rng.uniform(0.003, 0.02), push)
 
@@ -358,7 +358,7 @@ class Fleet:
                 self.kill(worker.info.worker_id, "crash")
             case "node" | "stage":
                 for other in [w for w in self.workers.values() if w.alive and w.shares(fault.kind, worker)]:
-                    self.kill(other.info.worker_id, f"{fault.kind} lost")
+                    self.kill(other.info.worker_id, f"{fault.kind} lost", with_node=fault.kind == "node")
             case "all":
                 self._everybody_dies()
             case "hang":

@@ -1,6 +1,8 @@
 """The directory of one run: which file says what. Tools outside read it, so its names and fields are stable."""
 
 import json
+import re
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -215,11 +217,20 @@ class RunDirectory:
         return Journal(self._small)
 
     def claim_fault(self, key: str) -> bool:
-        """True for the one caller, over all processes and resumes, that is to let this configured fault happen."""
-        return self.files.create(_fault(key), uuid.uuid4().hex.encode())
+        """True for the one caller, over all processes and resumes, that is to let this configured fault happen.
+
+        The claim holds the unix second, as nobody can say afterwards when a process died.
+        """
+        return self.files.create(_fault(key), f"{time.time():.6f} {uuid.uuid4().hex}".encode())
 
     def fault_fired(self, key: str) -> bool:
         return self.files.read(_fault(key)) is not None
+
+    def fault_times(self) -> list[float]:
+        """Unix seconds at which configured faults happened, in order; of claims that tell them."""
+        claims = (self.files.read(_fault(name)) for name in self.files.names("faults"))
+        found = (_CLAIM.fullmatch(claim or b"") for claim in claims)
+        return sorted(float(claim[1]) for claim in found if claim is not None)
 
     def final(self, specs: Sequence[TensorSpec], config: Mapping[str, Any]) -> AbstractContextManager[FinalWriter]:
         """Writes final/; see `final_writer`."""
@@ -229,6 +240,10 @@ class RunDirectory:
     def log_folder(self) -> str | None:
         """Where processes of this machine write their logs; None on an object store."""
         return self.files.where("logs") if isinstance(self.files, LocalFiles) else None
+
+
+_CLAIM = re.compile(rb"(\d{1,12}\.\d{1,9}) [0-9a-f]{32}")
+"""Of a fault: the unix second, and who has made it."""
 
 
 def _once(call: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from statistics import fmean
 from typing import Any
 
@@ -34,6 +34,8 @@ NAMES = {
 MORE_IS_BETTER = ("spares", "copies")
 MILLION = 1e6
 SURE = 0.99
+MOST_SEEDS = 10_000
+"""That anybody would simulate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def answers(result: Result) -> list[str]:
     lines = []
     if len(result.axes) == 1:
         (axis,) = result.axes
-        lines.append(_enough(result, axis) if axis in MORE_IS_BETTER else _best(result))
+        lines += _enough(result, axis) if axis in MORE_IS_BETTER else [_best(result)]
         lines += _in_repair(result.base) if axis == "spares" else []
     else:
         top = best(result.points)
@@ -152,20 +154,35 @@ def answers(result: Result) -> list[str]:
     return lines
 
 
-def _enough(result: Result, axis: str) -> str:
-    point = enough(result.points, axis)
-    order = sorted(result.points, key=lambda p: float("inf") if p.varied[axis] is None else p.varied[axis] or 0.0)
-    more = order[order.index(point) + 1 :]
+def _enough(result: Result, axis: str) -> list[str]:
+    found = enough(result.points, axis)
+    point, worth = found.point, f"{100 * WORTH:g} points"
     said = f"{_where(result, point)}, goodput {percent(point.goodput)}"
-    worth = f"{100 * WORTH:g} points"
-    if more:
-        gains = "; ".join(f"{value_text(axis, p.varied[axis])}: {_points(gain(point, p))}" for p in more)
-        return f"Enough: {said}. More gain less than {worth} ({gains})."
-    if 1 - point.goodput.mean < WORTH:
-        return f"Enough: {said}. More could not gain {worth}."
-    before = order[-2]
-    step = f"{_points(gain(before, point))} points over {value_text(axis, before.varied[axis])}"
-    return f"Not shown to be enough: {said}, the most that was tried, gains {step}."
+    lines = []
+    if found.undecided is not None:
+        what, gains = _where(result, found.undecided), _gains(axis, found.unsure)
+        known = f"{result.seeds} seeds do not tell whether {what} is enough, as more may gain {worth} ({gains})"
+        lines.append(f"{known}; {_as_many(found.seeds)} would.")
+    if found.more:
+        sure = f"More gain less than {worth} ({_gains(axis, found.more)})."
+        lines.append(f"Enough: {said}. {sure}")
+    elif 1 - point.goodput.mean < WORTH:
+        lines.append(f"Enough: {said}. More could not gain {worth}.")
+    else:
+        order = sorted(result.points, key=lambda p: inf if p.varied[axis] is None else p.varied[axis] or 0.0)
+        step = f"{_points(gain(order[-2], point))} points over {value_text(axis, order[-2].varied[axis])}"
+        lines.append(f"Not shown to be enough: {said}, the most that was tried, gains {step}.")
+    if result.seeds == 1 and not isinstance(result.base.failures, Trace):
+        lines.append("One seed does not tell how sure that is: --seeds 5 would.")
+    return lines
+
+
+def _gains(axis: str, gains: Sequence[tuple[Point, Estimate]]) -> str:
+    return "; ".join(f"{value_text(axis, p.varied[axis])}: {_points(found)}" for p, found in gains)
+
+
+def _as_many(seeds: float) -> str:
+    return f"about {seeds:,.0f}" if seeds < MOST_SEEDS else f"not even {MOST_SEEDS:,}"
 
 
 def _in_repair(base: Setting) -> list[str]:

@@ -1,13 +1,13 @@
 """What steps, repairs, checkpoints and starts took in a real run, as its directory tells: costs for the simulator."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from evenkeel.control.incident import PLANNED
-from evenkeel.observe.incident import phase_times
+from evenkeel.observe.incident import phase_times, total_s, unplanned
 from evenkeel.sim.goodput.costs import Costs
 from evenkeel.store.errors import StoreError
 from evenkeel.store.run_directory import RunDirectory
@@ -21,13 +21,18 @@ class Measured:
     """Of one run.
 
     Attributes:
-        step_s: median of the steps with the most workers, the first of each world aside.
+        by_size: mean step by the number of workers, but for the first of each world and those after a checkpoint.
         repairs: that were measured; with none of them their costs are 0.
     """
 
-    step_s: float
+    by_size: Mapping[int, float]
     costs: Costs
     repairs: int
+
+    @property
+    def step_s(self) -> float:
+        """With the most workers."""
+        return self.by_size[max(self.by_size)]
 
 
 def measured_in(run: str) -> Measured:
@@ -35,45 +40,51 @@ def measured_in(run: str) -> Measured:
     directory = RunDirectory.at(run)
     if directory.read_run() is None:
         raise StoreError(f"{directory.url}: no run here (there is no run.json)")
-    metrics, events = directory.metrics(), directory.events()
+    # All steps, also those that were taken back.
+    metrics, events = directory.follow("metrics").poll(), directory.events()
     try:
-        return measured(metrics, events)
+        return measured(metrics, events, directory.fault_times())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"its metrics or events do not tell what steps and repairs took: {type(error).__name__}: {short(error)}"
         raise StoreError(f"{directory.url}: {what}") from None
 
 
-def measured(metrics: Sequence[Record], events: Sequence[Record]) -> Measured:
-    """Means over all that happened, as many small costs add up to a total; of steps the median.
+def measured(metrics: Sequence[Record], events: Sequence[Record], faults: Sequence[float] = ()) -> Measured:
+    """Means over all that happened, as what they add up to is a total.
+
+    Args:
+        metrics: all lines, in the order in which they were written.
+        faults: when configured faults happened, in unix seconds.
 
     Raises:
         ValueError: if no step was measured.
     """
+    saved = {(line["generation"], line["checkpoint"]) for line in events if line["event"] == "checkpoint_started"}
+    usual = _usual(metrics, saved)
     full = max((line["world_size"] for line in metrics), default=0)
-    step_s = [line["step_s"] for line in _later_steps(metrics) if line["world_size"] == full]
-    if not step_s:
+    if not usual.get(full):
         raise ValueError("two steps in a row, in one world, are needed")
-    usual_s = median(step_s)
     repairs = list(_repairs(events))
     phases = [spent for spent, _ in repairs]
-    moved = [spent["reshard"] for spent, went_back in repairs if not went_back]
+    moved = [spent["reshard"] for spent, went_back in repairs if spent["reshard"] and not went_back]
     read = [spent["reshard"] for spent, went_back in repairs if went_back]
     mean = {name: _mean([p[name] for p in phases]) for name in phases[0]} if phases else {}
     saves = [line["seconds"] for line in events if line["event"] == "checkpoint_committed" and "seconds" in line]
+    stall_s = max(0.0, _mean(list(_stalls(metrics, saved, usual))))
     costs = Costs(
-        detect_s=mean.get("detect", 0.0),
+        detect_s=max(0.0, _mean(list(_detections(metrics, events, faults, usual)))),
         abort_s=mean.get("abort", 0.0),
         settle_s=mean.get("settle", 0.0),
         plan_s=mean.get("plan", 0.0),
         regroup_s=mean.get("regroup", 0.0),
         reshard_s=_mean(moved),
-        first_step_s=max(0.0, mean.get("first_step", usual_s) - usual_s),
+        first_step_s=max(0.0, _mean(list(_first_steps(metrics, events, usual)))),
         start_s=_mean(list(_starts(events))),
         restore_s=_mean(read),
-        save_stall_s=max(0.0, _mean(list(_stalls(metrics, events, usual_s)))),
-        save_write_s=_mean(saves),
+        save_stall_s=stall_s,
+        save_write_s=max(0.0, _mean(saves) - stall_s),
     )
-    return Measured(usual_s, costs, len(repairs))
+    return Measured(usual, costs, len(repairs))
 
 
 def _later_steps(metrics: Sequence[Record]) -> Iterator[Record]:
@@ -94,6 +105,48 @@ def _repairs(events: Sequence[Record]) -> Iterator[tuple[dict[str, float], bool]
             went_back = False
 
 
+def _usual(metrics: Sequence[Record], saved: Collection[tuple[int, int]]) -> dict[int, float]:
+    """By the number of workers; of steps after checkpoints only where there are no others."""
+    found: dict[int, dict[bool, list[float]]] = {}
+    for line in _later_steps(metrics):
+        size = found.setdefault(line["world_size"], {False: [], True: []})
+        size[_after(line, saved)].append(line["step_s"])
+    return {size: fmean(steps[False] or steps[True]) for size, steps in found.items()}
+
+
+def _after(line: Record, saved: Collection[tuple[int, int]]) -> bool:
+    """Whether a checkpoint was begun between this step and the one before."""
+    return (line["generation"], line["step"] - 1) in saved
+
+
+def _detections(
+    metrics: Sequence[Record], events: Sequence[Record], faults: Sequence[float], usual: Mapping[int, float]
+) -> Iterator[float]:
+    """Seconds from each failure of a world that trained to the controller that broke it.
+
+    A death is noticed, but not when it happened: known is the commit before it. What lies between these two is lost
+    with the open step, and the simulator counts it as that. A configured fault tells when it happened; all others come
+    at any time, so half a step after the commit on average: single ones may be negative here.
+    """
+    formed = [line["time"] for line in events if line["event"] == "world_formed"]
+    for line in unplanned(events):
+        broken_at = line["time"] - total_s(line) + phase_times(line)["detect"]
+        before = max((x for x in metrics if x["time"] <= broken_at), key=lambda x: x["time"], default=None)
+        if before is None or line["rolled_forward"] or any(before["time"] < at < broken_at for at in formed):
+            continue  # no step was open, or it was not lost
+        happened = [at for at in faults if before["time"] <= at <= broken_at]
+        yield broken_at - (happened[0] if happened else before["time"] + usual.get(before["world_size"], 0.0) / 2)
+
+
+def _first_steps(metrics: Sequence[Record], events: Sequence[Record], usual: Mapping[int, float]) -> Iterator[float]:
+    """By how much the first step after each repair took longer than others of its world's size, where there were."""
+    sizes = {line["generation"]: line["world_size"] for line in metrics}
+    for line in unplanned(events):
+        size = sizes.get(line["generation"], 0)
+        if size in usual:
+            yield phase_times(line)["first_step"] - usual[size]
+
+
 def _starts(events: Sequence[Record]) -> Iterator[float]:
     """Seconds from each loss of a worker to the start of one in its stead, in order."""
     formed = next((i for i, line in enumerate(events) if line["event"] == "world_formed"), len(events))
@@ -105,12 +158,11 @@ def _starts(events: Sequence[Record]) -> Iterator[float]:
             yield max(0.0, line["time"] - lost.pop(0))
 
 
-def _stalls(metrics: Sequence[Record], events: Sequence[Record], usual_s: float) -> Iterator[float]:
+def _stalls(
+    metrics: Sequence[Record], saved: Collection[tuple[int, int]], usual: Mapping[int, float]
+) -> Iterator[float]:
     """By how much the step after each checkpoint's was longer than usual."""
-    saved = {(line["generation"], line["checkpoint"]) for line in events if line["event"] == "checkpoint_started"}
-    for line in _later_steps(metrics):
-        if (line["generation"], line["step"] - 1) in saved:
-            yield line["step_s"] - usual_s
+    return (x["step_s"] - usual[x["world_size"]] for x in _later_steps(metrics) if _after(x, saved))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -68,7 +68,7 @@ Interval = Annotated[
     typer.Option("--interval", rich_help_panel=ASKED, help="Steps between checkpoints; 0: the optimum; none."),
 ]
 Days = Annotated[float | None, typer.Option("--days", help="To simulate; else 30, or as long as the trace.")]
-Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="How many; else 5, or 1 with a trace.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, max=10_000, help="How many; else 5; with a trace 1.")]
 PerWorker = Annotated[
     bool,
     typer.Option("--per-worker", help="A message for each worker, not for each TP group: slower, the same result."),

@@ -59,6 +59,8 @@ def simulate(
     """Says what a run makes of its time on a cluster that fails, and what spares, copies and checkpoints change."""
     if plot is not None:
         goodput_plot.check(plot)
+    if trace is not None and (seeds or 1) > 1:
+        raise bad("--seeds", f"is {seeds}, but a trace is the same for every seed; leave it out")
     failing = virtual_run.failures(rate, repair_hours, rack, rack_share, trace)
     said = _trained(config, params, layers).with_said(pipeline, tensor, micro_batches, tokens)
     axes = _axes(said, spares, copies, mirror_every, interval)

@@ -24,6 +24,9 @@ AXES = {"spares": "--spares", "copies": "--copies", "mirror_every": "--mirror-ev
 """What can be swept, and by which option."""
 PER_PIPELINE = 16
 """Micro-batches of each pipeline where nothing else is said."""
+MOST_NODES, MOST_WORKERS, MOST_LAYERS = 100_000, 1_000_000, 10_000
+MOST_STEPS, MOST_CHANGES, MOST_TOKENS, MOST_PRICE = 1e8, 1e6, 1e15, 1e9
+"""More than these would take days to simulate, or all memory; whoever asks for more has mistyped a number."""
 WIDTH = 64
 """What the widths of a model divide by of which only the number of parameters is known."""
 
@@ -99,8 +102,8 @@ def of_size(params: float, layers: int) -> Trained:
     Raises:
         ConfigError: for less than one layer, or than one parameter a layer.
     """
-    if layers < 1:
-        raise bad("--layers", f"is {layers}; a model has at least 1")
+    if not 1 <= layers <= MOST_LAYERS:
+        raise bad("--layers", f"is {layers}; a model has at least 1, and no more than {MOST_LAYERS:,} are simulated")
     if not layers <= params < 1e18:
         raise bad("--params", f"is {params:g}; expected a number of parameters, such as 70e9")
     shape = (WIDTH, -(-round(params / layers) // WIDTH))
@@ -171,6 +174,8 @@ def numbers(option: str, text: str, word: str = "") -> tuple[int | None, ...]:
         if part != word and not (part.isascii() and part.isdecimal()):
             also = f" (or {word})" if word else ""
             raise bad(option, f"{part!r} is no whole number{also}; expected one, or several such as 0,2,4,8")
+        if len(part) > 9 and part != word:
+            raise bad(option, f"{part[:12]}{'...' * (len(part) > 12)} is more than can be simulated")
     values = tuple(None if part == word else int(part) for part in parts)
     if len(set(values)) < len(values):
         raise bad(option, f"{text!r} names a value twice")
@@ -238,10 +243,15 @@ def base(
         raise bad("--step-seconds", "is missing; or give --costs of a run, or the kind of device, as in 8x8xH100")
     if trained.tokens is None:
         raise bad("--tokens", "is missing: tokens of a step, such as 16e6")
+    if trained.tokens > MOST_TOKENS:
+        raise bad("--tokens", f"is {trained.tokens:g}; expected those of a step, such as 16e6")
+    if price > MOST_PRICE:
+        raise bad("--price", f"is {price:g}; expected that of a device for an hour, such as 2.5")
     if min_nodes is not None:
         trained = replace(trained, min_workers=min_nodes * devices)
     full = at_full_strength(trained, nodes.count, devices)
     names = failures.beginning if isinstance(failures, Trace) else node_names(nodes.count)
+    _check_length(len(names), step_s, duration_s, failures)
     return setting_of(
         nodes=names,
         devices_per_node=devices,
@@ -261,6 +271,19 @@ def base(
     )
 
 
+def _check_length(nodes: int, step_s: float, duration_s: float, failures: Failures) -> None:
+    """Raises ConfigError for what would be simulated for days."""
+    if step_s > 0 and duration_s / step_s > MOST_STEPS:
+        of = f"{duration_s:g} s of steps of {step_s:g} s are {duration_s / step_s:.3g} steps"
+        raise bad("--days", f"{of}; no more than {MOST_STEPS:g} are simulated")
+    if isinstance(failures, Drawn):
+        changes = failures.expected_changes(nodes, duration_s)
+        if changes > MOST_CHANGES:
+            of = f"{failures.per_node_day:g} failures per node-day, repaired in {failures.repair.mean_s / 3600:g} h"
+            what = f"take nodes away and back {changes:.3g} times"
+            raise bad("--failures-per-node-day", f"{of}, {what}; no more than {MOST_CHANGES:g} are simulated")
+
+
 def setting_of(**values: Any) -> Setting:
     """Raises ConfigError for values that make no sense."""
     try:
@@ -276,6 +299,9 @@ def at_full_strength(trained: Trained, nodes: int, devices: int) -> Trained:
         ConfigError: if the degrees do not fill the cluster, or do not fit the model.
     """
     workers, divides = nodes * devices, trained.shape.tensor_divides
+    if nodes > MOST_NODES or workers > MOST_WORKERS:
+        most = f"no more than {MOST_NODES:,} nodes and {MOST_WORKERS:,} devices are simulated"
+        raise bad("CLUSTER", f"{nodes:,} nodes of {devices:,} devices; {most}")
     tensor = trained.tensor or max(t for t in range(1, devices + 1) if devices % t == 0 and divides % t == 0)
     pipeline = trained.pipeline or (max(1, workers // tensor // trained.data) if trained.data else 1)
     data = trained.data or workers // (tensor * pipeline)
@@ -306,8 +332,11 @@ def settings(base: Setting, axes: Mapping[str, Sequence[int | None]]) -> list[tu
 
 def _varied(base: Setting, at: Mapping[str, int | None]) -> Setting:
     changed: dict[str, Any] = {"checkpoint_every" if name == "interval" else name: v for name, v in at.items()}
+    nodes = len(base.nodes) + (at["spares"] or 0)
+    if nodes > MOST_NODES:
+        raise bad("--spares", f"{at['spares']:,} make {nodes:,} nodes; no more than {MOST_NODES:,} are simulated")
     if not isinstance(base.failures, Trace):
-        changed["nodes"] = node_names(len(base.nodes) + (at["spares"] or 0))
+        changed["nodes"] = node_names(nodes)
     return setting_of(**{field.name: getattr(base, field.name) for field in fields(base)} | changed)
 
 

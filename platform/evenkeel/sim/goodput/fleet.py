@@ -76,7 +76,7 @@ class Fleet:
         dead = sorted(node.workers)
         ready = tuple(worker for worker in dead if self.alive.pop(worker, None) is not None)
         node.workers.clear()
-        self._tell_of_deaths(dead, f"node {name} is gone")
+        self._tell_of_deaths(dead, f"node {name} is gone", with_node=True)
         return ready
 
     def kill(self, worker: WorkerId, cause: str) -> tuple[WorkerId, ...]:
@@ -119,7 +119,7 @@ class Fleet:
 
         return ready
 
-    def _tell_of_deaths(self, workers: Sequence[WorkerId], cause: str) -> None:
-        deaths = [m.WorkerLost(worker, cause) for worker in workers]
+    def _tell_of_deaths(self, workers: Sequence[WorkerId], cause: str, with_node: bool = False) -> None:
+        deaths = [m.WorkerLost(worker, cause, with_node) for worker in workers]
         if deaths:
             self._clock.after(self._costs.detect_s, lambda: self._hear(deaths))

@@ -11,6 +11,8 @@ from random import Random
 from evenkeel.sim.goodput.setting import Change
 
 DAY_S = 86400.0
+MOST_DIGITS = 15
+"""Of a trace's milliseconds."""
 
 
 class TraceError(ValueError):
@@ -85,6 +87,13 @@ class Drawn:
                 down[node] += -1 if there else 1
                 if down[node] == (0 if there else 1):
                     yield Change(at_s, node, there)
+
+    def expected_changes(self, nodes: int, until_s: float) -> float:
+        """About how many there are: each node fails, is away for its repair, and so on."""
+        if not self.per_node_day:
+            return 0.0
+        cycle_s = DAY_S / self.per_node_day + self.repair.mean_s
+        return 2 * nodes * until_s / cycle_s if isfinite(cycle_s) else float(nodes)
 
     def _outages(
         self, random: Random, members: tuple[str, ...], rate: float, until_s: float
@@ -185,6 +194,8 @@ def _parts(line: str, where: str) -> tuple[int, bool, str]:
         raise TraceError(f"{where}: {line.strip()!r} is not a change; {expected}")
     if not (parts[0].isascii() and parts[0].isdecimal()):
         raise TraceError(f"{where}: {parts[0]!r} is not a number of milliseconds; {expected}")
+    if len(parts[0]) > MOST_DIGITS:
+        raise TraceError(f"{where}: {parts[0][:MOST_DIGITS]}... ms is longer than 30,000 years; {expected}")
     if parts[1] not in ("add", "remove"):
         raise TraceError(f"{where}: {parts[1]!r} is neither add nor remove; {expected}")
     return int(parts[0]), parts[1] == "add", parts[2]

@@ -52,13 +52,23 @@ def describe(entry: m.Entry) -> str:
             saved = ", read from its checkpoint" if world.saved else ""
             return f"world of {shape(world.layout)} from step {world.base.step}{saved}: {world.cause}"
         case m.StepSettled(decision):
-            return f"step {decision.base.step} settled"
+            return f"step {decision.base.step} settled{_open_step(entry)}"
         case m.Restored(base):
             return f"back to step {base.step}, to the {source_of(entry)}"
         case m.RunEnded(status, error):
             return f"{status}: {error}" if error else status
         case _:
             return ""
+
+
+def _open_step(entry: m.StepSettled) -> str:
+    """What becomes of the step that was open, as events.jsonl tells it (control/repair.py)."""
+    base, generation = entry.decision.base, entry.decision.generation
+    if entry.decision.vote is not None and any(answer.prepared == base for answer in entry.evidence.values()):
+        return ", rolled forward"
+    positions = (answer.position for answer in entry.evidence.values())
+    redone = any(at.generation == generation and at.step > base.step for at in positions)
+    return f", step {base.step + 1} redone" if redone else ""
 
 
 def shape(layout: Layout) -> str:

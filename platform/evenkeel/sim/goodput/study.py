@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import sqrt
+from math import ceil, inf, sqrt
 from statistics import fmean, stdev
 
 from evenkeel.sim.goodput.setting import CAUSES, Outcome, Setting
@@ -99,10 +99,49 @@ def gain(before: Point, after: Point) -> Estimate:
     return estimate([b.goodput - a.goodput for a, b in pairs])
 
 
-def enough(points: Sequence[Point], axis: str) -> Point:
-    """Of points with more and more of something: the first after which no more of it gains WORTH."""
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """How much of something is enough: the first point after which no more of it gains WORTH.
+
+    Attributes:
+        point: that of which this is sure, by the intervals; the one with the most at the latest.
+        more: the gains of those with more.
+        undecided: the first point with less of which the seeds do not tell whether it is enough; None: none is.
+        unsure: the gains of those with more than that one has of which it is not known whether they are worth it.
+        seeds: about how many would tell; inf if the means are just at WORTH.
+    """
+
+    point: Point
+    more: tuple[tuple[Point, Estimate], ...]
+    undecided: Point | None = None
+    unsure: tuple[tuple[Point, Estimate], ...] = ()
+    seeds: float = 0.0
+
+
+def enough(points: Sequence[Point], axis: str) -> Enough:
+    """Of points with more and more of something. With a single seed each mean is taken for sure."""
     ordered = sorted(points, key=lambda point: _value(point, axis))
-    return next(p for i, p in enumerate(ordered) if all(gain(p, more).mean < WORTH for more in ordered[i + 1 :]))
+    undecided: Point | None = None
+    open_gains: tuple[tuple[Point, Estimate], ...] = ()
+    for i, point in enumerate(ordered):
+        gains = tuple((more, gain(point, more)) for more in ordered[i + 1 :])
+        lows = [found.mean if found.low is None else found.low for _, found in gains]
+        highs = [found.mean if found.high is None else found.high for _, found in gains]
+        if all(high < WORTH for high in highs):
+            break
+        if undecided is None and all(low < WORTH for low in lows):
+            undecided = point
+            open_gains = tuple(one for one, high in zip(gains, highs, strict=True) if high >= WORTH)
+    seeds = max((_seeds_to_tell(found, len(point.outcomes)) for _, found in open_gains), default=0.0)
+    return Enough(point, gains, undecided, open_gains, seeds)
+
+
+def _seeds_to_tell(found: Estimate, seeds: int) -> float:
+    """About how many would have an interval of this mean that ends before WORTH: it narrows with their root."""
+    apart = abs(found.mean - WORTH)
+    if found.high is None or apart == 0:
+        return inf
+    return ceil(seeds * ((found.high - found.mean) / apart) ** 2)
 
 
 def best(points: Sequence[Point]) -> Point:
@@ -119,5 +158,6 @@ def cheapest(points: Sequence[Point]) -> Point | None:
 
 
 def _value(point: Point, axis: str) -> float:
+    """None is as much as there can be: copies in every pipeline."""
     value = point.varied[axis]
-    return float("inf") if value is None else value
+    return inf if value is None else value

@@ -1,5 +1,6 @@
 """What can be said without simulating: exact results, which the simulator must come to where they apply."""
 
+from bisect import bisect_left
 from fractions import Fraction
 from math import comb
 
@@ -59,14 +60,18 @@ def spares_needed(nodes: int, failures_per_node_day: float, repair_days: float, 
     of the Erlang traffic formulae for busy-signal arrangements", 1938).
 
     Raises:
-        ValueError: if there are no nodes, a rate or time is negative, or the confidence is not below 1.
+        ValueError: if there are no nodes, a rate or time is negative, more than 1e15 nodes are in repair, or the
+            confidence is not below 1.
     """
     if nodes < 1 or not failures_per_node_day >= 0 or not repair_days >= 0 or not 0 < confidence < 1:
         given = f"{nodes} nodes, {failures_per_node_day} failures per node-day, {repair_days} days of repair"
         raise ValueError(f"{given}, confidence {confidence}: what is expected is a confidence between 0 and 1")
     from scipy.special import pdtr  # a third of a second, which only this needs
 
-    mean, spares = nodes * failures_per_node_day * repair_days, 0
-    while pdtr(spares, mean) < confidence:
-        spares += 1
-    return spares
+    mean = nodes * failures_per_node_day * repair_days
+    if not mean < 1e15:
+        raise ValueError(f"{mean:g} nodes in repair at the same time; fewer than 1e15 can be counted")
+    most = 1
+    while pdtr(most, mean) < confidence:
+        most *= 2
+    return bisect_left(range(most), confidence, key=lambda spares: float(pdtr(spares, mean)))
