@@ -22,12 +22,14 @@ def plan(s: State, workers: Sequence[WorkerInfo], speeds: Speeds | None) -> Plan
     planned = plan_layout(
         workers, policy.wish, policy.model, policy.micro_batches, s.layout, speeds, lambda layout: room(s, layout)
     )
-    small = set() if isinstance(planned, Infeasible) else _too_small(s, planned.layout)
+    if isinstance(planned, Infeasible) or planned.fits:
+        return planned
+    small = _too_small(s, planned.layout)
     rest = [info for info in workers if info.worker_id not in small]
-    if not small or (isinstance(s.mode, Gathering) and not hold_all(s, [info.worker_id for info in rest])):
+    if isinstance(s.mode, Gathering) and not hold_all(s, [info.worker_id for info in rest]):
         return planned
     without = plan(s, rest, speeds)
-    if isinstance(without, Infeasible) or _too_small(s, without.layout):
+    if isinstance(without, Infeasible) or not without.fits:
         return planned
     reason = f"{without.reason}; too little memory: {names(sorted(small))}"
     return Planned(without.layout, reason, (*without.unused, *sorted(small)))
