@@ -666,7 +666,7 @@ BUGS = (
     bug(
         "too-small-a-worker-used",
         0,
-        ("control/placing.py", "    if not small or (", "    if True or ("),
+        ("control/placing.py", "    if isinstance(planned, Infeasible) or planned.fits:\n", "    if True:\n"),
         script=122,
     ),
     bug(

@@ -20,12 +20,14 @@ def plan(s: State, workers: Sequence[WorkerInfo], speeds: Speeds | None) -> Plan
     takes memory only that it is not more than so much (memory.FOR_STATE).
     """
     planned = _by_profile(s, workers, speeds)
-    small = set() if isinstance(planned, Infeasible) else _too_small(s, planned.layout)
+    if isinstance(planned, Infeasible) or planned.fits:
+        return planned
+    small = _too_small(s, planned.layout)
     rest = [info for info in workers if info.worker_id not in small]
-    if not small or (isinstance(s.mode, Gathering) and not hold_all(s, [info.worker_id for info in rest])):
+    if isinstance(s.mode, Gathering) and not hold_all(s, [info.worker_id for info in rest]):
         return planned
     without = plan(s, rest, speeds)
-    if isinstance(without, Infeasible) or _too_small(s, without.layout):
+    if isinstance(without, Infeasible) or not without.fits:
         return planned
     reason = f"{without.reason}; too little memory: {names(sorted(small))}"
     return Planned(without.layout, reason, (*without.unused, *sorted(small)))
