@@ -47,7 +47,7 @@ class Size:
         slow_from: the first slow step of `mid_run`.
     """
 
-    model: Mapping[str, object] = field(default_factory=lambda: {"d_model": 64, "layers": 2, "seq_len": 128})
+    model: Mapping[str, object] = field(default_factory=lambda: {"d_model": 64, "layers": 2, "seq_len": 96})
     deep: Mapping[str, object] = field(default_factory=lambda: {"d_model": 64, "layers": 6, "seq_len": 64})
     micro_batch: int = 4
     settle: int = 20
