@@ -240,7 +240,7 @@ def a_profile(run: Path, *, keys: dict[str, Any]) -> None:
     from evenkeel.config import load_config
     from evenkeel.engine.model import model_shape
     from evenkeel.models.registry import load_model
-    from evenkeel.runtime.profiling import key_of
+    from evenkeel.runtime.profiled import key_of
     from evenkeel.store.profiles import DeviceRecord, ProfileRecord, TimesRecord
 
     config = load_config([ROOT / "conf/local.yaml"], ["run.name=measured"], keys)

@@ -1,10 +1,14 @@
 """What a run was asked for, as the controller needs it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.model import ModelShape
 from evenkeel.core.world import COMPARE_EVERY
 from evenkeel.plan.layout import Wish
+from evenkeel.plan.memory import Uses, copies_that_fit
+from evenkeel.plan.speeds import Speeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,8 @@ class Policy:
         checkpoint_every: steps between two checkpoints; 0: the optimum; None: none are written, as there is no store.
         max_checkpoint_failures: so many checkpoints in a row that cannot be written end the run; None: they never do.
         rebalance: work is shared out by measured speed; False: all are taken for equal, and nothing is measured.
+        profiled: what a profile says of layers and kinds of device; None: there is none.
+        slowed: ranks and factors of workers that are made slow in all steps (emulation).
         gather_s: seconds after the last new worker that a run with enough, but not all workers waits for the rest.
     """
 
@@ -39,3 +45,16 @@ class Policy:
     max_checkpoint_failures: int | None = None
     gather_s: float = 10.0
     rebalance: bool = False
+    profiled: Speeds | None = None
+    slowed: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def uses(self) -> Uses:
+        """What it keeps in host memory beside the state."""
+        return Uses(self.checkpoint_every is not None, self.mirror_every > 0)
+
+    def copies_in(self, layout: Layout, members: Sequence[WorkerInfo]) -> tuple[int | None, str]:
+        """How many, None for all that hold a parameter; and why not all, where nobody asked for fewer."""
+        if self.copies is None:
+            return copies_that_fit(layout, self.model, members, self.precision, self.uses)
+        return (None if self.copies >= len(layout.pipelines) else self.copies), ""
