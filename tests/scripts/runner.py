@@ -1,7 +1,9 @@
 """Plays a text scenario to a real controller and writes down what it says; see README.md for the words."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
@@ -48,6 +50,15 @@ def render(blocks: list[Block]) -> str:
 def is_played(block: Block) -> bool:
     """Whether there is anything but comments and settings, which say nothing."""
     return any(not line.startswith(("#", "policy ", "at ")) for line in block.given)
+
+
+def replay(text: str) -> str:
+    """The scenario with what the controller says now."""
+    script, blocks = Script(), parse(text)
+    for block in blocks:
+        said = script.play(block)
+        block.expected = said if is_played(block) else []
+    return render(blocks)
 
 
 @dataclass(frozen=True)
@@ -432,3 +443,8 @@ def log_fields(event: str, fields: dict[str, object]) -> str:
     common = ("what", "worker_id", "checkpoint", "cause", "lost", "parts", "workers", "reason", "error", "text")
     told = (*common, "predicted_gain_s", "gain_s", "pause_s", "attempts", "rolled_forward", "total")
     return "".join(f" {key}={fields[key]}" for key in told if key in fields and event != "world_formed")
+
+
+if __name__ == "__main__":
+    told = Path(sys.argv[1]).read_text()
+    sys.exit(replay(told) != told)

@@ -151,6 +151,12 @@ def committed(s: State, step_s: float | None) -> None:
     )
 
 
+def weighs(s: State) -> bool:
+    """Whether a change would win, is wanted, or was made and is judged."""
+    b = s.balance
+    return b is not None and (b.lost_s > 0 or b.wanted is not None or b.judged is not None)
+
+
 def repaired(s: State, now: float) -> None:
     """The first step after a repair is committed: what the repair took, but for noticing and waiting."""
     if s.incident is not None and s.policy.rebalance:

@@ -4,7 +4,7 @@
 Gathering -> Forming -> Running -> Aborting -> Settling -> Gathering, and Ended; see modes.py for what each carries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, assert_never
 
@@ -63,6 +63,11 @@ class Controller:
         """The step after which it will ask for a checkpoint, by what it knows now; None if it does not know."""
         return saving.due_at(self._state)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether what workers measure next may lead to another layout, or tell what the last one has brought."""
+        return balancing.weighs(self._state)
+
     def step(self, now: float, event: m.Event) -> m.Output:
         """What one event, heard at `now` (seconds, never going back), leads to. An ended controller answers nothing."""
         s = self._state
@@ -86,41 +91,62 @@ class Controller:
         """
         s = self._state
         outputs: list[m.Output] = []
-        last = len(events) - 1
-        for i, event in enumerate(events):
-            if isinstance(s.mode, Ended):
-                break
-            if i < last and _is_one_of_many(s, now, event):
-                continue
+        i, last = 0, len(events) - 1
+        while i <= last and not isinstance(s.mode, Ended):
+            i += _taken_down(s, now, events, i)
             written, said = len(s.journal), len(s.commands)
-            _hear(s, now, event)
+            _hear(s, now, events[i])
             if i == last:
                 _conclude(s, now)
             if said and len(s.journal) > written:
                 outputs.append(s.output(written, said))
+            i += 1
         outputs.append(s.output())
         return tuple(outputs)
 
 
 _WAITING = (Forming, Aborting, Settling)
 """Modes that end when everybody has said something."""
-_EACH: dict[type, Callable[[State, Any], None]] = {
-    m.Joined: progress.joined,
-    m.Answered: repair.answered,
-    m.Settled: repair.settled,
+_Take = Callable[[State, float, Iterator[Any]], int]
+
+
+def _by_each(take: Callable[[State, Any], None]) -> _Take:
+    """What everybody is waited for with: nothing follows from it before the last one."""
+
+    def taken(s: State, now: float, events: Iterator[Any]) -> int:
+        mode, count = s.mode, 0
+        while isinstance(mode, _WAITING) and len(mode.awaited) > 1 and (event := next(events, None)) is not None:
+            take(s, event)
+            count += 1
+        return count
+
+    return taken
+
+
+_MANY: dict[type, _Take] = {
+    m.Joined: _by_each(progress.joined),
+    m.Answered: _by_each(repair.answered),
+    m.Settled: _by_each(repair.settled),
+    m.PartWritten: saving.parts_written,
+    m.Located: watch.many_located,
 }
-"""What each of thousands says then, and who takes it down."""
+"""What each of thousands says, and who takes down the first of it from which nothing follows; returns how many."""
 
 
-def _is_one_of_many(s: State, now: float, event: m.Event) -> bool:
-    """Takes down what nothing follows from, as others have yet to say the same."""
-    if isinstance(event, m.PartWritten):
-        return saving.is_one_of_many(s, now, event)
-    mode, take = s.mode, _EACH.get(type(event))
-    if take is None or not isinstance(mode, _WAITING) or len(mode.awaited) < 2:
-        return False
-    take(s, event)
-    return True
+def _taken_down(s: State, now: float, events: Sequence[m.Event], first: int) -> int:
+    """Takes down what nothing follows from: how many events from `first` on, never the last one of all."""
+    take = _MANY.get(type(events[first]))
+    return 0 if take is None else take(s, now, _alike(events, first))
+
+
+def _alike(events: Sequence[m.Event], first: int) -> Iterator[m.Event]:
+    """All but the last one of all, from `first` on, up to another kind."""
+    kind = type(events[first])
+    for i in range(first, len(events) - 1):
+        event = events[i]
+        if type(event) is not kind:
+            return
+        yield event
 
 
 def _hear(s: State, now: float, event: m.Event) -> None:
