@@ -177,6 +177,13 @@ def test_a_model_that_fits_nowhere_says_what_is_missing_and_what_would_do() -> N
     assert re.search(r"it would fit on \d+ nodes of 2 Tesla T4", told)
 
 
+def test_where_only_the_micro_batch_is_too_large_one_that_fits_is_named() -> None:
+    told = refused("1xT4", *SMALL, "train.micro_batch=4096", "train.global_batch=4096")
+    (size,) = re.findall(r"it would fit here with train\.micro_batch=(\d+)$", told)
+    assert planned("1xT4", *SMALL, f"train.micro_batch={size}", "train.global_batch=4096")["plan"]["step_s"] > 0
+    assert "does not fit" in refused("1xT4", *SMALL, f"train.micro_batch={2 * int(size)}", "train.global_batch=4096")
+
+
 def test_a_layer_that_cannot_be_counted_is_named(own: Path) -> None:
     (own / "looking.py").write_text(LOOKS)
     told = refused("2xL4", "model.name=looking:build", "data.name=own_digits:load")
