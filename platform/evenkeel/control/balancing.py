@@ -19,7 +19,7 @@ from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.layout import Infeasible, Planned
 from evenkeel.plan.memory import fits
 from evenkeel.plan.mirrors import are_needed
-from evenkeel.plan.speeds import MIN_GAIN
+from evenkeel.plan.speeds import MIN_GAIN, Speeds
 
 CAUSE = "rebalance"
 JUDGED = 8
@@ -80,7 +80,8 @@ def balance_of(s: State) -> Balance:
     """Begun when it is first asked for."""
     if s.balance is None:
         costs = tuple(layer.cost for layer in s.policy.model.layers)
-        s.balance = Balance(Tracker(costs if any(costs) else (1.0,) * len(costs)))
+        begins = s.policy.profiled or Speeds(costs if any(costs) else (1.0,) * len(costs))
+        s.balance = Balance(Tracker(begins.costs, begins.kinds))
     return s.balance
 
 
