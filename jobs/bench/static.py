@@ -22,8 +22,8 @@ from evenkeel.plan.layout import Infeasible, plan_layout
 from evenkeel.runtime.prepare import prepare
 
 
-def main() -> None:
-    options = _parse()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
     config = load_config([options.work])
     prepared = prepare(config)
 
@@ -45,14 +45,14 @@ def main() -> None:
     Path(options.output).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _parse() -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="static.py")
     parser.add_argument("work")
     parser.add_argument("output")
     parser.add_argument("measures", nargs="*")
     parser.add_argument("--shares", type=_numbers, help="micro-batches of each pipeline")
     parser.add_argument("--cuts", type=_numbers, help="the first layer of every stage but the first, in all pipelines")
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(arguments)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

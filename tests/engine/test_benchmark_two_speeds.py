@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from static_runs import train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "jobs"))
 
@@ -31,9 +32,9 @@ def run(side: Side, folder: Path) -> Steps:
 
 def test_given_shares_and_cuts_change_who_computes_what_and_not_what_is_computed(tmp_path: Path) -> None:
     work = TINY.work(4, {1: 2.0})
-    equal = run(static(replace(work, data=2), "equal"), tmp_path)
-    shared = run(static(replace(work, data=2), "shared", layout={"shares": "24,6"}), tmp_path)
-    cut = run(static(replace(work, pipeline=2), "cut", layout={"cuts": "1"}), tmp_path)
+    equal = train(replace(work, data=2), tmp_path / "equal")
+    shared = train(replace(work, data=2), tmp_path / "shared", "--shares", "24,6")
+    cut = train(replace(work, pipeline=2), tmp_path / "cut", "--cuts", "1")
     assert 0 < check_same_work(equal, shared, "shared") < 1e-5, "the order of the sums is another"
     assert check_same_work(equal, cut, "cut") < 1e-5
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from evenkeel.cli import app
 from evenkeel.config import ConfigError
 from evenkeel.runtime.cluster import nodes_of
 from evenkeel.tools.clusters_live import cluster_of
@@ -33,22 +35,10 @@ def own(tmp_path: Path) -> str:
 
 
 def test_the_cpus_of_a_running_cluster(shared_ray: str, own: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "evenkeel.cli",
-        "plan",
-        "live",
-        "--address",
-        shared_ray,
-        "--devices",
-        own,
-        "--json",
-    ]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    arguments = ["--config", str(ROOT / "conf/local.yaml"), "scaling.use_gpu=false"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=200)
-    assert (done.returncode, done.stderr) == (0, "")
+    """In this process; test_plan_command.py starts one."""
+    options = ["--address", shared_ray, "--devices", own, "--config", str(ROOT / "conf/local.yaml"), "--json"]
+    done = CliRunner().invoke(app, ["plan", "live", *options, "scaling.use_gpu=false"], catch_exceptions=False)
+    assert done.exit_code == 0
     assert json.loads(done.stdout)["cluster"] == [{"device": "cpu", "devices": 6, "nodes": 1}]
 
 

@@ -9,6 +9,7 @@ from evenkeel.plan.layout import Wish
 from evenkeel.sim.draw_flips import with_flips
 from evenkeel.sim.draw_lines import with_lines_lost
 from evenkeel.sim.draw_paces import with_paces
+from evenkeel.sim.draw_rare import with_rare
 from evenkeel.sim.draw_reads import with_misreads
 from evenkeel.sim.scenario import (
     MIRROR_MOMENTS,
@@ -36,7 +37,7 @@ def random_scenario(seed: int) -> Scenario:
     scenario = _with_few_left(scenario, Random(f"{seed} few left"))
     scenario = with_flips(scenario, Random(f"{seed} memory"))
     scenario = with_lines_lost(scenario, Random(f"{seed} lines"))
-    return with_paces(scenario, Random(f"{seed} even keel"))
+    return with_rare(with_paces(scenario, Random(f"{seed} even keel")), Random(f"{seed} rarely"))
 
 
 def _without_store(seed: int) -> Scenario:
