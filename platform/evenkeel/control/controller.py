@@ -4,11 +4,11 @@
 Gathering -> Forming -> Running -> Aborting -> Settling -> Gathering, and Ended; see modes.py for what each carries.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, assert_never
+from typing import assert_never
 
-from evenkeel.control import balancing, beginning, divergence, forming, progress, repair, saving, watch
+from evenkeel.control import balancing, beginning, divergence, forming, progress, repair, saving, takings, watch
 from evenkeel.control import messages as m
 from evenkeel.control.entries import NOTHING_SHOWN, Shown
 from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling
@@ -63,6 +63,11 @@ class Controller:
         """The step after which it will ask for a checkpoint, by what it knows now; None if it does not know."""
         return saving.due_at(self._state)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether what workers measure next may lead to another layout, or tell what the last one has brought."""
+        return balancing.weighs(self._state)
+
     def step(self, now: float, event: m.Event) -> m.Output:
         """What one event, heard at `now` (seconds, never going back), leads to. An ended controller answers nothing."""
         s = self._state
@@ -89,7 +94,7 @@ class Controller:
         i, last = 0, len(events) - 1
         while i <= last and not isinstance(s.mode, Ended):
             if i < last:
-                i += _taken_down(s, now, events, i)
+                i += takings.taken_down(s, now, events, i)
             written, said = len(s.journal), len(s.commands)
             _hear(s, now, events[i])
             if i == last:
@@ -99,50 +104,6 @@ class Controller:
             i += 1
         outputs.append(s.output())
         return tuple(outputs)
-
-
-_WAITING = (Forming, Aborting, Settling)
-"""Modes that end when everybody has said something."""
-_Take = Callable[[State, float, Iterator[Any]], int]
-
-
-def _by_each(take: Callable[[State, Any], None]) -> _Take:
-    """What everybody is waited for with: nothing follows from it before the last one."""
-
-    def taken(s: State, now: float, events: Iterator[Any]) -> int:
-        mode, count = s.mode, 0
-        while isinstance(mode, _WAITING) and len(mode.awaited) > 1 and (event := next(events, None)) is not None:
-            take(s, event)
-            count += 1
-        return count
-
-    return taken
-
-
-_MANY: dict[type, _Take] = {
-    m.Joined: _by_each(progress.joined),
-    m.Answered: _by_each(repair.answered),
-    m.Settled: _by_each(repair.settled),
-    m.PartWritten: saving.parts_written,
-    m.Located: watch.many_located,
-}
-"""What each of thousands says, and who takes down the first of it from which nothing follows; returns how many."""
-
-
-def _taken_down(s: State, now: float, events: Sequence[m.Event], first: int) -> int:
-    """Takes down what nothing follows from: how many events from `first` on, never the last one of all."""
-    take = _MANY.get(type(events[first]))
-    return 0 if take is None else take(s, now, _alike(events, first))
-
-
-def _alike(events: Sequence[m.Event], first: int) -> Iterator[m.Event]:
-    """All but the last one of all, from `first` on, up to another kind."""
-    kind = type(events[first])
-    for i in range(first, len(events) - 1):
-        event = events[i]
-        if type(event) is not kind:
-            return
-        yield event
 
 
 def _hear(s: State, now: float, event: m.Event) -> None:
