@@ -93,7 +93,8 @@ class Controller:
         outputs: list[m.Output] = []
         i, last = 0, len(events) - 1
         while i <= last and not isinstance(s.mode, Ended):
-            i += takings.taken_down(s, now, events, i)
+            if i < last:
+                i += takings.taken_down(s, now, events, i)
             written, said = len(s.journal), len(s.commands)
             _hear(s, now, events[i])
             if i == last:

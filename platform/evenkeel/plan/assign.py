@@ -1,7 +1,6 @@
 """Who takes which place of a new layout: those who are in it stay, and the others move as little state as is simple."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, product
 from math import prod
 
@@ -11,19 +10,12 @@ from evenkeel.core.model import ModelShape
 from evenkeel.plan.units import Unit
 
 Range = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A place to be taken: a stage of a pipeline, and its layers (start, stop)."""
-
-    pipeline: int
-    stage: int
-    layers: Range
+Seat = tuple[int, int]
+"""A place to be taken: index of the pipeline, and of the stage in it."""
 
 
 def assign(
-    units: Sequence[Unit], seats: Sequence[Seat], model: ModelShape, previous: Layout | None
+    units: Sequence[Unit], seats: Mapping[Seat, Range], model: ModelShape, previous: Layout | None
 ) -> Mapping[Seat, tuple[WorkerId, ...]]:
     """Gives each seat a unit.
 
@@ -33,29 +25,30 @@ def assign(
 
     Args:
         units: as many as there are seats, in order of preference.
-        seats: in order of rank.
+        seats: with their layers (start, stop), in order of rank.
     """
-    wanted = {(seat.pipeline, seat.stage): seat for seat in seats}
     taken: dict[Seat, tuple[WorkerId, ...]] = {}
     movers: list[Unit] = []
     for unit in units:
-        seat = wanted.get(unit.home) if unit.home else None
-        if seat and previous and seat.layers == _layers(previous, seat):
-            taken[seat] = unit.members
+        home = unit.home
+        if home is not None and home in seats and previous and seats[home] == _layers(previous, home):
+            taken[home] = unit.members
         else:
             movers.append(unit)
     held = {unit.order: _held(unit, previous) for unit in movers}
-    movers = _match(movers, held, [seat for seat in seats if seat not in taken], model, taken)
+    free = {seat: layers for seat, layers in seats.items() if seat not in taken}
+    movers = _match(movers, held, free, model, taken)
     nodes: dict[NodeId, list[Unit]] = {}
     for unit in movers:
         nodes.setdefault(unit.node, []).append(unit)
-    rest = (seat for seat in seats if seat not in taken)
+    rest = (seat for seat in free if seat not in taken)
     fill = [unit.members for group in nodes.values() for unit in group]
     return taken | dict(zip(list(rest), fill, strict=True))
 
 
 def _layers(layout: Layout, seat: Seat) -> Range:
-    stage = layout.pipelines[seat.pipeline].stages[seat.stage]
+    pipeline, index = seat
+    stage = layout.pipelines[pipeline].stages[index]
     return stage.start, stage.stop
 
 
@@ -70,7 +63,7 @@ def _held(unit: Unit, previous: Layout | None) -> tuple[Range, ...]:
 def _match(
     units: Sequence[Unit],
     held_by: Mapping[int, tuple[Range, ...]],
-    seats: Sequence[Seat],
+    seats: Mapping[Seat, Range],
     model: ModelShape,
     taken: dict[Seat, tuple[WorkerId, ...]],
 ) -> list[Unit]:
@@ -85,8 +78,8 @@ def _match(
     seats_of: dict[Range, list[Seat]] = {}
     for unit in units:
         units_of.setdefault(held_by[unit.order], []).append(unit)
-    for seat in seats:
-        seats_of.setdefault(seat.layers, []).append(seat)
+    for seat, layers in seats.items():
+        seats_of.setdefault(layers, []).append(seat)
     pairs = [(_common(held, layers, before), held, layers) for held, layers in product(units_of, seats_of)]
     # sorted() is stable, so ties go by preference and rank.
     for common, held, layers in sorted(pairs, key=lambda pair: -pair[0]):

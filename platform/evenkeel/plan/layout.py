@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
 from evenkeel.core.model import ModelShape
-from evenkeel.plan.assign import Seat, assign
+from evenkeel.plan.assign import assign
 from evenkeel.plan.batch import shares
 from evenkeel.plan.cuts import Cuts, most_stages, slowest_stage, stage_cuts
 from evenkeel.plan.speeds import MIN_GAIN, Fits, Speeds, all_fit, anything, recut_by, with_shares
@@ -256,12 +256,12 @@ def _build(
 ) -> Layout:
     times = [slowest_stage(costs, cut) for cut in cuts]
     counts = shares(times, micro_batches, 1, [_bubble(costs, time) for time in times])
-    seats = [[Seat(i, j, layers) for j, layers in enumerate(cut)] for i, cut in enumerate(cuts)]
-    members = assign(units, [seat for row in seats for seat in row], model, previous)
+    seats = {(i, j): layers for i, cut in enumerate(cuts) for j, layers in enumerate(cut)}
+    members = assign(units, seats, model, previous)
     pipelines: list[Pipeline] = []
     micro = 0
-    for row, count in zip(seats, counts, strict=True):
-        stages = tuple(Stage(*seat.layers, members[seat]) for seat in row)
+    for i, (cut, count) in enumerate(zip(cuts, counts, strict=True)):
+        stages = tuple([Stage(*layers, members[i, j]) for j, layers in enumerate(cut)])
         pipelines.append(Pipeline(stages, micro, micro + count))
         micro += count
     return Layout(tuple(pipelines))

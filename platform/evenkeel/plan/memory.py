@@ -10,7 +10,7 @@ from evenkeel.core.model import ModelShape, Shard
 from evenkeel.plan.copies import Copies, place_copies, shards
 from evenkeel.plan.flat import ALIGNMENT, flat_places
 from evenkeel.plan.mirrors import are_needed, keepers_of
-from evenkeel.plan.speeds import Fits
+from evenkeel.plan.speeds import Fits, anything
 from evenkeel.plan.state import KINDS
 from evenkeel.plan.writers import ranges_written
 
@@ -155,9 +155,12 @@ def stage_fits(
         copies: how many there are to be; None: one, as fewer are never kept.
 
     Returns:
-        A function of i, j, start and stop.
+        A function of i, j, start and stop; `anything` where no device's memory is known.
     """
-    room = _room(tuple(members))
+    infos = tuple(members)
+    if not any(info.memory for info in infos):
+        return anything
+    room = _room(infos)
     kept = min(copies or 1, len(layout.pipelines)) / len(layout.pipelines)
     least = {stage.members: min((room[w] for w in stage.members if room[w]), default=0.0) for stage in _stages(layout)}
     sizes: dict[tuple[int, int], float] = {}

@@ -1,12 +1,12 @@
 """From a plan, which counts, to a layout, which names: who of the workers that are here takes which place."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
 from evenkeel.core.model import ModelShape
-from evenkeel.plan.assign import Seat, assign
+from evenkeel.plan.assign import Range, Seat, assign
 from evenkeel.plan.layout import Infeasible
 from evenkeel.plan.plans import PipelinePlan, Plan
 from evenkeel.plan.units import Unit, form_units
@@ -25,10 +25,10 @@ def seat(plan: Plan, workers: Sequence[WorkerInfo], model: ModelShape, previous:
         previous: the layout to stay close to; of its members only those in `workers` are alive.
     """
     pipelines = _ordered(plan, {worker.worker_id: worker.kind for worker in workers}, previous)
-    seats: dict[str, list[Seat]] = {}
+    seats: dict[str, dict[Seat, Range]] = {}
     for i, pipeline in enumerate(pipelines):
         for s, stage in enumerate(pipeline.stages):
-            seats.setdefault(stage.node.device.name, []).append(Seat(i, s, stage.layers))
+            seats.setdefault(stage.node.device.name, {})[i, s] = stage.layers
     taken: dict[Seat, tuple[WorkerId, ...]] = {}
     for kind, places in seats.items():
         units = form_units([worker for worker in workers if worker.kind == kind], plan.tensor, previous)
@@ -69,16 +69,15 @@ def _is_like(pipeline: Pipeline, wanted: PipelinePlan, kind_of: dict[WorkerId, s
     )
 
 
-def _those_at_home_first(units: Sequence[Unit], seats: Sequence[Seat]) -> list[Unit]:
-    homes = {(seat.pipeline, seat.stage) for seat in seats}
-    return sorted(units, key=lambda unit: unit.home not in homes)
+def _those_at_home_first(units: Sequence[Unit], seats: Container[Seat | None]) -> list[Unit]:
+    return sorted(units, key=lambda unit: unit.home not in seats)
 
 
 def _layout(pipelines: Sequence[PipelinePlan], taken: dict[Seat, tuple[WorkerId, ...]]) -> Layout:
     built: list[Pipeline] = []
     micro = 0
     for i, pipeline in enumerate(pipelines):
-        stages = tuple(Stage(*stage.layers, taken[Seat(i, s, stage.layers)]) for s, stage in enumerate(pipeline.stages))
+        stages = tuple(Stage(*stage.layers, taken[i, s]) for s, stage in enumerate(pipeline.stages))
         built.append(Pipeline(stages, micro, micro + pipeline.share))
         micro += pipeline.share
     return Layout(tuple(built))

@@ -123,7 +123,7 @@ def anything(pipeline: int, stage: int, start: int, stop: int) -> bool:
 
 def all_fit(layout: Layout, fits: Fits) -> bool:
     """Whether every stage has the memory for its layers."""
-    return all(
+    return fits is anything or all(
         fits(i, j, stage.start, stage.stop)
         for i, pipeline in enumerate(layout.pipelines)
         for j, stage in enumerate(pipeline.stages)

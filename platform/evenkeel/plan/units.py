@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import Layout, WorkerInfo
@@ -50,7 +51,7 @@ def form_units(workers: Sequence[WorkerInfo], tensor: int, previous: Layout | No
             groups += [(None, tuple(sorted(chunk, key=lambda w: _part(w, previous)))) for chunk in chunks]
         for home, members in groups:
             units.append(Unit(members, node, min(map(order.__getitem__, members)), home))
-    return tuple(_with_homes_of_their_own(sorted(units, key=lambda unit: unit.order)))
+    return tuple(_with_homes_of_their_own(sorted(units, key=attrgetter("order"))))
 
 
 def _with_homes_of_their_own(units: Iterable[Unit]) -> Iterator[Unit]:
