@@ -424,5 +424,5 @@ def other_line(
 def log_fields(event: str, fields: dict[str, object]) -> str:
     """What tells the story; the rest (pids, phases) has tests of its own."""
     common = ("what", "worker_id", "checkpoint", "cause", "lost", "parts", "workers", "reason", "error", "text")
-    told = (*common, "predicted_gain_s", "gain_s", "attempts", "rolled_forward", "total")
+    told = (*common, "predicted_gain_s", "gain_s", "pause_s", "attempts", "rolled_forward", "total")
     return "".join(f" {key}={fields[key]}" for key in told if key in fields and event != "world_formed")

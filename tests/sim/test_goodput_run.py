@@ -1,18 +1,20 @@
 """The simulator of days: where the time goes, what is lost and when, and that the controller decides as it would."""
 
 from dataclasses import replace
-from itertools import accumulate
-from math import log1p
+from itertools import accumulate, combinations
+from math import comb, log1p
 from random import Random
 
 import pytest
-from goodput_settings import Told, random_setting, setting
+from goodput_settings import Told, model, random_setting, setting
 
 from evenkeel.sim.goodput import training
 from evenkeel.sim.goodput.costs import Costs
 from evenkeel.sim.goodput.run import Run, simulate_one
 from evenkeel.sim.goodput.setting import CAUSES, Change, Outcome
-from evenkeel.sim.goodput.theory import efficiency
+from evenkeel.sim.goodput.theory import efficiency, survival
+
+TWO_COPIES: dict[str, object] = {"copies": 2, "model": model(1), "micro_batches": 16, "checkpoint_every": None}
 
 
 def one_after_the_other(mean_s: float, failures: int, seed: int) -> tuple[Told, float]:
@@ -157,6 +159,21 @@ def test_two_neighbours_at_once_lose_what_both_had_alone() -> None:
         told = [(1000.0, 0, False), (1000.0, other, False)]
         losses.append(simulate_one(setting(4, told, copies=2)).restores["checkpoint"])
     assert sorted(losses) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"), [(2, 0.9333), (3, 0.8000), pytest.param(4, 0.6154, marks=pytest.mark.soak)]
+)
+def test_of_all_losses_as_many_leave_every_slice_a_copy_as_theory_says(lost: int, expected: float) -> None:
+    """Each choice of so many of 16 nodes, lost in the same instant: the controller goes on, or says what is lost."""
+    kept = 0
+    for gone in combinations(range(16), lost):
+        run = Run(setting(16, [(1.5, i, False) for i in gone], step_s=1.0, costs=Costs(), **TWO_COPIES))
+        run.until(1.6)
+        assert (run.step, bool(run.ended)) == (1, "is lost: nobody alive holds" in run.ended)
+        kept += not run.ended
+    assert kept / comb(16, lost) == pytest.approx(survival(16, lost, 2), abs=1e-12)
+    assert kept / comb(16, lost) == pytest.approx(expected, abs=5e-5)
 
 
 # ---------------------------------------------------------------- the same as step by step

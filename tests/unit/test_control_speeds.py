@@ -1,12 +1,13 @@
 """What the controller makes of measured times: averages that noise does not move, and paces that explain them."""
 
 from random import Random
+from statistics import median
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenkeel.control.speeds import SAMPLES, Average, Tracker
+from evenkeel.control.speeds import SAMPLES, SLOW_LINK, Average, Tracker
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage
 from evenkeel.core.vote import Timing
@@ -126,6 +127,27 @@ def test_a_slow_link_is_told_once() -> None:
     assert tracker.slow_links(nodes) == []
     heard(tracker, link(B, C, 1e8))
     assert tracker.slow_links(nodes) == [(B, C, 1e8, 1e9)]
+
+
+@given(st.data())
+def test_slow_links_are_those_that_a_dumb_search_finds(data: st.DataObject) -> None:
+    """Each link against the median of all links that, like it, are within a node or between nodes."""
+    workers = [WorkerId(f"w{i}") for i in range(5)]
+    nodes = {worker: data.draw(st.sampled_from("xy")) for worker in workers}
+    pairs = data.draw(st.lists(st.sampled_from([(a, b) for a in workers for b in workers if a != b]), unique=True))
+    tracker = Tracker((1.0,))
+    for pair in pairs:
+        tracker.best[pair] = data.draw(st.floats(1.0, 1e9))
+        tracker.rates[pair] = Average(data.draw(st.one_of(st.none(), st.floats(1.0, tracker.best[pair]))))
+    expected = []
+    for source, worker in pairs:
+        inside = nodes[source] == nodes[worker]
+        usual = median(rate for (a, b), rate in tracker.best.items() if (nodes[a] == nodes[b]) == inside)
+        value = tracker.rates[source, worker].value
+        if value is not None and value * SLOW_LINK <= usual:
+            expected.append((source, worker, value, usual))
+    assert tracker.slow_links(nodes) == expected
+    assert tracker.slow_links(nodes) == []  # they were told
 
 
 def test_what_was_measured_elsewhere_is_remembered() -> None:

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_layouts import layouts
 
+from evenkeel.control.member import Member
 from evenkeel.core.ids import NodeId, Version, WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
-from evenkeel.core.vote import SLOTS, Timing
+from evenkeel.core.vote import SLOTS, Timing, Vote
 from evenkeel.core.world import World
-from evenkeel.plan.timing import due, slots, split
+from evenkeel.plan.timing import due, read, slots, split
 
 
 def world_of(layout: Layout, every: int | None = 4) -> World:
@@ -39,7 +40,24 @@ def test_everybody_reads_everybody(data: st.DataObject) -> None:
     summed = [sum(column) for column in zip(*ballots, strict=True)]
     rest, told = split(world, 24, summed)
     assert list(rest) == [float(world.size)] * SLOTS
-    assert list(told) == timings
+    assert list(read(world, told)) == timings
+
+
+def test_only_the_leader_works_out_what_everybody_has_measured() -> None:
+    """It alone tells the controller; for the others, thousands of them, it would be time that each step pays for."""
+    members = [WorkerId("a"), WorkerId("b")]
+    layout = Layout(tuple(Pipeline((Stage(0, 1, (worker,)),), i, i + 1) for i, worker in enumerate(members)))
+    world = world_of(layout)
+    timings = tuple(Timing(worker, 1.0 + i, layers=(1.0 + i,)) for i, worker in enumerate(members))
+    told = [sum(column) for column in zip(*(slots(world, timing) for timing in timings), strict=True)]
+    vote = Vote(2, 24, (2.0, 48.0, 1.0, 1.0, 1.0, *[0.0] * (SLOTS - 5)))
+    heard = []
+    for worker in members:
+        member = Member(worker)
+        member.world, member.floor = world, 1
+        assert member.see(vote, told)
+        heard.append(member.timings)
+    assert heard == [timings, ()]
 
 
 def two() -> World:
@@ -52,7 +70,7 @@ def test_with_somebodys_part_missing_there_is_no_vote(missing: int) -> None:
     worker = WorkerId("x")
     world = world_of(Layout((Pipeline((Stage(0, 1, (worker,)),), 0, 1),)))
     summed = [1.0] * SLOTS + list(slots(world, Timing(worker, 2.0, layers=(2.0,))))
-    assert split(world, 24, summed)[1] == (Timing(worker, 2.0, layers=(2.0,)),)
+    assert read(world, split(world, 24, summed)[1]) == (Timing(worker, 2.0, layers=(2.0,)),)
     summed[SLOTS + missing] = 0.0
     assert split(world, 24, summed) == ((), ())
 

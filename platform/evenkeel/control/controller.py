@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, assert_never
 
-from evenkeel.control import beginning, divergence, forming, progress, repair, saving, watch
+from evenkeel.control import balancing, beginning, divergence, forming, progress, repair, saving, watch
 from evenkeel.control import messages as m
 from evenkeel.control.entries import NOTHING_SHOWN, Shown
 from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling
@@ -241,6 +241,7 @@ def _replay(s: State, entries: Sequence[m.Entry], shown: Shown, again: bool) -> 
             case m.WorldOpened(opened, spares):
                 s.holdings.update(_carried_out(s))
                 s.roster.earlier.update(i.worker_id for i in (*opened.members, *spares))
+                balancing.replayed(s, s.layout, opened)
                 world, s.layout, s.generation, s.committed = opened, opened.layout, opened.generation, opened.base
                 divergence.opened(s, opened)
                 beginning.opened(s, opened)

@@ -8,13 +8,12 @@ from evenkeel.control import messages as m
 from evenkeel.control.modes import Ended, Forming, Gathering, Running
 from evenkeel.control.state import State, names
 from evenkeel.core.ids import INITIAL, NodeId, Version
-from evenkeel.core.layout import Layout, WorkerInfo
+from evenkeel.core.layout import WorkerInfo
 from evenkeel.core.model import Shard
 from evenkeel.core.vote import Flags
 from evenkeel.core.world import Source, World
 from evenkeel.plan.coverage import few_that_have_all, lost_slices
 from evenkeel.plan.layout import Infeasible, Planned
-from evenkeel.plan.memory import Uses, copies_that_fit
 from evenkeel.plan.mirrors import are_needed
 from evenkeel.plan.timing import MEASURE_EVERY
 
@@ -171,7 +170,7 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
     layout = planned.layout
     s.generation += 1
     infos = tuple(s.roster.alive[w] for w in layout.members)
-    copies, why = _copies(s, layout, infos)
+    copies, why = s.policy.copies_in(layout, infos)
     mirrors = s.policy.mirror_every > 0 and are_needed(layout, copies)
     world = World(
         generation=s.generation,
@@ -207,15 +206,6 @@ def _form(s: State, now: float, planned: Planned, sources: tuple[Source, ...], s
         s.incident.formed(now)
     epoch = s.epoch
     s.say(*[m.Form(w, epoch, world) for w in layout.members])
-
-
-def _copies(s: State, layout: Layout, infos: Sequence[WorkerInfo]) -> tuple[int | None, str]:
-    """How many there are to be, None for all that hold a parameter, and why not all, where nobody asked for fewer."""
-    copies = s.policy.copies
-    if copies is None:
-        uses = Uses(s.policy.checkpoint_every is not None, s.policy.mirror_every > 0)
-        return copies_that_fit(layout, s.policy.model, infos, s.policy.precision, uses)
-    return (None if copies >= len(layout.pipelines) else copies), ""
 
 
 def _cause(s: State) -> str:

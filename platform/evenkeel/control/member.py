@@ -5,6 +5,7 @@ is what trains. The caller serialises the calls (a lock in the engine): those of
 answer, settle, form, request) and those of the training thread (the rest).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from evenkeel.control.messages import Answer, Decision, Finished, Held, Position, Report, Reported
@@ -256,8 +257,8 @@ class Member:
         assert self.may_vote
         self.prepared = Version(step, generation)
 
-    def see(self, vote: Vote, timings: tuple[Timing, ...] = ()) -> bool:
-        """Takes a vote read back from the device; True if the commit may begin.
+    def see(self, vote: Vote, told: Sequence[float] = ()) -> bool:
+        """Takes a vote read back from the device, and what else it told (timing.split); True if the commit may begin.
 
         The guards come first, then the abort flag (rule 2): the control thread raises the floor before it aborts,
         so a vote that an abort completed falsely is refused here whichever way it looks. One by which copies of the
@@ -270,7 +271,7 @@ class Member:
             self.diverged = vote
             return False
         self.saw = vote
-        self.timings = timings if self.world.leader == self.worker_id else ()
+        self.timings = timing.read(self.world, told) if self.world.leader == self.worker_id else ()
         self.kept = ()
         useful = (x for x in self.mirrors if x.generation == self.generation or x.version == self.world.mirrored)
         self.mirrors = tuple(useful)

@@ -1,10 +1,13 @@
 """What a run was asked for, as the controller needs it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evenkeel.core.layout import Layout, WorkerInfo
 from evenkeel.core.model import ModelShape
 from evenkeel.core.world import COMPARE_EVERY
 from evenkeel.plan.layout import Wish
+from evenkeel.plan.memory import Uses, copies_that_fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +42,14 @@ class Policy:
     max_checkpoint_failures: int | None = None
     gather_s: float = 10.0
     rebalance: bool = False
+
+    @property
+    def uses(self) -> Uses:
+        """What it keeps in host memory beside the state."""
+        return Uses(self.checkpoint_every is not None, self.mirror_every > 0)
+
+    def copies_in(self, layout: Layout, members: Sequence[WorkerInfo]) -> tuple[int | None, str]:
+        """How many, None for all that hold a parameter; and why not all, where nobody asked for fewer."""
+        if self.copies is None:
+            return copies_that_fit(layout, self.model, members, self.precision, self.uses)
+        return (None if self.copies >= len(layout.pipelines) else self.copies), ""

@@ -60,9 +60,7 @@ def declare_lost(
             incident.cause = "worker lost"
 
 
-def kill(
-    s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0, blameless: bool = False
-) -> None:
+def kill(s: State, now: float, worker_id: WorkerId, cause: str, detect_s: float = 0.0, blameless: bool = False) -> None:
     s.roster.dying.add(worker_id)
     s.say(m.Kill(worker_id, cause))
     declare_lost(s, now, worker_id, cause, detect_s, blameless)

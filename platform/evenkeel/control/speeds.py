@@ -137,21 +137,26 @@ class Tracker:
     def slow_links(self, node_of: dict[WorkerId, str]) -> list[tuple[WorkerId, WorkerId, float, float]]:
         """Links that have become slow since they were asked for last: sender, receiver, bytes per second, and what
         links of that kind (within nodes, or between them) have had."""
+        alike: dict[bool, list[float]] = {True: [], False: []}
+        for link, rate in self.best.items():
+            if rate:
+                alike[_inside(link, node_of)].append(rate)
+        usual = {inside: median(rates) for inside, rates in alike.items() if rates}
         found: list[tuple[WorkerId, WorkerId, float, float]] = []
         for link, average in self.rates.items():
-            inside = node_of.get(link[0]) == node_of.get(link[1])
-            alike = [
-                rate for x, rate in self.best.items() if (node_of.get(x[0]) == node_of.get(x[1])) == inside and rate
-            ]
-            if average.value is None or not alike:
+            inside = _inside(link, node_of)
+            if average.value is None or inside not in usual:
                 continue
-            usual = median(alike)
-            if average.value * SLOW_LINK > usual:
+            if average.value * SLOW_LINK > usual[inside]:
                 self.slow.discard(link)
             elif link not in self.slow:
                 self.slow.add(link)
-                found.append((*link, average.value, usual))
+                found.append((*link, average.value, usual[inside]))
         return found
+
+
+def _inside(link: tuple[WorkerId, WorkerId], node_of: dict[WorkerId, str]) -> bool:
+    return node_of.get(link[0]) == node_of.get(link[1])
 
 
 def _stages(layout: Layout) -> Iterable[Stage]:

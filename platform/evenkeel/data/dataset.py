@@ -15,7 +15,10 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def get(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a micro-batch on CPU, each with its first dimension as long as `indices`."""
+        """Inputs and targets of a micro-batch on CPU, each with its first dimension as long as `indices`.
+
+        All of one shape, such as padded to one length, where pipelines have more than one stage.
+        """
 
     def fingerprint(self) -> str:
         """Equal for equal data; tells that a run goes on with what it began with."""

@@ -28,8 +28,8 @@ class GroupSpec:
     separate: bool = False
 
 
-Received = tuple[WorkerId, int, float, bool]
-"""From whom large messages came, their bytes, the seconds from first to last byte, and whether isend sent them."""
+Received = tuple[WorkerId, list[tuple[int, float]], bool]
+"""From whom large messages came; of each its bytes and seconds, see wire.Connection; and whether isend sent them."""
 
 
 class _Closable(Group, Protocol):
@@ -121,8 +121,8 @@ class GroupSet:
         return self._groups[name]
 
     def received(self) -> Iterator[Received]:
-        """What large messages have come in, in groups and from members, since this was asked last. Nothing of those
-        that were there at once, which say nothing of a link, and nothing over NCCL, where nobody sees it."""
+        """What large messages have come in, in groups and from members, since this was asked last. Nothing over NCCL,
+        where nobody sees it."""
         for communicator in self._communicators:
             yield from communicator.received()
 

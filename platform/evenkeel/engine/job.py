@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import mean
 from typing import Protocol
 
 import torch
@@ -15,15 +16,20 @@ from evenkeel.engine.faults import FaultPlan
 from evenkeel.engine.model import Hidden, Model, boundaries_of, model_shape
 from evenkeel.engine.state import PRECISIONS
 from evenkeel.engine.told import Clean
+from evenkeel.plan.samples import sample_indices
 
 
 class Dataset(Protocol):
-    """Samples by index, all of one shape and type."""
+    """Samples by index, of one type. Micro-batches are of one shape, but where every pipeline is a single stage."""
 
     def __len__(self) -> int: ...
 
     def get(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs and targets on CPU, each with its first dimension as long as `indices`."""
+
+
+LOOKED_AT = 4
+"""Micro-batches that tell what is usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +160,15 @@ class Job:
         """What enters each layer, for one micro-batch."""
         inputs, _ = self.train.get((0,) * self.settings.micro_batch)
         return boundaries_of(self.model, inputs, PRECISIONS[self.settings.precision])
+
+    @cached_property
+    def usual_work(self) -> float:
+        """Elements of one micro-batch's inputs: the mean of the first ones of the run, as they may differ in length."""
+        s = self.settings
+        first = (
+            sample_indices(
+                s.seed, 1, micro, micro_batch=s.micro_batch, global_batch=s.global_batch, dataset_size=len(self.train)
+            )
+            for micro in range(min(s.micro_batches, LOOKED_AT))
+        )
+        return mean(self.train.get(indices)[0].numel() for indices in first) or 1.0

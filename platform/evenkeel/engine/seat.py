@@ -1,11 +1,12 @@
 """A worker's place in the protocol, shared by its threads: the Member behind the one lock of the worker."""
 
 import threading
+from collections.abc import Sequence
 
 from evenkeel.control.member import Member
 from evenkeel.control.messages import Finished, Reported
 from evenkeel.core.ids import WorkerId
-from evenkeel.core.vote import Flags, Timing, Vote
+from evenkeel.core.vote import Flags, Vote
 
 
 class Seat:
@@ -65,10 +66,10 @@ class Seat:
         with self.changed:
             self.member.prepare(generation, step)
 
-    def see(self, vote: Vote, timings: tuple[Timing, ...]) -> bool:
+    def see(self, vote: Vote, told: Sequence[float]) -> bool:
         """Whether the vote counts; see Member.see."""
         with self.changed:
-            return self.member.see(vote, timings)
+            return self.member.see(vote, told)
 
     def begin_commit(self) -> None:
         with self.changed:

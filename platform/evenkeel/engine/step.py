@@ -65,9 +65,9 @@ def train_step(t: Training, step: int) -> Vote:
     t.faults.fire("before_vote", step)
     t.progress.enter("vote")
     t.seat.prepare(t.world.generation, step)
-    summed, timings = timing.split(t.world, step, _cast(t, ballot))
+    summed, told = timing.split(t.world, step, _cast(t, ballot))
     vote = read_vote(t.world.generation, step, summed, parts)
-    if not t.seat.see(vote, timings):
+    if not t.seat.see(vote, told):
         raise DivergedError(f"copies of step {step - 1} differ") if t.seat.diverged else AbortedError
     t.faults.fire("after_vote", step)
     return vote

@@ -107,13 +107,12 @@ class TcpGroup:
             self._guard(partial(self._receive, _bytes(host), first.src))
             first.finish(host)
 
-    def received(self) -> Iterable[tuple[WorkerId, int, float, bool]]:
+    def received(self) -> Iterable[tuple[WorkerId, list[tuple[int, float]], bool]]:
         """See groups.GroupSet."""
         for connections, of_stages in ((self._peers, False), (self._inboxes, True)):
             for peer, connection in connections.items():
-                count, seconds = connection.received()
-                if seconds > 0:
-                    yield self.members[peer], count, seconds, of_stages
+                if messages := connection.received():
+                    yield self.members[peer], messages, of_stages
 
     # Connections for messages go one way and are made by the sender at its first message: most pairs never have one,
     # and a sender never waits for its receiver's program to get to that place.

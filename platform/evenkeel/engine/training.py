@@ -199,9 +199,11 @@ class _Passes:
         self._dtype = PRECISIONS[training.settings.precision]
         self._last = self._state.shard.stop == training.job.shape.depth
         first = self._state.shard.start
-        meter = training.meter
-        self._end = partial(_mark, self._progress, meter, -1)
-        self._marks = [partial(_mark, self._progress, meter, first + i) for i in range(len(self._state.stage.layers))]
+        self._whole = self._last and first == 0
+        self._job, self._meter = training.job, training.meter
+        self._end = partial(_mark, self._progress, self._meter, -1)
+        layers = range(first, first + len(self._state.stage.layers))
+        self._marks = [partial(_mark, self._progress, self._meter, layer) for layer in layers]
         self.tokens: Tensor | int = 0
 
     def begin(self) -> None:
@@ -211,7 +213,7 @@ class _Passes:
         whole, indices = self._samples(micro)
         self._key.at(self._progress.step, whole)
         inputs, targets = self._data.get(indices) if hidden is None or self._last else (None, None)
-        x = self._layers(self._moved(inputs) if hidden is None else hidden)
+        x = self._layers(self._first(inputs) if hidden is None else hidden)
         if self._last:
             x, tokens = self._loss(x, self._moved(targets), self._group)
             self.tokens = self.tokens + tokens
@@ -228,6 +230,19 @@ class _Passes:
             if x.requires_grad:
                 x.register_hook(mark)  # type: ignore[no-untyped-call]  # its gradient is there: the layer's backward pass begins
         return x
+
+    def _first(self, inputs: Tensor | None) -> Tensor:
+        """What enters the first stage. Raises ValueError for a shape that the stages after it do not expect."""
+        assert inputs is not None
+        expected = self._job.boundaries[0].shape
+        if not self._whole and inputs.shape != expected:
+            raise ValueError(
+                f"a micro-batch has shape {tuple(inputs.shape)}, one of sample 0 has {expected}: with more than one "
+                "stage all must be alike; pad them to one length, or set parallel.pipeline: 1"
+            )
+        if self._meter.on:
+            self._meter.work = inputs.numel() / self._job.usual_work
+        return self._moved(inputs)
 
     def _moved(self, samples: Tensor | None) -> Tensor:
         assert samples is not None

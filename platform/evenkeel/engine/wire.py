@@ -23,6 +23,9 @@ _Buffers = list[memoryview]
 LARGE_BYTES = 64 * 1024
 """Of smaller messages, and of what of larger ones is there at once, the time says nothing of the link."""
 
+KEPT = 64
+"""The newest large messages of a connection of which it is known how they came in."""
+
 KEEPALIVE_S = 60
 """A connection that carries nothing for so long is probed: firewalls drop what is idle, the shortest after minutes, and
 a mirror comes every so many steps. How many probes may go unanswered is left to the system: 9, 75 s apart, on Linux."""
@@ -36,7 +39,7 @@ class Connection:
         self.peer = peer
         self._sent = 0
         self._received = 0
-        self._came = (0, 0.0)
+        self._came: deque[tuple[int, float]] = deque(maxlen=KEPT)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -54,13 +57,15 @@ class Connection:
         return Incoming(self, self._received, payload)
 
     def came(self, count: int, seconds: float) -> None:
-        """So many bytes of a message came in in so long."""
-        self._came = self._came[0] + count, self._came[1] + seconds
+        """So many bytes of a large message came in in so long; 0 in no time if it was there at once."""
+        self._came.append((count, seconds))
 
-    def received(self) -> tuple[int, float]:
-        """Bytes of large messages that came in since this was asked last, and the seconds from first to last byte."""
-        came, self._came = self._came, (0, 0.0)
-        return came
+    def received(self) -> list[tuple[int, float]]:
+        """Of each large message that came in since this was asked last: how many bytes were not there when the first
+        ones were, and the seconds until they were. Of the KEPT newest; 0 and 0 of one that was there at once."""
+        found = list(self._came)
+        self._came.clear()
+        return found
 
     def push(self, left: _Buffers) -> None:
         """Writes what can be written now. Raises GroupBroken."""
@@ -99,8 +104,12 @@ class Incoming:
                 self._rest = sum(buffer.nbytes for buffer in self.left), time.perf_counter()
         except OSError as error:
             raise GroupBroken(f"{self._connection.peer} does not send any more: {error}") from error
-        if not self.left and self._rest is not None and self._rest[0] >= LARGE_BYTES:
-            self._connection.came(self._rest[0], time.perf_counter() - self._rest[1])
+        if not self.left and self._expected[1] >= LARGE_BYTES:
+            count, since = self._rest or (0, 0.0)
+            if count >= LARGE_BYTES:
+                self._connection.came(count, time.perf_counter() - since)
+            else:
+                self._connection.came(0, 0.0)
 
     def _check(self) -> None:
         """Before the bytes are waited for: a message that is too short would be waited for without end."""

@@ -53,7 +53,9 @@ class Situation:
         steps_left: after the one that is under way.
         pause_s: what a change costs.
         min_gain: see MIN_GAIN.
-        stage_fits, fits: see plan/memory.py.
+        stage_fits: see plan/memory.py.
+        fits: whether the members of a layout have room for it, and nothing of the state is lost with those who have no
+            place in it, nor kept by fewer than it must be.
         without: a layout for these workers, by their speeds.
     """
 

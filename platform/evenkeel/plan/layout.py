@@ -1,5 +1,6 @@
 """The layout planner: pipelines, stages and TP groups for the workers that are here, and their shares."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from evenkeel.core.model import ModelShape
 from evenkeel.plan.assign import Seat, assign
 from evenkeel.plan.batch import shares
 from evenkeel.plan.cuts import Cuts, most_stages, slowest_stage, stage_cuts
-from evenkeel.plan.speeds import MIN_GAIN, Fits, Speeds, anything, recut_by, with_shares
+from evenkeel.plan.speeds import MIN_GAIN, Fits, Speeds, all_fit, anything, recut_by, with_shares
 from evenkeel.plan.units import Unit, form_units
 
 
@@ -103,7 +104,8 @@ def plan_layout(
         previous: the layout to stay close to; of its members only those in `workers` are alive.
         speeds: as far as they are measured. A layout of the previous one's shape keeps its cuts and shares then;
             another one gets such by speed, where they differ. None: all are taken for equal.
-        room: which cuts of a layout's stages its members have the memory for; see memory.stage_fits.
+        room: which cuts of a layout's stages its members have the memory for; see memory.stage_fits. What does not fit
+            is cut again, and if that does not help, in fewer and deeper pipelines; if nothing does, it stays as it is.
 
     Raises:
         ValueError: if there is no micro-batch, or a layer's cost is negative.
@@ -123,16 +125,41 @@ def plan_layout(
     needed = min(-(-wish.min_workers // tensor), limits.units)
     if len(units) < needed:
         return Infeasible(_waits(len(workers), len(usable), len(units), tensor, needed))
-    depths = _depths(len(units), _pipelines(len(units), wish, limits, costs, micro_batches))
+    most = _pipelines(len(units), wish, limits, costs, micro_batches)
+    known = None if speeds is None else speeds.for_all(usable)
+
+    def arranged(pipelines: int) -> Layout:
+        return _arrange(units, _depths(len(units), pipelines), model, micro_batches, previous, known, room)
+
+    layout = arranged(most)
+    if not all_fit(layout, room(layout)):
+        deeper = range(-(-len(units) // limits.stages), most)
+        fitting = bisect_left(deeper, True, key=lambda n: not all_fit(x := arranged(n), room(x)))
+        layout = arranged(deeper[fitting - 1]) if fitting else layout
+    unused = tuple(w.worker_id for w in workers if w.worker_id not in layout.places)
+    return Planned(layout, _reason(layout, wish, limits, len(workers), previous), unused)
+
+
+def _arrange(
+    units: Sequence[Unit],
+    depths: Sequence[int],
+    model: ModelShape,
+    micro_batches: int,
+    previous: Layout | None,
+    speeds: Speeds | None,
+    room: Callable[[Layout], Fits],
+) -> Layout:
+    """Pipelines of these depths, with cuts by which every stage fits if there are any."""
+    costs, tensor = _costs(model), len(units[0].members)
     same = speeds is not None and previous is not None and _has_shape(previous, depths, tensor)
     cuts = _cuts_of(previous) if same and previous else [stage_cuts(costs, depth) for depth in depths]
     layout = _build(units, cuts, costs, model, micro_batches, previous)
     if same and previous:
         layout = with_shares(layout, [pipeline.share for pipeline in previous.pipelines])
-    elif speeds is not None:
-        layout = _by_speed(layout, speeds.for_all(usable), room(layout))
-    unused = tuple(w.worker_id for w in workers if w.worker_id not in layout.places)
-    return Planned(layout, _reason(layout, wish, limits, len(workers), previous), unused)
+    fits = room(layout)
+    if not all_fit(layout, fits):
+        return recut_by(layout, speeds or Speeds(costs, dict.fromkeys(layout.members, 1.0)), fits)
+    return _by_speed(layout, speeds, fits) if speeds is not None and not same else layout
 
 
 def _has_shape(layout: Layout, depths: Sequence[int], tensor: int) -> bool:

@@ -92,10 +92,20 @@ def anything(pipeline: int, stage: int, start: int, stop: int) -> bool:
     return True
 
 
+def all_fit(layout: Layout, fits: Fits) -> bool:
+    """Whether every stage has the memory for its layers."""
+    return all(
+        fits(i, j, stage.start, stage.stop)
+        for i, pipeline in enumerate(layout.pipelines)
+        for j, stage in enumerate(pipeline.stages)
+    )
+
+
 def recut_by(layout: Layout, speeds: Speeds, fits: Fits = anything) -> Layout:
     """The layout with the layers of each pipeline cut again for its workers' speeds, and the best shares for that.
 
-    Who is grouped with whom stays. A pipeline whose slowest stage would hardly gain keeps its cuts.
+    Who is grouped with whom stays. A pipeline whose slowest stage would hardly gain keeps its cuts, if these fit; one
+    that fits in no way keeps them, too.
 
     Args:
         fits: see memory.stage_fits.
@@ -111,4 +121,5 @@ def _recut(pipeline: Pipeline, speeds: Speeds, fits: Callable[[int, int, int], b
         return pipeline
     stages = tuple(Stage(*layers, stage.members) for layers, stage in zip(cuts, pipeline.stages, strict=True))
     after = replace(pipeline, stages=stages)
-    return after if speeds.slowest_s(after) < speeds.slowest_s(pipeline) else pipeline
+    must = not all(fits(j, *layers) for j, layers in enumerate(now))
+    return after if must or speeds.slowest_s(after) < speeds.slowest_s(pipeline) else pipeline

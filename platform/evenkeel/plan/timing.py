@@ -23,23 +23,23 @@ def due(world: World, step: int) -> bool:
     return world.measure_every is not None and step % world.measure_every == 0 and step > world.base.step + 1
 
 
-def slots(world: World, timing: Timing) -> Iterator[float]:
+def slots(world: World, timing: Timing) -> list[float]:
     """All slots, with those of the timing's worker filled in."""
-    ranks = {worker: place.rank for worker, place in world.layout.places.items()}
+    before = after = depth = 0
     for worker, layers in _layers(world):
-        if worker != timing.worker:
-            yield from (0.0,) * (_FIXED + layers)
-            continue
-        yield timing.pass_s or UNKNOWN
-        yield timing.receive_s or UNKNOWN
-        yield UNKNOWN if timing.source is None else 1.0 + ranks[timing.source]
-        yield timing.bytes_per_s or UNKNOWN
-        told = timing.layers if len(timing.layers) == layers else ()
-        yield from (layer or UNKNOWN for layer in told or (0.0,) * layers)
+        if worker == timing.worker:
+            depth = layers
+            before, after = after, 0
+        else:
+            after += _FIXED + layers
+    parts = timing.layers if len(timing.layers) == depth else (0.0,) * depth
+    source = None if timing.source is None else 1.0 + world.layout.places[timing.source].rank
+    mine = (timing.pass_s, timing.receive_s, source, timing.bytes_per_s, *parts)
+    return [0.0] * before + [value or UNKNOWN for value in mine] + [0.0] * after
 
 
-def split(world: World, step: int, summed: Sequence[float]) -> tuple[Sequence[float], tuple[Timing, ...]]:
-    """What of the sum of everybody's slots is the vote and its checksums, and what was measured.
+def split(world: World, step: int, summed: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """What of the sum of everybody's slots is the vote and its checksums, and what was measured, for `read`.
 
     With a part missing there is no vote, so that it does not count (rule 2).
     """
@@ -49,7 +49,12 @@ def split(world: World, step: int, summed: Sequence[float]) -> tuple[Sequence[fl
     told = summed[len(summed) - count :]
     if len(summed) < count or 0.0 in told:
         return (), ()
-    return summed[: len(summed) - count], tuple(_read(world, told))
+    return summed[: len(summed) - count], told
+
+
+def read(world: World, told: Sequence[float]) -> tuple[Timing, ...]:
+    """What a vote told of every member; nothing if it told nothing."""
+    return tuple(_read(world, told)) if told else ()
 
 
 def _read(world: World, told: Sequence[float]) -> Iterator[Timing]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from evenkeel.control.balancing import JUDGED
+from evenkeel.control.balancing import CAUSE, JUDGED
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.vote import Vote
 from evenkeel.core.world import World
@@ -28,22 +28,27 @@ class BalanceChecks:
         lasting = not any(fault.kind in ("slow", "hang") for fault in scenario.faults)
         self._watched = scenario.policy.rebalance and lasting
         self._heard = scenario.calm and not scenario.late_reports
-        self._steps = self._life = 0
+        self._steps = 0
         self._evicted: set[WorkerId] = set()
+        self._worlds: tuple[World | None, World] | None = None
 
     def opened(self, world: World, before: World | None) -> None:
-        """A layout that was chosen for its speed is faster, and among equals nothing is changed for the sake of it."""
+        """Who was evicted does not come back at once."""
         back = self._evicted & set(world.layout.members)
-        soon = world.cause == "pause" and self._steps < JUDGED and self._fleet.life == self._life
+        soon = world.cause in ("pause", CAUSE) and self._steps < JUDGED
         require(
             not (back and soon), f"{back} were evicted from generation {world.generation - 1}, but come back at once"
         )
-        self._steps, self._life, self._evicted = 0, self._fleet.life, set()
-        if before is None or world.cause != "rebalance":
-            return
+        self._steps, self._evicted = 0, set()
+        self._worlds = before, world
+
+    def rebalanced(self) -> None:
+        """The newest world has the layout that was wanted, so it is faster."""
+        assert self._worlds is not None
+        before, world = self._worlds
+        assert before is not None
         self._evicted = set(before.layout.members) - set(world.layout.members)
         self._fleet.seen["evicted"] += bool(self._evicted)
-        self._fleet.seen["rebalanced in truth"] += 1
         if not self._watched or set(world.layout.members) != set(before.layout.members):
             return
         speeds = self._true(world)

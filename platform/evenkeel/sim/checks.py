@@ -154,6 +154,9 @@ class Checks:
             case m.Log("restored"):
                 self.written()
                 self.saved.logged(command)
+            case m.Log("rebalanced"):
+                self.written()
+                self.balance.rebalanced()
             case m.Log():
                 self.saved.logged(command)
             case m.Kill(worker_id, reason):

@@ -29,7 +29,7 @@ def with_paces(scenario: Scenario, rng: Random) -> Scenario:
     factors = rng.choice(((2.0,), (4.0,), (1.3, 3.0), (30.0,)))
     if rng.random() < 0.25:
         # Some are of no use to anybody.
-        data = rng.choice((2, 3))
+        data = rng.choice((3, 4))
         wish, slow, factors = Wish(data, 1, 1, 1, data), 0.4, (30.0,)
         policy = replace(policy, wish=wish, micro_batches=2 * data, copies=None)
     paces = Paces(slow, factors, outliers=rng.choice((0.0, 0.2)), slow_links=rng.choice((0.0, 0.0, 0.3)))

@@ -310,9 +310,9 @@ class SimWorker:
 
     def _saw(self, values: tuple[float, ...]) -> bool:
         assert self.member.world is not None
-        summed, timings = timing.split(self.member.world, self.step, values)
+        summed, told = timing.split(self.member.world, self.step, values)
         vote = read_vote(self.member.generation, self.step, summed, ballot.parts(self))
-        if not self.member.see(vote, timings):
+        if not self.member.see(vote, told):
             return False
         self.memory.keep_only({h.shard for h in self.member.trained})
         self.member.begin_commit()
