@@ -177,6 +177,13 @@ def test_a_model_that_fits_nowhere_says_what_is_missing_and_what_would_do() -> N
     assert re.search(r"it would fit on \d+ nodes of 2 Tesla T4", told)
 
 
+def test_where_only_the_micro_batch_is_too_large_one_that_fits_is_named() -> None:
+    told = refused("1xT4", *SMALL, "train.micro_batch=4096", "train.global_batch=4096")
+    (size,) = re.findall(r"it would fit here with train\.micro_batch=(\d+)$", told)
+    assert planned("1xT4", *SMALL, f"train.micro_batch={size}", "train.global_batch=4096")["plan"]["step_s"] > 0
+    assert "does not fit" in refused("1xT4", *SMALL, f"train.micro_batch={2 * int(size)}", "train.global_batch=4096")
+
+
 def test_a_layer_that_cannot_be_counted_is_named(own: Path) -> None:
     (own / "looking.py").write_text(LOOKS)
     told = refused("2xL4", "model.name=looking:build", "data.name=own_digits:load")
@@ -240,7 +247,7 @@ def a_profile(run: Path, *, keys: dict[str, Any]) -> None:
     from evenkeel.config import load_config
     from evenkeel.engine.model import model_shape
     from evenkeel.models.registry import load_model
-    from evenkeel.runtime.profiling import key_of
+    from evenkeel.runtime.profiled import key_of
     from evenkeel.store.profiles import DeviceRecord, ProfileRecord, TimesRecord
 
     config = load_config([ROOT / "conf/local.yaml"], ["run.name=measured"], keys)

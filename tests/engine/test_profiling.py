@@ -19,6 +19,7 @@ from evenkeel.engine.links import fit_link, measure_link
 from evenkeel.engine.model import LayerSpec, Model
 from evenkeel.engine.profiling import LayerProfile, alike, measure_layers
 from evenkeel.engine.rendezvous import StoreServer
+from evenkeel.engine.slowdown import Slowdown
 from evenkeel.plan.hardware import Link
 
 CPU = torch.device("cpu")
@@ -44,6 +45,14 @@ def job(*times: int, precision: str = "fp32") -> Job:
     layers = tuple(LayerSpec(f"layer{i}", partial(Heavy, n)) for i, n in enumerate(times))
     data = TensorDataset(inputs, torch.zeros(20, dtype=torch.int64))
     return Job(Model(layers), data, None, Settings(0, 10, 8, ROWS, precision=precision))
+
+
+def test_a_device_that_is_made_slow_takes_so_many_times_as_long() -> None:
+    plain = measure_layers(job(200, 200), CPU, 0.5)
+    slow = measure_layers(job(200, 200), CPU, 0.5, slowdown=Slowdown(4.0))
+    for one, other in zip(plain, slow, strict=True):
+        assert 2.5 < other.time.total_s / one.time.total_s < 6
+        assert one.kept_bytes == other.kept_bytes
 
 
 def test_layers_that_are_built_alike_are_known_by_the_first() -> None:
@@ -116,13 +125,15 @@ def introduce(both: list[Child]) -> None:
         child.send(infos)
 
 
-def links(line: Line, rank: int) -> None:
-    line.send(measure_link(meet(line, rank).world, CPU, 2.0))
+def links(line: Line, rank: int, budget_s: float) -> None:
+    line.send(measure_link(meet(line, rank).world, CPU, budget_s))
     line.receive()
 
 
-def test_a_link_between_two_processes() -> None:
-    with children(links, 2) as both:
+@pytest.mark.parametrize("budget_s", [2.0, 0.0])
+def test_a_link_between_two_processes(budget_s: float) -> None:
+    """Also where there is no time: two sizes of message are enough for a line, and none is too few."""
+    with children(links, 2, budget_s) as both:
         introduce(both)
         link, none = (child.receive() for child in both)
     assert none is None
@@ -165,6 +176,17 @@ def test_the_line_is_that_of_a_general_solver(noise: float) -> None:
     found = fit_link(samples)
     assert found.latency_s == pytest.approx(latency, rel=1e-4)
     assert found.bytes_per_s == pytest.approx(bandwidth, rel=1e-4)
+
+
+@pytest.mark.parametrize("samples", [[], [(1024, 1e-3)], [(1024, 1e-3)] * 3, [(1024, 0.0), (2048, 1e-3)]])
+def test_a_line_needs_two_sizes_and_times_above_0(samples: list[tuple[int, float]]) -> None:
+    with pytest.raises(ValueError, match="two sizes"):
+        fit_link(samples)
+
+
+def test_a_line_as_good_as_flat_is_none() -> None:
+    flat = fit_link([(1 << 10, 1e-3), (1 << 26, 1e-3 * (1 + 1e-9))])
+    assert flat.bytes_per_s == pytest.approx((1 << 26) / 5e-4)
 
 
 def test_times_that_fit_no_line_still_give_a_link_that_can_be() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from ray_runs import SAVING, Finished, Site, merged
 
 from evenkeel.config import ConfigError
+from evenkeel.core.ids import NodeId, WorkerId
+from evenkeel.core.layout import WorkerInfo
 from evenkeel.runtime import profiling
-from evenkeel.runtime.profiling import choose_nodes
+from evenkeel.runtime.profiling import choose_nodes, link_rounds
 from evenkeel.store.profiles import Key, ProfileRecord
 from evenkeel.store.run_directory import RunDirectory
 from evenkeel.tools.profiling import profile
@@ -81,6 +84,37 @@ def test_measured_once_kept_shown_and_of_no_consequence_to_the_losses(
     assert directory.read_profile() == record
 
 
+def test_a_run_begins_with_shares_by_its_profile_and_has_the_same_losses(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 1 is made slow, and was measured so; in the first world already it has less to do."""
+    plain = {"train": {"precision": "fp64", "global_batch": 20, "steps": 6}}
+    slow = {**plain, "parallel": {"rebalance": True}, "emulate": {"slowdown": {1: 4.0}}}
+    found, _ = said(capsys, *site._own("run"), config=[site._config(slow, "run")])
+    assert [device["kind"] for device in found["devices"]] == ["cpu", "cpu-slowed-4x"]
+    seconds = {t["kind"]: sum(t["forward_s"] + t["backward_s"]) for t in found["times"]}
+    assert 2 < seconds["cpu-slowed-4x"] / seconds["cpu"] < 8  # on a machine in use, whose processor time varies
+    assert len(found["links"]) == 1
+    done, without = site.run(slow), site.run(plain, name="plain")
+    assert (done.status, done.err, without.status) == (0, "", 0)
+    first = done.worlds()[0]
+    shares = [stop - start for start, stop in (p["micro_batches"] for p in first["layout"]["pipelines"])]
+    assert sum(shares) == 10 and shares[1] in (1, 2, 3)
+    assert first["reason"].endswith("as it was profiled")
+    assert "it begins as it was profiled: a micro-batch takes cpu " in done.out
+    losses, same = ([line["loss"] for line in run.directory.metrics()] for run in (done, without))
+    assert losses == pytest.approx(same, rel=1e-10)
+
+
+def test_a_run_with_a_damaged_profile_says_so_and_runs_without(site: Site) -> None:
+    path = Path(site._directory("run").url)
+    path.mkdir(parents=True)
+    (path / "profile.json").write_text("{")
+    done = site.run({"parallel": {"rebalance": True}})
+    assert (done.status, done.err) == (0, "")
+    assert f"profile not used: {path}/profile.json: " in done.out
+
+
 def test_one_that_does_not_fit_is_measured_anew_and_tp_groups_together(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +163,27 @@ def test_a_model_of_ones_own(code: Site, capsys: pytest.CaptureFixture[str]) -> 
 def test_what_a_model_raises_is_told_in_one_line(code: Site) -> None:
     with pytest.raises(ConfigError, match=r"model\.name: could not be measured: RuntimeError: not on this device$"):
         profile(code._own("run"), config=[own_model(code, "angry")])
+
+
+def test_links_of_different_nodes_are_measured_at_once() -> None:
+    """Four kinds, two nodes of each, two workers on the first: each link once, no node twice at a time."""
+    infos = [
+        WorkerInfo(WorkerId(f"{kind}{i}"), NodeId(f"{kind}-{node}"), i, kind=kind)
+        for kind in "abcd"
+        for i, node in enumerate((1, 1, 2))
+    ]
+    node_of = {info.worker_id: info.node_id for info in infos}
+    rounds = link_rounds(infos)
+    for links in rounds:
+        nodes = [node for *_, one, other in links for node in {node_of[one], node_of[other]}]
+        assert len(set(nodes)) == len(nodes)
+    told = [(kinds, where) for links in rounds for kinds, where, *_ in links]
+    between = [((a, b), "between") for a, b in combinations_with_replacement("abcd", 2)]
+    assert sorted(told) == sorted([*between, *(((a, a), "inside") for a in "abcd")])
+    for (a, b), where, one, other in (link for links in rounds for link in links):
+        assert one != other and (one[0], other[0]) == (a, b) and (node_of[one] == node_of[other]) == (where == "inside")
+    assert len(rounds) <= 5  # of 14 links
+    assert link_rounds(infos[:1]) == [] and link_rounds([]) == []
 
 
 def test_some_workers_of_each_kind_of_node_are_enough() -> None:

@@ -1,7 +1,9 @@
 """Plays a text scenario to a real controller and writes down what it says; see README.md for the words."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from evenkeel.control import messages as m
 from evenkeel.control.controller import Controller
@@ -15,6 +17,7 @@ from evenkeel.core.vote import SLOTS, Difference, Slot, Timing, Vote
 from evenkeel.core.world import World
 from evenkeel.plan.layout import Wish
 from evenkeel.plan.mirrors import mirrors_of
+from evenkeel.plan.speeds import Speeds
 
 FLAGS = {name: Slot[name.upper()] for name in ("pause", "stop", "checkpoint", "busy", "mirror")}
 
@@ -47,6 +50,15 @@ def render(blocks: list[Block]) -> str:
 def is_played(block: Block) -> bool:
     """Whether there is anything but comments and settings, which say nothing."""
     return any(not line.startswith(("#", "policy ", "at ")) for line in block.given)
+
+
+def replay(text: str) -> str:
+    """The scenario with what the controller says now."""
+    script, blocks = Script(), parse(text)
+    for block in blocks:
+        said = script.play(block)
+        block.expected = said if is_played(block) else []
+    return render(blocks)
 
 
 @dataclass(frozen=True)
@@ -153,7 +165,8 @@ class Script:
                 for name in line.names:
                     number = len(self.known) + 1
                     node, memory = NodeId(line.settings.get("node", "a")), line.number("memory", 0)
-                    info = WorkerInfo(WorkerId(name), node, 100 + number, memory=memory)
+                    kind = line.settings.get("kind", "cpu")
+                    info = WorkerInfo(WorkerId(name), node, 100 + number, kind=kind, memory=memory)
                     self.known[info.worker_id] = info
                     yield m.WorkerReady(info)
             case "lost":
@@ -240,12 +253,7 @@ class Script:
     def _timings(self, line: Line) -> Iterator[Timing]:
         """times=w1:0.1,w2:0.4 are seconds of a pass, the same for each layer; receives=w2:0.3 of its messages, and
         links=w1>w2:1e8 the bytes per second that come from w1 to w2."""
-
-        def pairs(key: str) -> dict[str, float]:
-            texts = (text.rpartition(":") for text in line.settings.get(key, "").split(",") if text)
-            return {name: float(value) for name, _, value in texts}
-
-        times, receives, links = pairs("times"), pairs("receives"), pairs("links")
+        times, receives, links = (numbers(line, key) for key in ("times", "receives", "links"))
         for worker in self._world.layout.members if times else ():
             shard, pass_s = self._world.layout.shard(worker), times.get(worker, 0.0)
             depth = shard.stop - shard.start
@@ -310,7 +318,8 @@ class Script:
 
 def policy_of(line: Line) -> Policy:
     """policy workers=4 least=1 data=2 pipeline=2 tensor=1 spares=1 steps=9 micro=4 gather=0 bad=3 every=5 failures=2
-    rebalance=1 copies=1"""
+    rebalance=1 copies=1 profile=H100:0.1,A100:0.3 slowed=1:4; a profile is of seconds of a pass, the same for each
+    layer"""
     workers = line.number("workers", 2)
     pipeline, tensor = line.number("pipeline", 1), line.number("tensor", 1)
     data = line.number("data", max(1, workers // (pipeline * tensor)))
@@ -328,7 +337,15 @@ def policy_of(line: Line) -> Policy:
         gather_s=float(line.settings.get("gather", "10")),
         checkpoint_every=int(line.settings["every"]) if "every" in line.settings else None,
         max_checkpoint_failures=int(line.settings["failures"]) if "failures" in line.settings else None,
+        profiled=Speeds((1 / len(layers),) * len(layers), kinds=kinds) if (kinds := numbers(line, "profile")) else None,
+        slowed=tuple((int(rank), factor) for rank, factor in numbers(line, "slowed").items()),
     )
+
+
+def numbers(line: Line, key: str) -> dict[str, float]:
+    """Of a setting such as w1:0.1,w2:0.3."""
+    texts = (text.rpartition(":") for text in line.settings.get(key, "").split(",") if text)
+    return {name: float(value) for name, _, value in texts}
 
 
 def version(text: str, generation: int) -> Version:
@@ -426,3 +443,8 @@ def log_fields(event: str, fields: dict[str, object]) -> str:
     common = ("what", "worker_id", "checkpoint", "cause", "lost", "parts", "workers", "reason", "error", "text")
     told = (*common, "predicted_gain_s", "gain_s", "pause_s", "attempts", "rolled_forward", "total")
     return "".join(f" {key}={fields[key]}" for key in told if key in fields and event != "world_formed")
+
+
+if __name__ == "__main__":
+    told = Path(sys.argv[1]).read_text()
+    sys.exit(replay(told) != told)

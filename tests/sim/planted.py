@@ -15,10 +15,12 @@ class Bug:
     rule: int
     edits: tuple[tuple[str, str, str], ...]
     """(path in the package, text, replacement)"""
+    script: int = 0
+    """The number of the scenario that finds it, if the swarm does not on so few seeds."""
 
 
-def bug(name: str, rule: int, *edits: tuple[str, str, str]) -> Bug:
-    return Bug(name, rule, edits)
+def bug(name: str, rule: int, *edits: tuple[str, str, str], script: int = 0) -> Bug:
+    return Bug(name, rule, edits, script)
 
 
 MEMBER = "control/member.py"
@@ -318,7 +320,11 @@ BUGS = (
     bug(
         "hung-worker-not-killed",
         0,
-        ("control/watch.py", "        for worker in silent:\n", "        for worker in ():\n"),
+        (
+            "control/watch.py",
+            "        for worker in silent:\n",
+            "        for worker in ():\n",
+        ),
     ),
     bug(
         "end-before-the-last-step-is-shown",
@@ -591,5 +597,100 @@ BUGS = (
         "nothing-is-ever-worth-it",
         0,
         (BALANCING, "    if b.lost_s < b.pause_s:\n", "    if True:\n"),
+    ),
+    bug(
+        "any-gain-is-worth-a-change",
+        0,
+        ("plan/balance.py", "    if gain < at.min_gain:\n", "    if gain <= 0:\n"),
+        script=113,
+    ),
+    bug(
+        "gain-that-was-measured-ignored",
+        0,
+        (BALANCING, "(b.failed + 1 if 2 * gain_s < predicted_s else 0)", "0"),
+        script=113,
+    ),
+    bug(
+        "change-that-failed-never-forgotten",
+        0,
+        (BALANCING, "b.failed, b.quiet_s = b.failed - 1, 0.0", "pass"),
+        script=119,
+    ),
+    bug(
+        "pause-paid-with-the-step-before-it",
+        0,
+        (BALANCING, "    b.steps_s.clear()\n", ""),
+        script=124,
+    ),
+    bug(
+        "last-other-copy-evicted",
+        0,
+        (BALANCING, " and _has_copies(s, world, after)", ""),
+        script=123,
+    ),
+    bug(
+        "state-that-nobody-else-has-evicted",
+        0,
+        (BALANCING, " and _has_state(s, world, after)", ""),
+        script=115,
+    ),
+    bug(
+        "evicted-worker-forgotten-by-the-next-life",
+        0,
+        (CONTROLLER, "                balancing.replayed(s, s.layout, opened)\n", ""),
+        script=126,
+    ),
+    bug(
+        "change-that-is-void-made-in-part",
+        0,
+        (
+            BALANCING,
+            "    out = b.benched if wanted is None else b.benched | set(wanted.out)\n",
+            "    out = b.benched if b.wanted is None else b.benched | set(b.wanted.out)\n",
+        ),
+        script=125,
+    ),
+    bug(
+        "memory-ignored",
+        0,
+        ("plan/speeds.py", "        fits(i, j, stage.start, stage.stop)\n", "        True\n"),
+        script=121,
+    ),
+    bug(
+        "memory-ignored-where-work-moves",
+        0,
+        (BALANCING, "stage_fits=placing.room(s, layout)", "stage_fits=lambda *_: True"),
+        (BALANCING, "_has_room(s, after) and ", ""),
+        script=110,
+    ),
+    bug(
+        "too-small-a-worker-used",
+        0,
+        ("control/placing.py", "    if isinstance(planned, Infeasible) or planned.fits:\n", "    if True:\n"),
+        script=122,
+    ),
+    bug(
+        "times-of-another-place-kept",
+        0,
+        (SPEEDS, "if known is not None and known.place == place:", "if known is not None:"),
+        script=127,
+    ),
+    bug(
+        "worker-that-comes-beside-a-request-forgotten",
+        0,
+        (FORMING, "    ends = s.pending & (Flags.PAUSE | Flags.STOP)\n", "    ends = s.pending\n"),
+        script=116,
+    ),
+    bug(
+        "worker-that-came-before-a-restart-forgotten",
+        0,
+        (CONTROLLER, "    s.arrived = True  # the life", "    # the life"),
+        script=117,
+    ),
+    bug(
+        "nodes-that-go-held-against-the-step",
+        0,
+        (REPAIR, "        suspect = not s.incident.blameless.issuperset(died)\n", "        suspect = True\n"),
+        script=118,
     ),
 )

@@ -16,6 +16,7 @@ from planted import BUGS, Bug
 SEEDS = 200
 PACKAGE = Path(__file__).parents[2] / "platform" / "evenkeel"
 FOLDERS = ("core", "plan", "control", "sim")
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 CAUGHT_BY = Path(__file__).parent / "caught_by.txt"
 FOUND = re.compile(r"^seed (\d+): (wrong|stuck|crash): (.*)$", re.MULTILINE)
 
@@ -59,7 +60,8 @@ def caught_by() -> dict[str, int]:
 
 def remember(seeds: Mapping[str, int]) -> None:
     head = [line for line in CAUGHT_BY.read_text().splitlines() if line.startswith("#")]
-    CAUGHT_BY.write_text("\n".join([*head, *(f"{bug.name} {seeds.get(bug.name, 0)}" for bug in BUGS), ""]))
+    by_swarm = (f"{bug.name} {seeds.get(bug.name, 0)}" for bug in BUGS if not bug.script)
+    CAUGHT_BY.write_text("\n".join([*head, *by_swarm, ""]))
 
 
 def test_the_copy_without_a_bug_passes_the_same_seeds(pristine: Path) -> None:
@@ -68,7 +70,29 @@ def test_the_copy_without_a_bug_passes_the_same_seeds(pristine: Path) -> None:
     assert f"{SEEDS} ok" in result.stdout
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def scenario(root: Path, number: int) -> subprocess.CompletedProcess[str]:
+    """Plays a text scenario on the copy: the status is 1 if the controller says something else than it must."""
+    [script] = SCRIPTS.glob(f"{number}_*.txt")
+    command = [sys.executable, str(SCRIPTS / "runner.py"), str(script)]
+    return subprocess.run(command, env=environment(root), capture_output=True, text=True)
+
+
+def test_the_copy_without_a_bug_plays_the_same_scenarios(pristine: Path) -> None:
+    for number in sorted({bug.script for bug in BUGS if bug.script}):
+        result = scenario(pristine, number)
+        assert result.returncode == 0, f"{number}: {result.stderr}"
+
+
+@pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.script], ids=lambda bug: bug.name)
+def test_shown_by_a_scenario(bug: Bug, pristine: Path, tmp_path: Path) -> None:
+    shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
+    plant(bug, tmp_path)
+    result = scenario(tmp_path, bug.script)
+    assert result.returncode == 1, f"scenario {bug.script} does not show it"
+    assert not result.stderr, f"it does not run at all: {result.stderr}"
+
+
+@pytest.mark.parametrize("bug", [bug for bug in BUGS if not bug.script], ids=lambda bug: bug.name)
 def test_caught(bug: Bug, pristine: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
     plant(bug, tmp_path)

@@ -123,15 +123,25 @@ def test_steps_are_compared_but_those_of_pauses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("beyond_s", "total_s", "message"),
-    [(15.0, 400.0, None), (12.0, 400.0, "12.0 s beyond the steps, predicted 16.4 s: more than 1.25 times apart")],
+    ("beyond_s", "repair_s", "message"),
+    [
+        (15.0, 0.1, None),
+        (
+            9.0,
+            0.1,
+            "9.0 s beyond the steps, predicted 16.4 s, from its own costs 16.4 s: predicted is more than 1.5 times",
+        ),
+        (15.0, 0.5, "own costs 25.3 s: its own costs' is more than 1.25 times apart"),
+    ],
 )
 def test_repairs_that_take_another_time_are_no_prediction(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beyond_s: float, total_s: float, message: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beyond_s: float, repair_s: float, message: str | None
 ) -> None:
     """Also where the whole time is as predicted, as nearly all of it is steps."""
     decisions = predicted.predicted(schedule(2), KNOWN)[1]
-    runs = iter([KNOWN, replace(KNOWN, total_s=total_s, beyond_s=beyond_s, decisions=decisions)])
+    own = replace(KNOWN.measured, costs=replace(COSTS, regroup_s=repair_s))
+    coming = replace(KNOWN, total_s=400.0, beyond_s=beyond_s, decisions=decisions, measured=own)
+    runs = iter([KNOWN, coming])
     monkeypatch.setattr(predicted, "real", lambda plan, folder: next(runs))
     if message is None:
         assert predicted.against_real(tmp_path, 0).apart < 1.1

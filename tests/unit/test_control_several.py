@@ -56,7 +56,11 @@ class Fleet:
                 self.held[worker] = (m.Held(world.layout.shard(worker), world.base),)
                 self.words.append(m.Joined(worker, world.generation, self.rng.random(), self.rng.random()))
             case m.Probe(worker, _, probe):
-                self.words.append(m.Located(worker, probe, m.Position(step=self.rng.randint(0, 2), phase=3)))
+                held = self.held.get(worker)
+                version = held[0].version if held else None
+                generation = version.generation if version else 0
+                position = m.Position(generation, self.rng.randint(0, 2), self.rng.choice([0, 1, 3, 3]))
+                self.words.append(m.Located(worker, probe, position))
             case m.Request(flags=flags):
                 self.flags |= flags
             case m.CommitCheckpoint(version):

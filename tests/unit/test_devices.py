@@ -1,5 +1,9 @@
 """Device tables, the user's own over them, and clusters in short and from files."""
 
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -66,6 +70,21 @@ def test_the_tables_are_seen_beside_the_other_configuration() -> None:
     assert len(beside) == len(published().tables)
 
 
+def test_a_wheel_has_the_tables(tmp_path: Path) -> None:
+    """`pip install .` is not editable: what is no module comes along only where the build is told so."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "platform", source / "platform", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])"
+    command = [sys.executable, "-W", "ignore", "-c", build, str(tmp_path)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        packed = {Path(name).name for name in files.namelist() if name.startswith("evenkeel/devices/")}
+    assert packed == {path.name for path in (ROOT / "platform/evenkeel/devices").glob("*.yaml")}
+
+
 # ---------------------------------------------------------------- the user's own
 
 
@@ -111,6 +130,7 @@ def test_a_device_of_ones_own(tmp_path: Path) -> None:
             NEW.replace("fp32: 5", "fp16: 5"),
             "devices.Mine.teraflops.fp16: unknown precision; expected one of fp32, bf16, fp64",
         ),
+        (NEW.replace("memory_gib: 8", "memory_gib: 1.e+300"), "devices.Mine.memory_gib: is 1e+300; expected 1e-09 to"),
         (NEW.replace("gb_per_s: 10}", "gb_per_s: 0}"), "devices.Mine.inside.gb_per_s: is 0; must be above 0"),
         (
             NEW.replace("gb_per_s: 1}", "gb_per_s: 1, latency_us: -1}"),
@@ -166,6 +186,7 @@ def test_a_cluster_in_short(text: str, expected: list[tuple[int, int, str]]) -> 
         ("99999999xH100", "expected 1 to 10,000,000 devices"),
         ("-8xH100", "cluster: '-8xH100' is not understood; expected \"8xH100\""),
         ("H100", "cluster: 'H100' is not understood"),
+        ("1" * 5000 + "xH100", "...': expected 1 to 10,000,000 devices"),
         ("8xH100+", "cluster: '' is not understood"),
         ("", "cluster: '' is not understood"),
         ("8xH10", "cluster: unknown device 'H10'; the nearest that is known: H100;"),
@@ -195,6 +216,7 @@ nodes:
         ("nodes: []", "nodes: has no nodes"),
         ("nodes: [{kind: H100, count: 0}]", "nodes.0.count: is 0; expected 1 to"),
         ("nodes: [{kind: H100, devices: -1}]", "nodes.0.devices: is -1; expected 1 to"),
+        ("nodes: [{kind: H100, count: 10000000, devices: 8}]", "nodes.0: has 80,000,000 devices; expected 1 to"),
         ("nodes: [{kind: H100, count: 2.5}]", "nodes.0.count: expected a whole number, got 2.5"),
         ("nodes: [{kind: H101}]", "nodes.0.kind: unknown device 'H101'; the nearest that is known: H100"),
         ("nodes: [{king: H100}]", "nodes.0.king: unknown key; nearest valid key: nodes.0.kind"),

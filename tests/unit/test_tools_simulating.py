@@ -89,7 +89,8 @@ ASKED: dict[str, Any] = {"cluster": "4x2", "params": 1e8, "layers": 8, "step_sec
         ({"cluster": "4by2"}, "cluster: '4by2' is not understood; expected \"8xH100\""),
         ({"cluster": "0x8"}, "CLUSTER: '0x8' has no devices; expected nodes at full strength x devices of each"),
         ({"cluster": "8x8xGTX9"}, "cluster: "),
-        ({"cluster": "8xH100+8xA100"}, "CLUSTER: '8xH100+8xA100' has nodes that differ"),
+        ({"cluster": "8xH100+4xA100"}, "CLUSTER: '8xH100+4xA100' has nodes of 4 and 8 devices; simulated are nodes"),
+        ({"cluster": "1x8xH100+1x8xA100", "trace": TRACE}, "--trace: does not say which kind a node is of"),
         ({"layers": None}, "--params: and --layers say what is trained"),
         ({"layers": 0}, "--layers: is 0; a model has at least 1"),
         ({"params": -1.0}, "--params: is -1; expected a number of parameters"),
@@ -183,14 +184,44 @@ def test_a_model_by_its_size() -> None:
     size = sum(prod(p.shape) for layer in trained.shape.layers for p in layer.params)
     assert (len(trained.shape.layers), size) == (80, pytest.approx(70e9, rel=1e-6))
     nodes = virtual_run.cluster("2048x8xH100", trained)
-    assert nodes.kind is not None
-    assert (nodes.count, nodes.devices, nodes.kind.name) == (2048, 8, "NVIDIA H100 80GB HBM3")
+    ((kind, count),) = nodes.kinds
+    assert (nodes.count, nodes.devices, kind.name, count) == (2048, 8, "NVIDIA H100 80GB HBM3", 2048)
     step_s = virtual_run.step_seconds(replace(trained, tokens=16e6), nodes)
     assert step_s == pytest.approx(6 * 70e9 * 16e6 / (16384 * 989.4e12 * 0.4), rel=1e-6)
     assert virtual_run.cluster("2048x8", trained) == Nodes(2048, 8)
     full = virtual_run.at_full_strength(trained.with_said(8, None, None, 16e6), 2048, 8)
     assert (full.data, full.pipeline, full.tensor, full.micro_batches) == (256, 8, 8, 4096)
     assert full.min_workers == 64  # one pipeline
+
+
+def test_nodes_of_two_kinds() -> None:
+    """By what the tables say that training reaches of 989.4 and 312 TFLOP/s; spares are of the kind named first."""
+    trained = virtual_run.of_size(1e9, 8).with_said(2, 8, 32, 1e6)
+    nodes = virtual_run.cluster("2x8xH100+2x8xA100", trained)
+    values = {"step_s": None, "duration_s": 86400.0, "min_nodes": None, "per_node": True, "price": 0.0}
+    base = virtual_run.base(trained, nodes, Drawn(0.1), Costs(), **values)
+    fast, slow = nodes.kinds[0][0], nodes.kinds[1][0]
+    reached = [kind.flops["bf16"] * kind.reached for kind in (fast, slow)]
+    assert base.slower == {fast.name: 1.0, slow.name: pytest.approx(reached[0] / reached[1])}
+    assert base.step_s == pytest.approx(6 * 1e9 * 1e6 / (16 * sum(reached)), rel=1e-6)
+    assert list(base.kinds.values()) == [fast.name] * 2 + [slow.name] * 2
+    axes = {"spares": (0, 1), "copies": (None,), "mirror_every": (0,), "interval": (0,)}
+    (_, without), (_, with_one) = virtual_run.settings(base, axes)
+    assert without.kinds == base.kinds
+    assert with_one.kinds == {**base.kinds, "node00004": fast.name}
+    assert with_one.policy.rebalance
+    assert virtual_run.cluster("2x8xH100+2x8xH100", trained).slower("bf16") == {}
+
+
+def test_unequal_nodes_are_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a failure all is at full pace but for the first steps, until their speeds are known."""
+    said = {**ASKED, "cluster": "2x1xH100+2x1xA100", "tensor": 1, "micro_batches": 60, "rate": 0.0, "seeds": 1}
+    simulating.simulate(**said, processes=1, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["setting"]["slower"].values()) > {1.0}
+    (point,) = told["points"]
+    assert 0 < point["seconds"]["degraded"] < 300
+    assert point["goodput"]["mean"] > 0.99
 
 
 def setting(**changed: Any) -> Setting:

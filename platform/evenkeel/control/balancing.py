@@ -19,7 +19,7 @@ from evenkeel.plan.coverage import lost_slices
 from evenkeel.plan.layout import Infeasible, Planned
 from evenkeel.plan.memory import fits
 from evenkeel.plan.mirrors import are_needed
-from evenkeel.plan.speeds import MIN_GAIN
+from evenkeel.plan.speeds import MIN_GAIN, Speeds
 
 CAUSE = "rebalance"
 JUDGED = 8
@@ -80,7 +80,8 @@ def balance_of(s: State) -> Balance:
     """Begun when it is first asked for."""
     if s.balance is None:
         costs = tuple(layer.cost for layer in s.policy.model.layers)
-        s.balance = Balance(Tracker(costs if any(costs) else (1.0,) * len(costs)))
+        begins = s.policy.profiled or Speeds(costs if any(costs) else (1.0,) * len(costs))
+        s.balance = Balance(Tracker(begins.costs, begins.kinds))
     return s.balance
 
 
@@ -148,6 +149,12 @@ def committed(s: State, step_s: float | None) -> None:
         step_s_after=round(after_s, 6),
         reason=f"a step takes {after_s:.3g} s instead of {judged.before_s:.3g}; predicted was {predicted_s:.3g} s less",
     )
+
+
+def weighs(s: State) -> bool:
+    """Whether a change would win, is wanted, or was made and is judged."""
+    b = s.balance
+    return b is not None and (b.lost_s > 0 or b.wanted is not None or b.judged is not None)
 
 
 def repaired(s: State, now: float) -> None:

@@ -4,11 +4,11 @@
 Gathering -> Forming -> Running -> Aborting -> Settling -> Gathering, and Ended; see modes.py for what each carries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, assert_never
+from typing import assert_never
 
-from evenkeel.control import balancing, beginning, divergence, forming, progress, repair, saving, watch
+from evenkeel.control import balancing, beginning, divergence, forming, progress, repair, saving, takings, watch
 from evenkeel.control import messages as m
 from evenkeel.control.entries import NOTHING_SHOWN, Shown
 from evenkeel.control.modes import Aborting, Ended, Forming, Gathering, Mode, Running, Settling
@@ -63,6 +63,11 @@ class Controller:
         """The step after which it will ask for a checkpoint, by what it knows now; None if it does not know."""
         return saving.due_at(self._state)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether what workers measure next may lead to another layout, or tell what the last one has brought."""
+        return balancing.weighs(self._state)
+
     def step(self, now: float, event: m.Event) -> m.Output:
         """What one event, heard at `now` (seconds, never going back), leads to. An ended controller answers nothing."""
         s = self._state
@@ -86,41 +91,18 @@ class Controller:
         """
         s = self._state
         outputs: list[m.Output] = []
-        last = len(events) - 1
-        for i, event in enumerate(events):
-            if isinstance(s.mode, Ended):
-                break
-            if i < last and _is_one_of_many(s, now, event):
-                continue
+        i, last = 0, len(events) - 1
+        while i <= last and not isinstance(s.mode, Ended):
+            i += takings.taken_down(s, now, events, i)
             written, said = len(s.journal), len(s.commands)
-            _hear(s, now, event)
+            _hear(s, now, events[i])
             if i == last:
                 _conclude(s, now)
             if said and len(s.journal) > written:
                 outputs.append(s.output(written, said))
+            i += 1
         outputs.append(s.output())
         return tuple(outputs)
-
-
-_WAITING = (Forming, Aborting, Settling)
-"""Modes that end when everybody has said something."""
-_EACH: dict[type, Callable[[State, Any], None]] = {
-    m.Joined: progress.joined,
-    m.Answered: repair.answered,
-    m.Settled: repair.settled,
-}
-"""What each of thousands says then, and who takes it down."""
-
-
-def _is_one_of_many(s: State, now: float, event: m.Event) -> bool:
-    """Takes down what nothing follows from, as others have yet to say the same."""
-    if isinstance(event, m.PartWritten):
-        return saving.is_one_of_many(s, now, event)
-    mode, take = s.mode, _EACH.get(type(event))
-    if take is None or not isinstance(mode, _WAITING) or len(mode.awaited) < 2:
-        return False
-    take(s, event)
-    return True
 
 
 def _hear(s: State, now: float, event: m.Event) -> None:

@@ -300,7 +300,7 @@ class Member:
         """Whether all leave the generation after this commit, and wait for what the controller says."""
         assert self.world is not None
         most = self.world.max_bad_steps
-        return bool(vote.flags & (Flags.PAUSE | Flags.STOP)) or (most is not None and self.bad_steps >= most)
+        return vote.leaves or (most is not None and self.bad_steps >= most)
 
     def begin_mirror(self, version: Version, shards: tuple[Shard, ...]) -> None:
         """It is about to write a snapshot of this version, and to receive those of others, over the older mirror.

@@ -66,7 +66,8 @@ class Ended:
 
 
 Mode = Gathering | Forming | Running | Aborting | Settling | Ended
+_WITH_WORLD = (Forming, Running, Aborting, Settling)
 
 
 def world_of(mode: Mode) -> World | None:
-    return None if isinstance(mode, Gathering | Ended) else mode.world
+    return mode.world if isinstance(mode, _WITH_WORLD) else None

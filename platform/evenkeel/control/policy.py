@@ -8,6 +8,7 @@ from evenkeel.core.model import ModelShape
 from evenkeel.core.world import COMPARE_EVERY
 from evenkeel.plan.layout import Wish
 from evenkeel.plan.memory import Uses, copies_that_fit
+from evenkeel.plan.speeds import Speeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Policy:
         checkpoint_every: steps between two checkpoints; 0: the optimum; None: none are written, as there is no store.
         max_checkpoint_failures: so many checkpoints in a row that cannot be written end the run; None: they never do.
         rebalance: work is shared out by measured speed; False: all are taken for equal, and nothing is measured.
+        profiled: what a profile says of layers and kinds of device; None: there is none.
+        slowed: ranks and factors of workers that are made slow in all steps (emulation).
         gather_s: seconds after the last new worker that a run with enough, but not all workers waits for the rest.
     """
 
@@ -42,6 +45,8 @@ class Policy:
     max_checkpoint_failures: int | None = None
     gather_s: float = 10.0
     rebalance: bool = False
+    profiled: Speeds | None = None
+    slowed: tuple[tuple[int, float], ...] = ()
 
     @property
     def uses(self) -> Uses:

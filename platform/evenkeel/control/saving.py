@@ -5,7 +5,7 @@ two attempts is ever mixed. A change of world does not end the writing of one; o
 does, or the store. A life of the controller that does not know of an attempt leaves it alone: it stays invisible.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from evenkeel.control import divergence
@@ -88,14 +88,21 @@ def written(s: State, now: float, event: m.PartWritten) -> None:
             _go_on(s, event.version)
 
 
-def is_one_of_many(s: State, now: float, event: m.PartWritten) -> bool:
-    """Takes down a part from which nothing follows, as others of that checkpoint are missing. False for any other."""
-    upload = s.uploads.get(event.version)
-    if upload is None or upload.error or len(upload.missing) < 2 or event.worker_id not in upload.missing:
-        return False
-    _moved(s, now, event.worker_id)
-    upload.add(event)
-    return True
+def parts_written(s: State, now: float, events: Iterator[m.PartWritten]) -> int:
+    """Takes down the first of these from which nothing follows, as other parts of their checkpoint are missing; returns
+    how many those are."""
+    count, version, upload = 0, None, None
+    for event in events:
+        if event.version is not version:
+            version, upload = event.version, s.uploads.get(event.version)
+        if upload is None or upload.error or len(upload.missing) < 2 or event.worker_id not in upload.missing:
+            break
+        if len(s.uploads) > 1:
+            _moved(s, now, event.worker_id)
+        upload.news_at = now
+        upload.add(event)
+        count += 1
+    return count
 
 
 def still_writing(s: State, now: float, event: m.StillWriting) -> None:

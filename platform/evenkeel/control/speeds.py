@@ -1,6 +1,6 @@
 """What the controller makes of what workers measure: an average for each, that nothing of a moment moves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -61,13 +61,15 @@ class Tracker:
     """All that was measured in this life of the controller.
 
     Attributes:
-        costs: of the layers; by the model where nothing was measured.
+        costs: of the layers; by the model, or a profile, where nothing was measured.
+        kinds: see Speeds.
         paces: seconds per unit of cost, also of workers that have no place now.
         rates: bytes per second of the links, by sender and receiver; best: the highest that each has had.
         slow: links that were told to be slow.
     """
 
     costs: tuple[float, ...]
+    kinds: Mapping[str, float] = field(default_factory=dict)
     workers: dict[WorkerId, _Worker] = field(default_factory=dict)
     paces: dict[WorkerId, float] = field(default_factory=dict)
     rates: dict[tuple[WorkerId, WorkerId], Average] = field(default_factory=dict)
@@ -117,15 +119,15 @@ class Tracker:
     def speeds(self) -> Speeds:
         """What is known now."""
         receives = {w: x.receive_s.value for w, x in self.workers.items() if x.receive_s.value}
-        return Speeds(self.costs, dict(self.paces), receives)
+        return Speeds(self.costs, dict(self.paces), receives, self.kinds)
 
     def _explain(self) -> None:
         """Finds paces of the workers and costs of the layers of which each measured time is the product.
 
         Where nothing but what was known before says how the layers of two stages compare, that does: what was measured
-        when they were elsewhere, at first the model's word. A worker's pace is first the median over its layers, each
-        as often as it costs, as a cost that is wrong for one of them must not make it slow; then its whole time over
-        the costs that follow from that.
+        when they were elsewhere, at first the model's word or the profile's. A worker's pace is first the median over
+        its layers, each as often as it costs, as a cost that is wrong for one of them must not make it slow; then its
+        whole time over the costs that follow from that.
         """
         known = {w: x for w, x in self.workers.items() if x.pass_s.value is not None}
         paces = {worker: _first_pace(x, self.costs) for worker, x in known.items()}

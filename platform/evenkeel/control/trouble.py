@@ -101,6 +101,12 @@ class Trouble:
         """The run is submitted again, to try anew."""
         self.diverged, self.again = 0, ""
 
+    @property
+    def present(self) -> bool:
+        """Whether there is something to forgive, or to end the run for."""
+        counted = self.attempts or self.bad_steps or self.diverged
+        return bool(counted or self.raised or self.crashes or self.unreadable or self.again)
+
     def verdict(self, open_step: int) -> str | None:
         """Why the run must end, in one line; None while it may go on."""
         if self.again:

@@ -1,6 +1,6 @@
 """What happens when nothing happens: silence, hangs, and workers that others wait for (design, section 5)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from evenkeel.control import forming, saving
@@ -15,6 +15,7 @@ from evenkeel.core.ids import WorkerId
 PARKED = m.PHASES.index("parked")
 WRITING = (m.PHASES.index("commit"), m.PHASES.index("finish"))
 """Phases in which what takes long is memory, or the store."""
+_WITH_MEMBERS = (Forming, Running)
 
 
 def tick(s: State, now: float) -> None:
@@ -68,6 +69,19 @@ def located(s: State, now: float, event: m.Located) -> None:
             pass
         case _:
             assert_never(s.mode)
+
+
+def many_located(s: State, now: float, events: Iterator[m.Located]) -> int:
+    """Takes down the first of these from which nothing follows: who says it is in the present world, and at work.
+    Returns how many those are."""
+    count = 0
+    while isinstance(s.mode, _WITH_MEMBERS) and (event := next(events, None)) is not None:
+        at = event.position
+        if at.generation != s.mode.world.generation or at.phase == PARKED:
+            break
+        s.liveness.located(now, event.worker_id, event.probe, at)
+        count += 1
+    return count
 
 
 def _located_member(s: State, now: float, event: m.Located) -> None:

@@ -32,6 +32,11 @@ class WorkerInfo:
     store_port: int = 0
 
 
+def slowed_kind(kind: str, factor: float) -> str:
+    """What a device that is made slow (emulation) is taken for."""
+    return f"{kind}-slowed-{factor:g}x"
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Layers start to stop (half-open) of one pipeline, on `members` in order of their TP rank."""

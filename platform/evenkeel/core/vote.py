@@ -55,6 +55,7 @@ _SLOTS = (
     (Flags.MIRROR, Slot.MIRROR),
 )
 _requests = itemgetter(*(slot for _, slot in _SLOTS))
+_news = itemgetter(Slot.NONFINITE, Slot.EVAL_TOKENS, *(slot for _, slot in _SLOTS))
 
 
 def put_flags(ballot: list[float], flags: Flags) -> None:
@@ -134,13 +135,24 @@ class Vote:
     @property
     def saves(self) -> bool:
         """Whether everybody copies its part of the version that this vote commits, to be written to the store."""
-        return Flags.CHECKPOINT in self.flags
+        return self.values[Slot.CHECKPOINT] > 0 and not self.values[Slot.BUSY] > 0
 
     @property
     def mirrors(self) -> bool:
         """Whether everybody begins to mirror its part of the version that this vote commits. The mirror before it is
         whole everywhere then."""
         return Flags.MIRROR in self.flags
+
+    @property
+    def uneventful(self) -> bool:
+        """Whether nothing follows from it but its step: no request, no validation, nothing to skip, no difference."""
+        return not self.differences and self.weight > 0 and not any(_news(self.values))
+
+    @property
+    def leaves(self) -> bool:
+        """Whether everybody leaves the generation after this step: to pause, or to stop."""
+        values = self.values
+        return values[Slot.PAUSE] > 0 or (values[Slot.STOP] > 0 and not values[Slot.BUSY] > 0)
 
     @property
     def skip(self) -> bool:

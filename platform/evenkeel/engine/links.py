@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from math import inf
 from statistics import median
 
 import torch
@@ -11,6 +12,8 @@ from evenkeel.plan.hardware import Link
 
 SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 23, 1 << 26)
 """Bytes of the messages."""
+FASTEST = 1e14
+"""Bytes a second; no link is near it, but noise may make a line that flat."""
 WARM_UP, FEWEST, MOST = 1, 3, 30
 """Round trips of each size: some that are not counted, and some that are."""
 
@@ -19,7 +22,7 @@ def measure_link(group: Group, device: torch.device, budget_s: float) -> Link | 
     """Round trips between the two members of a group, of which each calls this.
 
     Args:
-        budget_s: of rank 0; after so many seconds no larger message is tried.
+        budget_s: of rank 0; no larger message is tried that would not be there and back within so many seconds.
 
     Returns:
         At rank 0 the link; None at rank 1, which only sends back.
@@ -30,10 +33,11 @@ def measure_link(group: Group, device: torch.device, budget_s: float) -> Link | 
     until = time.perf_counter() + budget_s
     samples: list[tuple[int, float]] = []
     for size in SIZES:
-        each_s = budget_s / len(SIZES)
-        samples.append((size, median(_round_trips(group, device, size, each_s)) / 2))
-        if time.perf_counter() > until:
-            break
+        if len(samples) >= 2:
+            before, took_s = samples[-1]
+            if time.perf_counter() + 2 * took_s * size / before * (WARM_UP + FEWEST) > until:
+                break
+        samples.append((size, median(_round_trips(group, device, size, budget_s / len(SIZES))) / 2))
     _tell(group, device, 0)
     return fit_link(samples)
 
@@ -44,14 +48,19 @@ def fit_link(samples: Sequence[tuple[int, float]]) -> Link:
 
     Args:
         samples: (bytes, seconds) of single messages, of at least two sizes.
+
+    Raises:
+        ValueError: for fewer, or times that are not above 0.
     """
+    if len({b for b, _ in samples}) < 2 or not all(0 < s < inf for _, s in samples):
+        raise ValueError("a link is fitted to messages of two sizes at least, and to times above 0")
     one = sum(1 / s**2 for _, s in samples)
     size = sum(b / s**2 for b, s in samples)
     square = sum(b * b / s**2 for b, s in samples)
     left, right = sum(1 / s for _, s in samples), sum(b / s for b, s in samples)
     per_byte = (one * right - size * left) / (one * square - size * size)
     latency = (left - size * per_byte) / one
-    if latency < 0 or per_byte <= 0:  # no line fits: what is said of the smallest and of the largest one is measured
+    if latency < 0 or per_byte * FASTEST < 1:  # no line fits: the smallest and the largest one count
         (_, latency), (most, longest) = min(samples), max(samples)
         per_byte = max(longest - latency, longest / 2) / most
     return Link(1 / per_byte, latency)

@@ -24,6 +24,7 @@ from evenkeel.engine.model import LayerSpec, cast_inputs, default_init, loss_gro
 from evenkeel.engine.parallel import set_group
 from evenkeel.engine.pipeline import Weighted
 from evenkeel.engine.random import RandomKey, bind_random
+from evenkeel.engine.slowdown import Slowdown
 from evenkeel.engine.state import PRECISIONS, ShardState
 from evenkeel.plan.memory import state_bytes
 from evenkeel.plan.workload import LayerTime
@@ -32,7 +33,7 @@ SMALL = 2**30
 """Bytes of state up to which every layer of a model is built."""
 WARM_UP = 2
 """Rounds that are not counted: memory is allocated, and libraries choose how to compute."""
-FEWEST, MOST = 2, 52
+FEWEST, MOST = 2, 32
 """Rounds in all. Of as few as WARM_UP the last one counts."""
 
 
@@ -49,7 +50,7 @@ class LayerProfile:
 
 
 def measure_layers(
-    job: Job, device: torch.device, budget_s: float, group: Group | None = None
+    job: Job, device: torch.device, budget_s: float, group: Group | None = None, slowdown: Slowdown | None = None
 ) -> tuple[LayerProfile, ...]:
     """Each layer of the model, on the first micro-batch of the training data or on what else would enter it.
 
@@ -57,14 +58,16 @@ def measure_layers(
         budget_s: after so many seconds no further round begins; FEWEST are made all the same.
         group: the TP group that all members measure together, each calling this; None: TP 1. The times are those of
             its slowest member.
+        slowdown: of this device (emulation), as in training.
     """
+    slowdown = slowdown or Slowdown()
     kinds = alike(job)
     chosen = range(len(kinds)) if _state_bytes(job) <= SMALL else sorted(set(kinds))
     benches = {index: _Bench(job, index, device, group) for index in chosen}
     until = time.perf_counter() + budget_s
     rounds: list[dict[int, LayerTime]] = []
     while len(rounds) < MOST and not (len(rounds) >= FEWEST and _any_says(time.perf_counter() > until, group, device)):
-        taken = {index: bench.run() for index, bench in benches.items()}
+        taken = {index: bench.run(slowdown) for index, bench in benches.items()}
         rounds.append({index: laps.time() for index, laps in taken.items()})
     counted = rounds[min(WARM_UP, len(rounds) - 1) :]
     found: dict[int, LayerProfile] = {}
@@ -135,15 +138,19 @@ class _Bench:
         self._input, self._targets = self._samples(job, index, generator)
         self._gradient = None if self._last else self._activations(job, index + 1, generator)
 
-    def run(self) -> "_Laps":
+    def run(self, slowdown: Slowdown) -> "_Laps":
         """One forward and one backward pass."""
         self._input.grad = None
         laps = _CudaLaps() if self._device.type == "cuda" else _ClockLaps(self._clock)
+        mark = slowdown.begin()
         output = self._forward()
+        slowdown.end(mark, 1)
         laps.lap()
+        mark = slowdown.begin()
         if output.requires_grad:
             root = output if self._last else Weighted.apply(output, self._gradient)  # type: ignore[no-untyped-call]
             torch.autograd.backward((root,))
+        slowdown.end(mark, 1)
         laps.lap()
         return laps
 

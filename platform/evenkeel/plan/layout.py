@@ -47,11 +47,16 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A layout, why it is this one, and who has no place in it (in order of preference)."""
+    """A layout, why it is this one, and who has no place in it (in order of preference).
+
+    Attributes:
+        fits: whether every stage has the memory for its layers.
+    """
 
     layout: Layout
     reason: str
     unused: tuple[WorkerId, ...]
+    fits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +133,16 @@ def plan_layout(
     most = _pipelines(len(units), wish, limits, costs, micro_batches)
     known = None if speeds is None else speeds.for_all(usable)
 
-    def arranged(pipelines: int) -> Layout:
+    def arranged(pipelines: int) -> tuple[Layout, bool]:
         return _arrange(units, _depths(len(units), pipelines), model, micro_batches, previous, known, room)
 
-    layout = arranged(most)
-    if not all_fit(layout, room(layout)):
+    layout, fit = arranged(most)
+    if not fit:
         deeper = range(-(-len(units) // limits.stages), most)
-        fitting = bisect_left(deeper, True, key=lambda n: not all_fit(x := arranged(n), room(x)))
-        layout = arranged(deeper[fitting - 1]) if fitting else layout
+        fitting = bisect_left(deeper, True, key=lambda n: not arranged(n)[1])
+        layout, fit = arranged(deeper[fitting - 1]) if fitting else (layout, fit)
     unused = tuple(w.worker_id for w in workers if w.worker_id not in layout.places)
-    return Planned(layout, _reason(layout, wish, limits, len(workers), previous), unused)
+    return Planned(layout, _reason(layout, wish, limits, len(workers), previous), unused, fit)
 
 
 def _arrange(
@@ -148,8 +153,8 @@ def _arrange(
     previous: Layout | None,
     speeds: Speeds | None,
     room: Callable[[Layout], Fits],
-) -> Layout:
-    """Pipelines of these depths, with cuts by which every stage fits if there are any."""
+) -> tuple[Layout, bool]:
+    """Pipelines of these depths, with cuts by which every stage fits if there are any; and whether it does."""
     costs, tensor = _costs(model), len(units[0].members)
     same = speeds is not None and previous is not None and _has_shape(previous, depths, tensor)
     cuts = _cuts_of(previous) if same and previous else [stage_cuts(costs, depth) for depth in depths]
@@ -158,8 +163,9 @@ def _arrange(
         layout = with_shares(layout, [pipeline.share for pipeline in previous.pipelines])
     fits = room(layout)
     if not all_fit(layout, fits):
-        return recut_by(layout, speeds or Speeds(costs, dict.fromkeys(layout.members, 1.0)), fits)
-    return _by_speed(layout, speeds, fits) if speeds is not None and not same else layout
+        layout = recut_by(layout, speeds or Speeds(costs, dict.fromkeys(layout.members, 1.0)), fits)
+        return layout, all_fit(layout, fits)
+    return (layout if speeds is None or same else _by_speed(layout, speeds, fits)), True
 
 
 def _has_shape(layout: Layout, depths: Sequence[int], tensor: int) -> bool:

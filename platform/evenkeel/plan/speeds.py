@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import mean
+from typing import Self
 
 from evenkeel.core.ids import WorkerId
 from evenkeel.core.layout import Layout, Pipeline, Stage, WorkerInfo
 from evenkeel.plan.batch import shares, slowest_finish
 from evenkeel.plan.recut import recut
+from evenkeel.plan.workload import Profile
 
 MIN_GAIN = 0.1
 """The least part of the time of a step's passes that a change must win: far above what chance makes of equals."""
@@ -30,20 +32,47 @@ class Speeds:
         paces: seconds that a worker takes for a unit of cost, forward and backward, for one micro-batch.
         receives: seconds per micro-batch that the messages of neighbouring stages take to come in: a slow link bounds a
             pipeline as a slow stage does, and no cut makes it faster.
+        kinds: paces of kinds of device, as a profile has them: before anything is measured in training.
     """
 
     costs: tuple[float, ...]
     paces: Mapping[WorkerId, float] = field(default_factory=dict)
     receives: Mapping[WorkerId, float] = field(default_factory=dict)
+    kinds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def profiled(cls, profile: Profile, tensor: int) -> Self | None:
+        """What a profile says at this TP degree; None if nothing. A unit of cost is the whole model.
+
+        A layer's cost is its part of the model's time, the mean over the kinds of device.
+        """
+        times = {
+            kind: [layer.total_s for layer in layers]
+            for (kind, degree), layers in profile.layers.items()
+            if degree == tensor
+        }
+        kinds = {kind: sum(layers) for kind, layers in times.items() if sum(layers) > 0}
+        if not kinds:
+            return None
+        parts = [[seconds / kinds[kind] for seconds in times[kind]] for kind in kinds]
+        return cls(tuple(map(mean, zip(*parts, strict=True))), kinds=kinds)
 
     def for_all(self, workers: Sequence[WorkerInfo]) -> "Speeds":
-        """With a pace for each of these: who was not measured has the mean one of its kind of device, or of all."""
+        """With a pace for each of these: who was not measured has the mean one of its kind of device.
+
+        Where nobody of its kind was measured it has what the profile says of that, times what those who were take of
+        what it says of theirs, as in training a pass may take longer; else the mean of all.
+        """
         by_kind: dict[str, list[float]] = defaultdict(list)
         for info in workers:
             if info.worker_id in self.paces:
                 by_kind[info.kind].append(self.paces[info.worker_id])
-        known = [pace for paces in by_kind.values() for pace in paces] or [1.0]
-        guess = {info.worker_id: mean(by_kind[info.kind] or known) for info in workers}
+        measured = {kind: mean(paces) for kind, paces in by_kind.items()}
+        longer = [pace / self.kinds[kind] for kind, pace in measured.items() if kind in self.kinds]
+        kinds = {kind: pace * (mean(longer) if longer else 1.0) for kind, pace in self.kinds.items()} | measured
+        known = [pace for paces in by_kind.values() for pace in paces]
+        known = known or [kinds[info.kind] for info in workers if info.kind in kinds] or [1.0]
+        guess = {info.worker_id: kinds.get(info.kind, mean(known)) for info in workers}
         return replace(self, paces={**guess, **self.paces})
 
     def stage_pace(self, stage: Stage) -> float:

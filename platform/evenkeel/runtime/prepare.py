@@ -27,9 +27,11 @@ from evenkeel.observe.console import emulation_text
 from evenkeel.plan.cuts import most_stages
 from evenkeel.plan.layout import Infeasible, Planned, Wish, plan_layout
 from evenkeel.plan.learning_rate import learning_rate
+from evenkeel.plan.speeds import Speeds
 from evenkeel.runtime.cluster import Need, given_address
 from evenkeel.runtime.job import CONTROLLER, JobMaker, ModelSource, make_data, make_model, without_secrets
 from evenkeel.runtime.names import worker_id
+from evenkeel.runtime.profiled import profiled, slowed
 from evenkeel.runtime.spec import ControllerFault, RunSpec, WorkerSpec
 from evenkeel.store.run_directory import RunDirectory
 
@@ -42,6 +44,7 @@ class Prepared:
         config: with an absolute storage path.
         need: what it takes of Ray.
         fingerprint: of the training data.
+        note: a line on the profile that lies in its directory; "" if there is none.
         maker: to be pickled into the spec once Ray, which knows how to pickle it, may be imported.
     """
 
@@ -50,6 +53,7 @@ class Prepared:
     spec: RunSpec
     need: Need
     fingerprint: str
+    note: str
     maker: JobMaker
 
 
@@ -78,6 +82,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
     with _model_blamed(config, model):
         boundaries_of(made, inputs, PRECISIONS[config.train.precision])
     directory = RunDirectory.of(config.run.storage_path, config.run.name)
+    known = profiled(config, shape, directory)
     each = resources(config)
     worker = WorkerSpec(
         folder=directory.url,
@@ -89,7 +94,7 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
     spec = RunSpec(
         name=config.run.name,
         folder=directory.url,
-        policy=make_policy(config, shape),
+        policy=make_policy(config, shape, known.speeds),
         worker=worker,
         global_batch=config.train.global_batch,
         lr=make_schedule(config),
@@ -100,7 +105,8 @@ def prepare(config: Config, model: ModelSource | None = None) -> Prepared:
         emulated=emulated(config),
     )
     need = Need(config.scaling.workers[1] + config.scaling.spares, each, config.scaling.workers[0])
-    return Prepared(config, directory, spec, need, fingerprint, JobMaker(found, directory.url, fingerprint, model))
+    maker = JobMaker(found, directory.url, fingerprint, model)
+    return Prepared(config, directory, spec, need, fingerprint, known.note, maker)
 
 
 def check_device(config: Config) -> None:
@@ -154,7 +160,7 @@ def check_data(config: Config, data: Data, model: Model) -> None:
         raise config.error("model.vocab_size", what)
 
 
-def make_policy(config: Config, shape: ModelShape) -> Policy:
+def make_policy(config: Config, shape: ModelShape, speeds: Speeds | None) -> Policy:
     parallel, (fewest, most) = config.parallel, config.scaling.workers
     return Policy(
         model=shape,
@@ -169,6 +175,8 @@ def make_policy(config: Config, shape: ModelShape) -> Policy:
         checkpoint_every=config.checkpoint.every_steps,
         max_checkpoint_failures=config.checkpoint.max_failures,
         rebalance=config.parallel.rebalance,
+        profiled=speeds,
+        slowed=slowed(config),
     )
 
 
@@ -238,6 +246,7 @@ def describe(prepared: Prepared) -> str:
         f"{config.train.micro_batches} micro-batches each",
         f"needs      {need} of Ray",
         f"layout     {planned.reason}",
+        *([f"profile    {prepared.note}"] if prepared.note else []),
         *([f"emulation  {emulation_text(prepared.spec.emulated)}"] if prepared.spec.emulated else []),
     ]
     return "\n".join(lines)

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from evenkeel.core.ids import Generation, NodeId, WorkerId
-from evenkeel.core.layout import WorkerInfo
+from evenkeel.core.layout import WorkerInfo, slowed_kind
 from evenkeel.plan.hardware import Link
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ class Prober:
 
     Args:
         make: pickled worker_actor.Make, as for a worker.
+        factor: that this device is made slow by (emulation); then it is of a kind of its own.
     """
 
-    def __init__(self, worker_id: WorkerId, make: bytes, device: str) -> None:
+    def __init__(self, worker_id: WorkerId, make: bytes, device: str, factor: float) -> None:
         # Not before: the driver, which knows this class too, is to import neither for its sake.
         import ray
         import torch
@@ -30,6 +32,7 @@ class Prober:
 
         from evenkeel.engine.allocator import keep_freed_memory
         from evenkeel.engine.rendezvous import StoreServer
+        from evenkeel.engine.slowdown import Slowdown
         from evenkeel.engine.worker import worker_info
 
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -38,7 +41,9 @@ class Prober:
         self._job = cloudpickle.loads(make)(worker_id)
         self._server = StoreServer(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         node = NodeId(ray.get_runtime_context().get_node_id())
-        self._info = worker_info(worker_id, node, self._device, self._server)
+        info = worker_info(worker_id, node, self._device, self._server)
+        self._info = replace(info, kind=slowed_kind(info.kind, factor)) if factor > 1 else info
+        self._slowdown = Slowdown(factor, device=self._device)
 
     def about(self) -> tuple[WorkerInfo, tuple[int, ...]]:
         """Who it is, and how many bytes each layer hands on."""
@@ -46,15 +51,14 @@ class Prober:
 
         return self._info, output_bytes(self._job)
 
-    def layers(
-        self, number: Generation, members: Sequence[WorkerInfo], budget_s: float
-    ) -> "tuple[LayerProfile, ...]":
+    def layers(self, number: Generation, members: Sequence[WorkerInfo], budget_s: float) -> "tuple[LayerProfile, ...]":
         """With several members as their TP group."""
         from evenkeel.engine.profiling import measure_layers
 
-        if len(members) <= 1:
-            return measure_layers(self._job, self._device, budget_s)
-        return self._met(number, members, lambda all_: measure_layers(self._job, self._device, budget_s, all_))
+        def measure(group: "Group | None") -> "tuple[LayerProfile, ...]":
+            return measure_layers(self._job, self._device, budget_s, group, self._slowdown)
+
+        return measure(None) if len(members) <= 1 else self._met(number, members, measure)
 
     def link(self, number: Generation, members: Sequence[WorkerInfo], budget_s: float) -> Link | None:
         """Between two members; told by the first."""

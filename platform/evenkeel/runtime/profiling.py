@@ -1,41 +1,36 @@
 """Measures a model on a cluster: some workers of each kind of node, started for it and ended after it."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from itertools import combinations_with_replacement, product
 from statistics import median
 from typing import Any
 
 from evenkeel import __version__
 from evenkeel.config import Config, ConfigError
-from evenkeel.config_values import hide_secrets
-from evenkeel.core.codec import dump
-from evenkeel.core.ids import NodeId
+from evenkeel.core.ids import NodeId, WorkerId
 from evenkeel.core.layout import WorkerInfo
-from evenkeel.core.model import ModelShape
 from evenkeel.runtime.calls import ActorDead, last_line, reply
 from evenkeel.runtime.cluster import Need, NoClusterError, NotEnoughError, given_address, ray_for
 from evenkeel.runtime.look import check_shared, look
 from evenkeel.runtime.names import worker_id
 from evenkeel.runtime.prepare import Prepared, environment, prepare
 from evenkeel.runtime.prober import Prober
+from evenkeel.runtime.profiled import degrees, key_of, slowed
 from evenkeel.runtime.run import ADDRESS, versions
 from evenkeel.store.profiles import (
     BETWEEN,
     INSIDE,
     DeviceRecord,
-    Key,
     LinkRecord,
     ProfileRecord,
     TimesRecord,
 )
 
-LAYERS_S, LINK_S = 3.0, 1.5
-"""For the layers at one TP degree, and for one link."""
+LAYERS_S, LINK_S, LINKS_S = 2.0, 1.0, 6.0
+"""For the layers at one TP degree, for one link at most, and for all links together."""
 START_S = 90.0
 """For the workers to start. Where all devices are taken they never do."""
 MOST_KINDS = 16
@@ -45,9 +40,10 @@ DEVICES = ("CPU", "GPU")
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """A started worker, and what it said of itself."""
+    """A started worker, the factor that it is slowed by, and what it said of itself."""
 
     actor: Any
+    factor: float
     info: WorkerInfo
     outputs: tuple[int, ...]
 
@@ -79,34 +75,6 @@ def prepare_to_measure(config: Config) -> Prepared:
     return prepare(replace(config, faults=[]))
 
 
-def profile_key(prepared: Prepared) -> Key:
-    """What a profile of this run is of."""
-    return key_of(prepared.config, prepared.spec.policy.model)
-
-
-def key_of(config: Config, shape: ModelShape) -> Key:
-    """What a profile of this model under this configuration is of."""
-    said = {
-        "model": [config.model.name, hide_secrets(config.model.options)],
-        "data": [config.data.name, hide_secrets(config.data.options)],
-        "shape": dump(shape, ModelShape),
-        "train": [config.train.precision, config.train.micro_batch],
-    }
-    text = json.dumps(said, sort_keys=True, default=repr)
-    return Key(
-        model=config.model.name,
-        precision=config.train.precision,
-        micro_batch=config.train.micro_batch,
-        layers=tuple(layer.name for layer in shape.layers),
-        fingerprint=blake2b(text.encode(), digest_size=16).hexdigest(),
-    )
-
-
-def degrees(config: Config) -> tuple[int, ...]:
-    """The TP degrees to measure."""
-    return tuple(sorted({1, config.parallel.tensor or 1}))
-
-
 # ---------------------------------------------------------------- who measures
 
 
@@ -127,9 +95,16 @@ def choose_nodes(nodes: Sequence[tuple[str, Mapping[str, float]]], each: Mapping
     return [node for found in list(kinds.values())[:MOST_KINDS] for node in found]
 
 
+def _factors(prepared: Prepared) -> list[float]:
+    """Of the workers on a node: two as they are, for a link, or as many as a TP group has, then each way slowed."""
+    together = max(degrees(prepared.config))
+    slow = sorted({factor for _, factor in slowed(prepared.config)})
+    return [1.0] * max(2, together) + [factor for factor in slow for _ in range(together)]
+
+
 def _need(prepared: Prepared) -> Need:
-    """Two workers, for a link, or as many as a TP group has; on one machine no more than there are GPUs."""
-    count = max(2, *degrees(prepared.config))
+    """What a local Ray is to have: on one machine no more than there are GPUs."""
+    count = len(_factors(prepared))
     if prepared.config.scaling.use_gpu and given_address() is None:
         import torch
 
@@ -143,9 +118,9 @@ def _probes(prepared: Prepared, env_vars: Mapping[str, str]) -> Iterator[list[_P
     from ray import cloudpickle
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    need = _need(prepared)
+    need, factors = _need(prepared), _factors(prepared)
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    places = choose_nodes([(node["NodeID"], node["Resources"]) for node in alive], need.each, need.count)
+    places = choose_nodes([(node["NodeID"], node["Resources"]) for node in alive], need.each, len(factors))
     if not places:
         each = ", ".join(f"{amount:g} {name}" for name, amount in sorted(need.each.items()))
         what = f"no node has room for a worker, which takes {each}"
@@ -155,16 +130,17 @@ def _probes(prepared: Prepared, env_vars: Mapping[str, str]) -> Iterator[list[_P
     actor_class: Any = ray.remote(Prober)
     actors: list[Any] = []
     try:
-        for number, node in enumerate(places):
+        given = [factors[places[:number].count(node)] for number, node in enumerate(places)]
+        for number, (node, factor) in enumerate(zip(places, given, strict=True)):
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             options = actor_class.options(scheduling_strategy=there, **worker.options())
-            actors.append(options.remote(worker_id(number + 1), make, worker.device))
+            actors.append(options.remote(worker_id(number + 1), make, worker.device, factor))
         about = [actor.about.remote() for actor in actors]
         _, missing = ray.wait(about, num_returns=len(about), timeout=START_S)
         if missing:
             what = f"{len(missing)} of {len(about)} workers did not start within {START_S:.0f} s"
             raise prepared.config.error("scaling.workers", f"{what}; are all devices in use?")
-        yield [_Probe(actor, *reply(call)) for actor, call in zip(actors, about, strict=True)]
+        yield [_Probe(a, f, *reply(call)) for a, call, f in zip(actors, about, given, strict=True)]
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -176,7 +152,7 @@ def _probes(prepared: Prepared, env_vars: Mapping[str, str]) -> Iterator[list[_P
 def _measure(prepared: Prepared, env_vars: Mapping[str, str], began: float) -> ProfileRecord:
     from ray.exceptions import RayTaskError
 
-    key = profile_key(prepared)
+    key = key_of(prepared.config, prepared.spec.policy.model)
     try:
         with _probes(prepared, env_vars) as probes:
             clubs = _Meetings(probes)
@@ -200,6 +176,37 @@ def _measure(prepared: Prepared, env_vars: Mapping[str, str], began: float) -> P
         seconds=time.time() - began,
         versions=versions(__version__),
     )
+
+
+LinkMeeting = tuple[tuple[str, str], str, WorkerId, WorkerId]
+"""Kinds of device, INSIDE or BETWEEN, and who measures it."""
+
+
+def link_rounds(workers: Sequence[WorkerInfo]) -> list[list[LinkMeeting]]:
+    """Who measures which link with whom: each kind of link once, and in a round no node twice."""
+    kinds = sorted({info.kind for info in workers})
+    pending = list(product(combinations_with_replacement(kinds, 2), (INSIDE, BETWEEN)))
+    rounds: list[list[LinkMeeting]] = []
+    while pending:
+        used: set[NodeId] = set()
+        now: list[LinkMeeting] = []
+        for pair, where in pending:
+            free = [info for info in workers if info.node_id not in used]
+            both = next(((a, b) for a, b in product(free, free) if _link(a, b) == (pair, where)), None)
+            if both is not None:
+                now.append(((pair[0], pair[1]), where, both[0].worker_id, both[1].worker_id))
+                used |= {info.node_id for info in both}
+        if not now:
+            break  # of the others there are no two workers
+        rounds.append(now)
+        pending = [link for link in pending if link not in [(pair, where) for pair, where, *_ in now]]
+    return rounds
+
+
+def _link(a: WorkerInfo, b: WorkerInfo) -> tuple[tuple[str, str], str] | None:
+    if a is b:
+        return None
+    return (a.kind, b.kind), INSIDE if a.node_id == b.node_id else BETWEEN
 
 
 class _Meetings:
@@ -229,24 +236,21 @@ class _Meetings:
         return [_times(kind, degree, [reply(calls[kind][0])]) for kind in sorted(calls)]
 
     def links(self) -> list[LinkRecord]:
-        """Between each two kinds of device, within a node and between nodes, where there are two that can."""
+        """Between each two kinds of device, within a node and between nodes, where there are two that can.
+
+        Links of different nodes are measured at once. A device that is made slow has the links that it has anyway.
+        """
+        rounds = link_rounds([probe.info for probe in self._probes if probe.factor == 1])
+        probes = {probe.info.worker_id: probe for probe in self._probes}
         found: list[LinkRecord] = []
-        kinds = sorted({probe.info.kind for probe in self._probes})
-        for pair, where in product(combinations_with_replacement(kinds, 2), (INSIDE, BETWEEN)):
-            both = self._pair(pair, where)
-            if both is not None:
-                first, second = self._meet("link", both, LINK_S)
+        for links in rounds:
+            budget_s = min(LINK_S, LINKS_S / len(rounds))
+            calls = [self._meet("link", [probes[one], probes[other]], budget_s) for _, _, one, other in links]
+            for (kinds, where, *_), (first, second) in zip(links, calls, strict=True):
                 reply(second)
                 link = reply(first)
-                found.append(LinkRecord((pair[0], pair[1]), where, link.bytes_per_s, link.latency_s))
-        return found
-
-    def _pair(self, kinds: tuple[str, ...], where: str) -> list[_Probe] | None:
-        for one, other in product(self._probes, repeat=2):
-            together = one.info.node_id == other.info.node_id
-            if one is not other and (one.info.kind, other.info.kind) == kinds and together == (where == INSIDE):
-                return [one, other]
-        return None
+                found.append(LinkRecord(kinds, where, link.bytes_per_s, link.latency_s))
+        return sorted(found, key=lambda record: (record.kinds, record.where == BETWEEN))
 
     def _meet(self, method: str, probes: Sequence[_Probe], budget_s: float) -> list[Any]:
         self._number += 1

@@ -122,6 +122,7 @@ def _run_on_ray(start: _Start, requests: StopRequests, out: TextIO) -> Outcome:
         raise
     if isinstance(found, Tenure):
         controller = _begin(start, found, cluster, requests)
+        notes += [start.prepared.note] if start.prepared.note else []
     else:
         controller = found
         driver.check_folder(controller, directory.url)

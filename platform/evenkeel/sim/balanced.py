@@ -43,19 +43,20 @@ class BalanceChecks:
         self._worlds = before, world
 
     def rebalanced(self) -> None:
-        """The newest world has the layout that was wanted, so it is faster."""
+        """The newest world has the layout that was wanted: it is faster, and leaves no state to one worker for that."""
         assert self._worlds is not None
         before, world = self._worlds
         assert before is not None
         self._evicted = set(before.layout.members) - set(world.layout.members)
         self._fleet.seen["evicted"] += bool(self._evicted)
+        was, now = _kept(before), _kept(world)
+        require(now >= min(2, was), f"generation {world.generation} keeps the state {now} times instead of {was}")
         if not self._watched or set(world.layout.members) != set(before.layout.members):
             return
         speeds = self._true(world)
-        was, now = speeds.finish_s(before.layout), speeds.finish_s(world.layout)
-        require(
-            now < was, f"generation {world.generation} was to be faster: {now:.3f} s of passes instead of {was:.3f}"
-        )
+        was_s, now_s = speeds.finish_s(before.layout), speeds.finish_s(world.layout)
+        what = f"generation {world.generation} was to be faster"
+        require(now_s < was_s, f"{what}: {now_s:.3f} s of passes instead of {was_s:.3f}")
 
     def visible(self, vote: Vote, world: World) -> None:
         """After enough steps no other shares would make a much faster step."""
@@ -69,3 +70,8 @@ class BalanceChecks:
 
     def _true(self, world: World) -> Speeds:
         return true_speeds(self._fleet.workers[world.layout.members[0]], world.layout)
+
+
+def _kept(world: World) -> int:
+    """How many workers keep each part of the state."""
+    return min(world.copies or len(world.layout.pipelines), len(world.layout.pipelines))

@@ -9,13 +9,13 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.events = 0
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._made = 0
 
-    def after(self, delay_s: float, call: Callable[[], None]) -> None:
+    def after(self, delay_s: float, call: Callable[[], object]) -> None:
         self.at(self.now + max(0.0, delay_s), call)
 
-    def at(self, second: float, call: Callable[[], None]) -> None:
+    def at(self, second: float, call: Callable[[], object]) -> None:
         """At this very second, or now if that is past."""
         self._made += 1
         heappush(self._queue, (max(self.now, second), self._made, call))

@@ -16,8 +16,10 @@ FORMAT = 1
 INSIDE, BETWEEN = "inside", "between"
 LONGEST_S = 1e6
 """For one layer's pass, or one message; no device that trains anything takes longer."""
-FASTEST = 1e15
+SLOWEST, FASTEST = 1.0, 1e15
 """Bytes a second."""
+SHORTEST_S = 1e-9
+"""For all of a model's layers together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class TimesRecord:
         _require(1 <= self.tensor <= 2**16, f"TP degree {short(self.tensor, 40)} is not one of 1 to 65,536")
         for seconds in (*self.forward_s, *self.backward_s):
             _require(isfinite(seconds) and 0 <= seconds <= LONGEST_S, f"a layer takes no {short(seconds, 40)} s")
+        whole_s = sum((*self.forward_s, *self.backward_s))
+        _require(whole_s >= SHORTEST_S, f"the model on {short(self.kind, 80)} at TP {self.tensor} takes no time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class LinkRecord:
         _require(list(self.kinds) == sorted(self.kinds), "the kinds of a link's devices are in alphabetical order")
         _require(self.where in (INSIDE, BETWEEN), f"{short(self.where, 40)!r} is neither {INSIDE} nor {BETWEEN}")
         rate, latency = self.bytes_per_s, self.latency_s
-        _require(isfinite(rate) and 0 < rate <= FASTEST, f"no link has {short(rate, 40)} bytes/s")
+        _require(isfinite(rate) and SLOWEST <= rate <= FASTEST, f"no link has {short(rate, 40)} bytes/s")
         _require(isfinite(latency) and 0 <= latency <= LONGEST_S, f"no link has a latency of {short(latency, 40)} s")
 
 

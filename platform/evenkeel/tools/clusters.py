@@ -3,17 +3,19 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from os.path import isfile
 from typing import Any
 
 from evenkeel.config import read_text
-from evenkeel.config_values import ConfigError, convert
+from evenkeel.config_values import ConfigError, convert, shortened
 from evenkeel.plan.hardware import Cluster, NodeKind
 from evenkeel.tools.devices import Catalogue, DeviceTable, LinkTable, check_link, mapping_of
 
 SHORT = re.compile(r"(?:(\d+)x)?(\d+)x([^\s+]+(?: [^\s+]+)*)")
 HOW = 'expected "8xH100" (devices, in nodes of the usual size) or "2x8xH100" (nodes of so many devices), joined by "+"'
 MOST = 10_000_000
+MOST_DIGITS = 20
+"""Of a number that is read: with more it is too large anyway, and Python refuses some thousands."""
 KEY = "cluster"
 
 
@@ -42,7 +44,7 @@ def read_cluster(text: str, catalogue: Catalogue) -> Cluster:
     Raises:
         ConfigError: naming file and key.
     """
-    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
+    if text.endswith((".yaml", ".yml")) or isfile(text):
         return _from_file(text, catalogue)
     return _from_short(text, catalogue)
 
@@ -50,12 +52,13 @@ def read_cluster(text: str, catalogue: Catalogue) -> Cluster:
 def _from_short(text: str, catalogue: Catalogue) -> Cluster:
     nodes: list[tuple[NodeKind, int]] = []
     for part in text.split("+"):
+        said = shortened(part.strip(), 80)
         match = SHORT.fullmatch(part.strip().replace("×", "x"))
         if match is None:
-            raise ConfigError(f"{part.strip()!r} is not understood; {HOW}", KEY)
-        count, devices = int(match[1] or 1), int(match[2])
+            raise ConfigError(f"{said!r} is not understood; {HOW}", KEY)
+        count, devices = (int(number[:MOST_DIGITS]) for number in (match[1] or "1", match[2]))
         if not 0 < count * devices <= MOST:
-            raise ConfigError(f"{part.strip()!r}: expected 1 to {MOST:,} devices", KEY)
+            raise ConfigError(f"{said!r}: expected 1 to {MOST:,} devices", KEY)
         table = catalogue.find(match[3], KEY, "")
         nodes += [(table.node(devices), count)] if match[1] else _usual_nodes(table, devices)
     return merged(nodes)
@@ -83,6 +86,8 @@ def _from_file(path: str, catalogue: Catalogue) -> Cluster:
         for name, value in (("count", entry.count), ("devices", devices)):
             if not 0 < value <= MOST:
                 raise ConfigError(f"is {value}; expected 1 to {MOST:,}", f"{key}.{name}", path)
+        if entry.count * devices > MOST:
+            raise ConfigError(f"has {entry.count * devices:,} devices; expected 1 to {MOST:,}", key, path)
         inside, between = entry.inside or table.inside, entry.between or table.between
         check_link(inside, f"{key}.inside", path)
         check_link(between, f"{key}.between", path)

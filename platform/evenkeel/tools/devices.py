@@ -10,12 +10,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from evenkeel.config import read_text
-from evenkeel.config_values import ConfigError, convert, dotted
+from evenkeel.config_values import ConfigError, convert, dotted, shortened
 from evenkeel.config_yaml import parse
 from evenkeel.plan.hardware import DeviceKind, Link, NodeKind
 from evenkeel.plan.memory import WIDTHS
 
 SECTION = "devices"
+LEAST, MOST = 1e-9, 1e9
+"""Of any number in a table, in its unit: no device is near, and with others times would come out as 0 or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Catalogue:
         shown = {known.lower(): known for table in self.tables for known in (*table.aliases, table.name)}
         near = difflib.get_close_matches(name.lower(), shown, 1, 0.0)
         known = f"the nearest that is known: {shown[near[0]]}; others go into a file, see --devices"
-        raise ConfigError(f"unknown device {name!r}; {known}", key, source)
+        raise ConfigError(f"unknown device {shortened(name, 80)!r}; {known}", key, source)
 
     def with_own(self, section: Any, source: str) -> "Catalogue":
         """With the user's tables: by name or alias, all keys of a new device or some of a known one or of `like`.
@@ -136,7 +138,7 @@ def read_table(values: Mapping[str, Any], key: str, source: str) -> DeviceTable:
         _above_zero(getattr(table, name), key, name, source)
     for name in ("inside", "between"):
         check_link(getattr(table, name), dotted(key, name), source)
-    holds = 0 < table.reached <= 1
+    holds = LEAST <= table.reached <= 1
     _require(holds, key, "reached", f"is {table.reached:g}; expected a share of the peak above 0, at most 1", source)
     return table
 
@@ -145,10 +147,14 @@ def check_link(link: LinkTable, key: str, source: str) -> None:
     """Raises ConfigError for a link without speed."""
     _above_zero(link.gb_per_s, key, "gb_per_s", source)
     _require(link.latency_us >= 0, key, "latency_us", f"is {link.latency_us:g}; must not be negative", source)
+    known = f"is {link.latency_us:g}; expected at most {MOST:g}"
+    _require(link.latency_us <= MOST, key, "latency_us", known, source)
 
 
 def _above_zero(value: float, key: str, name: str, source: str) -> None:
     _require(value > 0, key, name, f"is {value:g}; must be above 0", source)
+    known = f"is {value:g}; expected {LEAST:g} to {MOST:g}"
+    _require(LEAST <= value <= MOST, key, name, known, source)
 
 
 def _require(holds: bool, key: str, name: str, problem: str, source: str) -> None:

@@ -262,6 +262,7 @@ def record(result: Result) -> dict[str, Any]:
         "workers": base.workers,
         "seeds": result.seeds,
         "costs": asdict(base.costs),
+        "slower": dict(base.slower),
     }
     points = [_point(point, cpu) for point, cpu in zip(result.points, result.cpu_s, strict=True)]
     return {"setting": setting, "varied": list(result.axes), "points": points, "answers": answers(result)}

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,9 +103,8 @@ def _asked(config: Config, said: str, address: str | None, run: str | None, know
     cluster = _live(config, address, known) if said == LIVE else read_cluster(said, known)
     from evenkeel.tools.work import measured, with_measured_bytes, work_of  # torch: not for what is refused already
 
-    on_cpu = all(kind.device.name == "cpu" for kind, _ in cluster.nodes)
     limits = Limits(tensor=config.parallel.tensor, copies=config.redundancy.copies or 1)
-    counted = work_of(config, "cpu" if on_cpu else "cuda")
+    counted = work_of(config, _device(cluster))
     if run is None:
         return Asked(config, cluster, counted.work, limits, None)
     profile = measured(config, counted.shape, run, cluster)
@@ -122,12 +121,32 @@ def _answer(asked: Asked, compare: Other | None) -> Answer:
     """Raises ConfigError where there is no plan."""
     best = _planned(asked, asked.limits.tensor)
     if isinstance(best, Infeasible):
-        raise ConfigError(best.reason)
+        raise ConfigError(best.reason + _smaller(asked, best))
     others = {} if asked.limits.tensor else {t: _planned(asked, t) for t in _degrees(asked) if t != best.tensor}
     even = None
     if compare is Other.UNIFORM:
         even = uniform(asked.cluster, asked.work, asked.micro_batches, limits=asked.limits, profile=asked.profile)
     return Answer(asked.config, asked.cluster, asked.work, asked.limits.memory, best, others, even)
+
+
+def _smaller(asked: Asked, found: Infeasible) -> str:
+    """The largest micro-batch, halved and halved again, with which it would fit on these devices; "" if none."""
+    from evenkeel.tools.work import work_of
+
+    train = asked.config.train
+    size = train.micro_batch if found.short_bytes else 1
+    while size % 2 == 0:
+        size //= 2
+        config = replace(asked.config, train=replace(train, micro_batch=size))
+        less = replace(asked, config=config, work=work_of(config, _device(asked.cluster)).work, profile=None)
+        if isinstance(_planned(less, asked.limits.tensor), Plan):
+            return f"; it would fit here with train.micro_batch={size}"
+    return ""
+
+
+def _device(cluster: Cluster) -> str:
+    """For which kernels the model is counted."""
+    return "cpu" if all(kind.device.name == "cpu" for kind, _ in cluster.nodes) else "cuda"
 
 
 def _planned(asked: Asked, tensor: int | None) -> Plan | Infeasible:

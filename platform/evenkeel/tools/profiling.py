@@ -63,18 +63,18 @@ def _of_run(url: str, again: bool) -> tuple[RunDirectory, ProfileRecord]:
 def _measured(config: Config, again: bool, moved: RunDirectory | None = None) -> tuple[RunDirectory, ProfileRecord]:
     """`moved` is where the run lies, if that is not where its configuration says."""
     # These import torch and Ray: not before it is clear that something is to be measured.
-    from evenkeel.runtime.profiling import degrees, measure, prepare_to_measure, profile_key
+    from evenkeel.runtime.profiled import key_of, lacking
+    from evenkeel.runtime.profiling import measure, prepare_to_measure
 
     sys.path.insert(0, str(Path.cwd()))  # where a user's own "module:function" lies, like for the workers
     prepared = prepare_to_measure(config)
     prepared = replace(prepared, directory=moved or prepared.directory)
     found = None if again else prepared.directory.read_profile()
     if found is not None:
-        missing = set(degrees(prepared.config)) - found.degrees()
-        why = profile_key(prepared).difference(found.key)
-        if not why and not missing:
+        why = key_of(prepared.config, prepared.spec.policy.model).difference(found.key)
+        why = why or lacking(prepared.config, found)
+        if not why:
             return prepared.directory, found
-        why = why or f"it has no times for TP {', '.join(map(str, sorted(missing)))}"
         print(f"evenkeel: {prepared.directory.files.where(PROFILE)} does not fit: {why}; measuring", file=sys.stderr)
     return prepared.directory, measure(prepared)
 

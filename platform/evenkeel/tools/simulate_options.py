@@ -10,7 +10,7 @@ ASKED = "What to try: one value, or several such as 0,2,4,8"
 
 Cluster = Annotated[
     str | None,
-    typer.Argument(metavar="[CLUSTER]", help="Nodes at full strength x devices of each, such as 2048x8."),
+    typer.Argument(metavar="[CLUSTER]", help="Nodes at full strength x devices, such as 2048x8 or 8x8xH100+8x8xA100."),
 ]
 Config = Annotated[
     list[Path] | None,

@@ -113,18 +113,28 @@ def of_size(params: float, layers: int) -> Trained:
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """So many nodes at full strength, with so many devices each; of which kind, if that is known."""
+    """So many nodes at full strength, with so many devices each; how many of which kind, if that is known."""
 
     count: int
     devices: int
-    kind: DeviceKind | None = None
+    kinds: tuple[tuple[DeviceKind, int], ...] = ()
+
+    def slower(self, precision: str) -> dict[str, float]:
+        """By kind, how many times as long as the fastest it takes, by what training reaches; empty for one kind alone.
+
+        Raises:
+            ConfigError: if a device has no peak for the precision.
+        """
+        reached = {kind.name: _reached(kind, precision) for kind, _ in self.kinds}
+        best = max(reached.values(), default=0.0)
+        return {name: best / flops for name, flops in reached.items()} if len(reached) > 1 else {}
 
 
 def cluster(text: str | None, trained: Trained) -> Nodes:
     """Of "2048x8", or of what `evenkeel plan` takes; where nothing is said, the configuration's workers on a node each.
 
     Raises:
-        ConfigError: for anything else, or nodes that differ.
+        ConfigError: for anything else, or nodes with different numbers of devices.
     """
     expected = "expected nodes at full strength x devices of each, such as 2048x8 or 2048x8xH100"
     if text is None:
@@ -136,12 +146,21 @@ def cluster(text: str | None, trained: Trained) -> Nodes:
             raise bad("CLUSTER", f"{text!r} has no devices; {expected}")
         return Nodes(int(found[1]), int(found[2]))
     try:
-        ((kind, count), *others) = read_cluster(text, published()).nodes
+        nodes = read_cluster(text, published()).nodes
     except ConfigError as error:
         raise ConfigError(f"{error}; or nodes x devices of each, such as 2048x8") from None
-    if others:
-        raise bad("CLUSTER", f"{text!r} has nodes that differ; nodes of one kind are simulated")
-    return Nodes(count, kind.devices, kind.device)
+    devices = {kind.devices for kind, _ in nodes}
+    if len(devices) > 1:
+        sizes = " and ".join(map(str, sorted(devices)))
+        raise bad("CLUSTER", f"{text!r} has nodes of {sizes} devices; simulated are nodes with as many each")
+    return Nodes(sum(count for _, count in nodes), devices.pop(), tuple((kind.device, count) for kind, count in nodes))
+
+
+def _reached(kind: DeviceKind, precision: str) -> float:
+    """FLOP/s. Raises ConfigError if the device has no peak for the precision."""
+    if precision not in kind.flops:
+        raise bad("CLUSTER", f"of {kind.name} no speed is known in {precision}")
+    return kind.flops[precision] * kind.reached
 
 
 def step_seconds(trained: Trained, nodes: Nodes) -> float | None:
@@ -153,13 +172,10 @@ def step_seconds(trained: Trained, nodes: Nodes) -> float | None:
     Raises:
         ConfigError: if the device has no peak for the precision.
     """
-    kind = nodes.kind
-    if kind is None or trained.tokens is None:
+    if not nodes.kinds or trained.tokens is None:
         return None
-    if trained.precision not in kind.flops:
-        raise bad("--step-seconds", f"is missing, and of {kind.name} no speed is known in {trained.precision}")
     params = sum(prod(param.shape) for layer in trained.shape.layers for param in layer.params)
-    reached = kind.flops[trained.precision] * kind.reached * nodes.count * nodes.devices
+    reached = sum(count * nodes.devices * _reached(kind, trained.precision) for kind, count in nodes.kinds)
     return 6 * params * trained.tokens / reached
 
 
@@ -251,6 +267,10 @@ def base(
         trained = replace(trained, min_workers=min_nodes * devices)
     full = at_full_strength(trained, nodes.count, devices)
     names = failures.beginning if isinstance(failures, Trace) else node_names(nodes.count)
+    slower = nodes.slower(trained.precision)
+    if slower and isinstance(failures, Trace):
+        raise bad("--trace", "does not say which kind a node is of; give a CLUSTER of one kind")
+    of_nodes = (kind.name for kind, count in nodes.kinds for _ in range(count))
     _check_length(len(names), step_s, duration_s, failures)
     return setting_of(
         nodes=names,
@@ -268,6 +288,8 @@ def base(
         costs=costs,
         per_node=per_node,
         price_per_device_hour=price,
+        kinds=dict(zip(names, of_nodes, strict=True)) if slower else {},
+        slower=slower,
     )
 
 
@@ -337,6 +359,8 @@ def _varied(base: Setting, at: Mapping[str, int | None]) -> Setting:
         raise bad("--spares", f"{at['spares']:,} make {nodes:,} nodes; no more than {MOST_NODES:,} are simulated")
     if not isinstance(base.failures, Trace):
         changed["nodes"] = node_names(nodes)
+        if base.kinds:  # spares are of the kind that is named first
+            changed["kinds"] = {**dict.fromkeys(changed["nodes"], next(iter(base.kinds.values()))), **base.kinds}
     return setting_of(**{field.name: getattr(base, field.name) for field in fields(base)} | changed)
 
 

@@ -10,7 +10,7 @@ from evenkeel.plan.hardware import Cluster
 from evenkeel.plan.workload import LayerWork, Profile, Workload
 from evenkeel.runtime.job import make_data, make_model
 from evenkeel.runtime.prepare import blamed, check_samples
-from evenkeel.runtime.profiling import key_of
+from evenkeel.runtime.profiled import key_of
 from evenkeel.store.errors import StoreError
 from evenkeel.store.run_directory import PROFILE, RunDirectory
 

@@ -1,6 +1,6 @@
 """The nodes that are there, and the workers on them: started in the background, gone with their node."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evenkeel.control import messages as m
@@ -27,6 +27,7 @@ class Fleet:
         slots: how many workers a node has room for.
         costs: of a start, and of the word of a death.
         hear: takes what happens at once.
+        kinds: of device, by node, where they differ.
 
     Attributes:
         nodes: that are there, by name.
@@ -35,11 +36,12 @@ class Fleet:
         node_seconds: of all nodes, up to the last change.
     """
 
-    def __init__(self, clock: Clock, slots: int, costs: Costs, hear: Hear) -> None:
+    def __init__(self, clock: Clock, slots: int, costs: Costs, hear: Hear, kinds: Mapping[str, str]) -> None:
         self._clock = clock
         self._slots = slots
         self._costs = costs
         self._hear = hear
+        self._kinds = kinds
         self.nodes: dict[str, Node] = {}
         self.alive: dict[WorkerId, Node] = {}
         self.pending = 0
@@ -107,7 +109,9 @@ class Fleet:
 
     def _new(self, node: Node) -> WorkerInfo:
         self._used += 1
-        info = WorkerInfo(WorkerId(f"w{self._used:06d}"), NodeId(node.name), self._used)
+        info = WorkerInfo(
+            WorkerId(f"w{self._used:06d}"), NodeId(node.name), self._used, kind=self._kinds.get(node.name, "cpu")
+        )
         node.workers.add(info.worker_id)
         return info
 

@@ -38,7 +38,7 @@ class Run:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.clock = Clock()
-        self.fleet = Fleet(self.clock, setting.slots, setting.costs, self.hear)
+        self.fleet = Fleet(self.clock, setting.slots, setting.costs, self.hear, setting.kinds)
         self.holdings = Holdings(setting.model, setting.folded)
         self.saving = Saving(self.clock, self.fleet, setting.costs, self.holdings.state_bytes, self.hear)
         self.ledger = Ledger(setting.step_s)
@@ -160,9 +160,6 @@ class Run:
             self._halt(training)
         return dead
 
-    def _kill(self, worker: WorkerId, reason: str) -> None:
-        self._dies(lambda: self.fleet.kill(worker, reason))
-
     # ------------------------------------------------------------ the controller's shell
 
     def hear(self, events: Sequence[m.Event]) -> None:
@@ -170,6 +167,8 @@ class Run:
         if self.ended or not events:
             return
         self._account()
+        if self._training is not None and isinstance(events[0], m.WorkerReady):
+            self._training.told = 0  # a spare may be worth more than a member
         self._pass_on(self.now, events)
         self._look_ahead()
 
@@ -216,7 +215,7 @@ class Run:
                 if self._training is not None and generation == self._training.world.generation:
                     self._training.ask(flags)
             case m.Kill(worker, reason):
-                self.clock.after(0.0, lambda: self._kill(worker, reason))
+                self.clock.after(0.0, lambda: self._dies(lambda: self.fleet.kill(worker, reason)))
             case m.Start(count):
                 self.fleet.start(count)
             case m.CommitCheckpoint():
@@ -318,7 +317,7 @@ class Run:
         self._begun = True
         if world.mirror_every is not None and world.base != INITIAL:
             held_by.append(("checkpoint", self._mirror(world, world.base)))
-        step_s = self._pace.step_s(world.layout)
+        step_s = self._pace.step_s(world)
         training = Training(world, step_s, self.setting.tokens_per_step, world.base.step, self.now)
         if self.setting.checkpoint_every != 0:
             training.fresh = 2
@@ -353,7 +352,7 @@ class Run:
         flags = training.flags(last, self.saving.busy_until, self.holdings.mirroring_until)
         self._hold(training, at)
         self.ledger.commit(at, first, last - training.step, training.step_s)
-        votes = training.votes(last, flags)
+        reports = tuple(m.Report(vote, at) for vote in training.votes(last, flags))
         self.step = last
         version = Version(last, world.generation)
         held_by: list[tuple[str, float]] = []
@@ -368,15 +367,15 @@ class Run:
         training.hold(held_by)
         if training.halted:
             self._members.park(last)
-        self._pass_on(at, [m.Reported(world.leader, tuple(m.Report(vote, at) for vote in votes))])
+        self._pass_on(at, [m.Reported(world.leader, reports, self._pace.timings(world, last))])
 
     def _look_ahead(self) -> None:
         """Wakes up at the next step whose vote matters at its time."""
         training = self._training
         if training is None or training.halted:
             return
-        asked_after = self.controller.saves_after
-        vote_at = training.next_vote(self.saving.busy_until, self.holdings.mirroring_until, asked_after)
+        busy, mirroring = self.saving.busy_until, self.holdings.mirroring_until
+        vote_at = training.next_vote(busy, mirroring, self.controller.saves_after, self.controller.weighs)
         at = training.commits_at(vote_at)
         if (vote_at, at) != (self._vote_at, self._wakes_at):
             self._vote_at, self._wakes_at = vote_at, at

@@ -1,8 +1,8 @@
 """What is simulated, and what comes out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Protocol
 
 from evenkeel.control.policy import Policy
@@ -67,6 +67,9 @@ class Setting:
         checkpoint_every: steps between two checkpoints; 0: the controller's optimum; None: none are written.
         per_node: one message for all workers of a TP group, which live and die with their node; else one for each.
         price_per_device_hour: of each device of each node that is there.
+        kinds: of device, by node; empty: all are alike. The first nodes are those of full strength.
+        slower: by kind, how many times as long as the fastest it takes for the same work. The controller does not know
+            it: it hears what workers measure, and shares the work out by that.
         pace: seconds of a step in a layout, whose workers are TP groups if `per_node`; None: `step_s`, longer by as
             much as the slowest pipeline is.
 
@@ -94,6 +97,8 @@ class Setting:
     per_node: bool = True
     price_per_device_hour: float = 0.0
     seed: int = 0
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    slower: Mapping[str, float] = field(default_factory=dict)
     pace: Callable[[Layout], float] | None = None
 
     def __post_init__(self) -> None:
@@ -115,6 +120,11 @@ class Setting:
             raise ValueError(f"tensor is {self.tensor}, but {few}; a TP group lies within a node")
         if self.model.tensor_divides % self.tensor:
             raise ValueError(f"tensor is {self.tensor}; it must divide the model's {self.model.tensor_divides}")
+        if self.slower and not {self.kinds.get(node) for node in self.nodes} <= self.slower.keys():
+            raise ValueError("slower: says nothing of the kind of some node")
+        for kind, times in self.slower.items():
+            if not 1 <= times < inf:
+                raise ValueError(f"slower: {kind} takes {times} times as long as the fastest; it must be at least 1")
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers is {self.min_workers}, but full strength is {self.workers} workers")
 
@@ -146,6 +156,7 @@ class Setting:
             copies=self.copies,
             mirror_every=self.mirror_every,
             checkpoint_every=self.checkpoint_every,
+            rebalance=bool(self.slower),
         )
 
 

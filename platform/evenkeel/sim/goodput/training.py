@@ -6,8 +6,10 @@ from functools import lru_cache
 from math import ceil
 
 from evenkeel.control.liveness import STEPS_REMEMBERED
+from evenkeel.control.speeds import SAMPLES
 from evenkeel.core.vote import SLOTS, Flags, Slot, Vote, put_flags
 from evenkeel.core.world import World
+from evenkeel.plan import timing
 
 MOST = 100_000
 """Steps that are told at once."""
@@ -27,6 +29,7 @@ class Training:
             take.
         pending: requests for the next votes (rule 16).
         mirrored_at: the step of the last mirror.
+        told: how often in a row what workers measure was told, since it last mattered.
         halted: somebody died, or the world has left: no step will be committed any more.
     """
 
@@ -39,6 +42,7 @@ class Training:
     fresh: int = STEPS_REMEMBERED
     pending: Flags = Flags.NONE
     mirrored_at: int = 0
+    told: int = 0
     halted: bool = False
 
     def __post_init__(self) -> None:
@@ -53,18 +57,20 @@ class Training:
             return self.step
         return self.step + int((now - self.resumes_at) / self.step_s + SLACK)
 
-    def next_vote(self, busy_until: float, mirroring_until: float, asked_after: int | None) -> int:
+    def next_vote(self, busy_until: float, mirroring_until: float, asked_after: int | None, weighs: bool) -> int:
         """The next step whose report matters at its very time: as its vote asks for something, or the controller may.
 
         Args:
             busy_until: until when somebody writes a part of a checkpoint (BUSY).
             mirroring_until: until when the last mirror is not whole.
             asked_after: the step after which the controller will ask for a checkpoint.
+            weighs: whether it looks for how long the work would be better shared out in another way.
         """
         following = self.step + 1
         if self.fresh or self.pending & Flags.PAUSE:
             return following
         found = [self._checkpoint_at(busy_until), self._mirror_at(mirroring_until), following + MOST]
+        found.append(self._measured_at(weighs))
         if asked_after is not None and not self.pending:
             found.append(max(following, asked_after))
         return min(step for step in found if step is not None)
@@ -94,6 +100,7 @@ class Training:
         self.pending &= ~flags
         self.step = step
         self.fresh = max(0, self.fresh - 1)
+        self.told += timing.due(self.world, step)
         if flags & Flags.MIRROR:
             self.mirrored_at = step
         if flags & Flags.PAUSE:
@@ -124,6 +131,16 @@ class Training:
         if every is None:
             return None
         return self._not_before(max(self.step + 1, self.mirrored_at + every), mirroring_until)
+
+    def _measured_at(self, weighs: bool) -> int | None:
+        """Workers are as fast as they were: once an average is made of what they told, nothing more is to be heard."""
+        every = self.world.measure_every
+        if weighs:
+            self.told = 0
+        if every is None or self.told >= SAMPLES:
+            return None
+        first = (self.step // every + 1) * every
+        return first if timing.due(self.world, first) else first + every
 
     def _not_before(self, step: int, at: float) -> int:
         """This step, or the first one whose vote is at that time or later."""
