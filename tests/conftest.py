@@ -22,6 +22,14 @@ TOGETHER = (
     *(rf"runtime/test_{name}\.py" for name in ("object_store", "no_room", "saves_on_ray")),
 )
 """Tests whose names match one of these are run by one process: they share what is costly to make, such as a server."""
+WHOLE_RUNS = {"alone", "site"}
+"""Fixtures of tests that take half a minute each."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whole runs come first where several processes share the tests, so that none of them is the last one at work."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: WHOLE_RUNS.isdisjoint(getattr(item, "fixturenames", ())))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -32,7 +32,7 @@ LAYOUTS = {
 def trained(folder: Path, name: str, copies: int | None, precision: str) -> tuple[Tiny, dict[str, torch.Tensor]]:
     blocks, cuts, tensor, shares, tied = LAYOUTS[name]
     folder.mkdir()
-    job = Tiny(folder, blocks=blocks, tied=tied, precision=precision)
+    job = Tiny(folder, blocks=blocks, tied=tied, precision=precision, steps=8)
     workers = sum(len(cut) - 1 for cut in cuts) * tensor
     layout = partial(layout_of, cuts=cuts, tensor=tensor, shares=shares)
     run_static(job, workers, layout, job.steps, copies=copies)

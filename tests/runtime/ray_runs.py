@@ -38,6 +38,9 @@ TINY = {
 """A decoder over bytes in two pipelines of one stage; a step takes some milliseconds. No work moves by what is measured
 of them: runs are compared to the last bit, and worlds are counted."""
 
+ONE: dict[str, Any] = {"scaling": {"workers": [1, 1]}, "parallel": {"data": 1}}
+"""A single worker, where it does not matter how many there are: each takes seconds of processor time to start."""
+FOREVER: dict[str, Any] = {"train": {"steps": 100_000}, **ONE}
 EVERY = 4
 SAVING: dict[str, Any] = {"train": {"steps": 16}, "checkpoint": {"every_steps": EVERY}}
 SLOWLY: dict[str, Any] = {**SAVING, "emulate": {"slowdown": {0: 10.0}}}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from ray_runs import ROOT, Finished, Site, merged
+from ray_runs import FOREVER, ONE, ROOT, Finished, Site, merged
 
 from evenkeel.config import load_config
 from evenkeel.runtime.names import NAMESPACE
@@ -31,17 +31,18 @@ def test_storage_that_cannot_be_used(
     assert problem in said.err
 
 
-def test_workers_that_are_being_started_are_waited_for_by_the_next_controller(site: Site) -> None:
-    started = site.start({})
+def test_workers_that_are_being_started_are_waited_for_by_the_next_controller_and_outlive_it(site: Site) -> None:
+    fault = {"step": 8, "phase": "commit", "target": "controller", "kind": "kill"}
+    started = site.start({"train": {"steps": 40}, "faults": [fault]})
     starting = {f"run/w000{n}" for n in (1, 2)}
     listed = ray.util.list_named_actors
     started.until(lambda: starting <= {e["name"] for e in listed(True) if e["namespace"] == NAMESPACE})
     os.kill(started.controller(), signal.SIGKILL)
     done = started.finish()
     assert (done.status, done.err) == (0, "")
-    assert done.steps == list(range(1, 9))
+    assert done.steps == list(range(1, 41))
     assert {event["worker_id"] for event in done.events("worker_started")} == {"w0001", "w0002"}
-    assert [e["epoch"] for e in done.directory.journal().read_all() if e["type"] == "EpochBegun"] == [1, 2]
+    assert [e["epoch"] for e in done.directory.journal().read_all() if e["type"] == "EpochBegun"] == [1, 2, 3]
 
 
 def outcome(done: Finished) -> Any:
@@ -51,7 +52,7 @@ def outcome(done: Finished) -> Any:
 
 def test_of_several_who_begin_it_at_once_one_does_and_those_who_want_the_same_attach(site: Site) -> None:
     rates = [0.01, 0.01, 0.5]
-    all_done = [run.finish() for run in [site.start({}, f"train.learning_rate={rate}") for rate in rates]]
+    all_done = [run.finish() for run in [site.start(ONE, f"train.learning_rate={rate}") for rate in rates]]
     for rate, done in zip(rates, all_done, strict=True):
         if rate == outcome(done):
             assert (done.status, done.err) == (0, "")
@@ -64,9 +65,9 @@ def test_of_several_who_begin_it_at_once_one_does_and_those_who_want_the_same_at
 
 
 def test_who_attaches_needs_no_room_and_is_told_what_does_not_count(site: Site) -> None:
-    first = site.start({"train": {"steps": 100_000}})
+    first = site.start(FOREVER)
     first.after_step(2)
-    other = site.start({"train": {"steps": 100_000}}, "train.steps=200000", "scaling.workers=[1,40]")
+    other = site.start(FOREVER, "train.steps=200000", "scaling.workers=[1,40]")
     assert other.process.stdout is not None
     lines = iter(other.process.stdout.readline, "")
     told = next(line for line in lines if "keeps" in line)
@@ -81,7 +82,7 @@ def test_who_attaches_needs_no_room_and_is_told_what_does_not_count(site: Site) 
 
 @pytest.mark.soak
 def test_of_two_rays_that_begin_it_at_once_one_is_refused(alone: Site) -> None:
-    both = {rate: alone.start({"train": {"steps": 100_000}}, f"train.learning_rate={rate}") for rate in (0.01, 0.5)}
+    both = {rate: alone.start(FOREVER, f"train.learning_rate={rate}") for rate in (0.01, 0.5)}
     winner, loser = both.values()
     while loser.process.poll() is None:
         loser.process_pause()
@@ -114,7 +115,7 @@ def bare_python(tmp_path: Path) -> str:
 def test_jobs_find_evenkeel_and_so_do_their_actors(alone: Site, bare_python: str) -> None:
     alone.python = bare_python
     assert "No module named 'evenkeel'" in alone.command(bare_python, "-c", "import torch, ray, evenkeel").stderr
-    done = alone.run({"scaling": {"workers": [1, 1]}, "parallel": {"data": 1}})
+    done = alone.run(ONE)
     assert (done.status, done.err) == (0, "")
     simulated = alone.command(bare_python, str(ROOT / "jobs" / "simulate.py"), "--seeds", "0:2")
     assert simulated.returncode == 0 and "2 ok" in simulated.stdout

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray_runs import merged
+from ray_runs import ONE, merged
 from torch import nn
 
 from evenkeel.config import ConfigError
@@ -91,7 +91,8 @@ def booms(config: Any) -> Model:
 
 def test_a_failed_training_raises_also_in_a_thread(tmp_path: Path, config: dict[str, Any], shared_ray: str) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    values = {**config, "model": {}, "run": {"name": "boom", "storage_path": str(tmp_path / "runs")}}
+    own = {"model": {}, "run": {"name": "boom", "storage_path": str(tmp_path / "runs")}}
+    values = {**config, **merged(ONE), "data": config["data"], **own}
     trainer = ElasticTrainer(values, model=booms, out=io.StringIO())
     with ThreadPoolExecutor(1) as pool, pytest.raises(TrainingFailedError, match="ValueError: boom") as raised:
         pool.submit(trainer.fit).result()

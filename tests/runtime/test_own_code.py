@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_runs import Site, merged
+from ray_runs import ONE, Site, merged
 
 from evenkeel.config import Config, load_config
 from evenkeel.runtime.prepare import prepare
@@ -45,7 +45,7 @@ def code(tmp_path: Path) -> Path:
 
 
 def test_a_job_finds_what_lies_in_the_working_directory(code: Path, site: Site) -> None:
-    done = site.start(OWN).finish()
+    done = site.start({**OWN, **ONE}).finish()
     assert (done.status, done.err) == (0, "")
     assert done.steps == list(range(1, 9))
 

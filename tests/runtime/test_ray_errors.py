@@ -17,7 +17,7 @@ import fleets
 import pytest
 import ray
 from ray import cloudpickle
-from ray_runs import Site, merged
+from ray_runs import FOREVER, Site, merged
 
 from evenkeel.config import Config, load_config
 from evenkeel.control import messages as m
@@ -68,7 +68,7 @@ def test_a_worker_that_ray_ends_for_want_of_memory(tmp_path: Path) -> None:
 
 
 def test_a_controller_that_nobody_restarts(site: Site) -> None:
-    started = site.start({"train": {"steps": 100_000}})
+    started = site.start(FOREVER)
     started.after_step(2)
     ray.kill(ray.get_actor(controller_name("run"), NAMESPACE))
     done = started.finish()

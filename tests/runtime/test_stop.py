@@ -7,11 +7,9 @@ from typing import Any
 
 import psutil
 import pytest
-from ray_runs import Site, Started, marked
+from ray_runs import FOREVER, Site, Started, marked
 
 from evenkeel.store.lease import read_lease
-
-FOREVER: dict[str, Any] = {"train": {"steps": 100_000}}
 
 
 def catches(process: psutil.Process, number: int) -> bool:
@@ -76,7 +74,7 @@ def test_a_local_ray_that_is_killed(alone: Site) -> None:
 
 def test_a_second_ctrl_c_ends_everything_at_once(site: Site) -> None:
     """And until then nobody else can have a run of this name."""
-    started = site.start(FOREVER)
+    started = site.start({**FOREVER, "scaling": {"workers": [2, 2]}, "parallel": {"data": 2}})
     started.after_step(3)
     other = site.run({"train": {"steps": 5}}, f"run.storage_path={site.folder / 'elsewhere'}")
     assert other.status == 2

@@ -28,21 +28,9 @@ KNOWN = [
 
 @pytest.mark.parametrize(("mean", "cost", "restart", "work", "expected"), KNOWN)
 def test_efficiency(mean: float, cost: float, restart: float, work: float, expected: float) -> None:
+    """Drawn failures give the same: test_plan_interval.py, of what this is one over; test_goodput_run.py, of these."""
     assert efficiency(work, cost, mean, restart) == pytest.approx(expected, abs=5e-5)
     assert optimal_seconds(cost, mean) == pytest.approx(work, rel=0.002)  # so these are the best ones
-
-
-@pytest.mark.parametrize(("mean", "cost", "restart", "work"), [row[:4] for row in KNOWN])
-def test_efficiency_against_drawn_failures(mean: float, cost: float, restart: float, work: float) -> None:
-    """A stretch of work and its checkpoint begin anew, after a restart, until no failure falls into them."""
-    random, clock, stretches = Random(5), 0.0, 20_000
-    for _ in range(stretches):
-        needs = work + cost
-        while (failure := random.expovariate(1 / mean)) < needs:
-            clock += failure
-            needs = restart + work + cost
-        clock += needs
-    assert stretches * work / clock == pytest.approx(efficiency(work, cost, mean, restart), rel=0.01)
 
 
 def test_efficiency_where_nothing_gets_done() -> None:

@@ -1,7 +1,7 @@
 """What the controller makes of measured times: averages that noise does not move, and paces that explain them."""
 
 from random import Random
-from statistics import median
+from statistics import mean, median, pstdev
 
 import pytest
 from hypothesis import given
@@ -51,11 +51,13 @@ def test_what_is_off_on_both_sides_in_turn_changes_nothing(sides: list[bool]) ->
 
 
 def test_noise_is_averaged() -> None:
-    rng = Random(1)
-    average = Average()
-    for _ in range(200):
+    """It moves by less than half as much as its samples."""
+    rng, average, values = Random(1), Average(), []
+    for _ in range(2000):
         average.add(rng.gauss(1.0, 0.05))
-    assert average.value == pytest.approx(1.0, abs=0.06)
+        values.append(average.value)
+    assert mean(values[100:]) == pytest.approx(1.0, abs=0.005)
+    assert pstdev(values[100:]) < 0.025
 
 
 def heard(tracker: Tracker, *timings: Timing) -> Tracker:
