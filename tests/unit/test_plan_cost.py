@@ -33,6 +33,12 @@ def test_compute_is_divided_by_the_degree_and_sums_are_added() -> None:
     assert (first.forward_s, first.backward_s) == pytest.approx((1e-3 + sums_s, 2e-3 + sums_s))
 
 
+def test_tensor_sums_go_over_the_link_that_was_measured() -> None:
+    link = Link(1e9, 1e-3)
+    (first, _) = layer_times(WORK, FAST, 4, Profile(links={("fast", "fast", "inside"): link}))
+    assert first.forward_s == pytest.approx(1e-3 + all_reduce_s(600, 4, link))
+
+
 def test_memory_is_a_floor() -> None:
     """A layer without products (an embedding) takes the time to read and write what it must."""
     work = replace(WORK, layers=(replace(LAYER, forward_flops=0, backward_flops=0),))

@@ -12,5 +12,4 @@ For unequal devices, before anybody is here (`evenkeel plan`):
 
 cost        seconds of a layer and of what is sent, bytes of a stage; `pipelines`: of a pipeline in 1F1B
 parallel    the plan with the shortest step; `formations` is about one pipeline, `selection` about how many of which
-seating     which worker takes which place of such a plan
 """

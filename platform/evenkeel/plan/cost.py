@@ -34,18 +34,19 @@ def layer_times(work: Workload, node: NodeKind, tensor: int, profile: Profile | 
         raise ValueError(f"the profile of {node.device.name!r} is not of this model: it has another number of layers")
     if tensor in measured:
         return measured[tensor]
-    counted = _counted(work, node, tensor)
+    inside = link_between(node, node, "inside", profile)
+    counted = _counted(work, node, tensor, inside)
     if not measured:
         return counted
     near = min(measured, key=lambda t: (abs(log2(t / tensor)), t))
     scales = [
         m.total_s / c.total_s if c.total_s else 1.0
-        for m, c in zip(measured[near], _counted(work, node, near), strict=True)
+        for m, c in zip(measured[near], _counted(work, node, near, inside), strict=True)
     ]
     return tuple(LayerTime(c.forward_s * k, c.backward_s * k) for c, k in zip(counted, scales, strict=True))
 
 
-def _counted(work: Workload, node: NodeKind, tensor: int) -> tuple[LayerTime, ...]:
+def _counted(work: Workload, node: NodeKind, tensor: int, inside: Link) -> tuple[LayerTime, ...]:
     """Roofline: matrix products at the share of the peak that is reached, but no faster than memory is read.
 
     Forward: parameters are read and what is kept is written. Backward: parameters and what was kept are read, and
@@ -57,7 +58,7 @@ def _counted(work: Workload, node: NodeKind, tensor: int) -> tuple[LayerTime, ..
     times: list[LayerTime] = []
     for layer in work.layers:
         elements, kept = params_per_rank(layer, tensor), kept_per_rank(layer, tensor)
-        sums_s = all_reduce_s(layer.tensor_bytes, tensor, node.inside)
+        sums_s = all_reduce_s(layer.tensor_bytes, tensor, inside)
         read = width.params * elements + kept
         forward_s = max(layer.forward_flops / tensor / reached, read / device.bytes_per_s) + sums_s
         read += 2 * width.grads * elements

@@ -142,7 +142,7 @@ def scopes(
         if count:
             nodes[kind] = nodes.get(kind, 0) + count
     sent = max(layer.output_bytes for layer in work.layers)
-    ordered = sorted(nodes, key=lambda kind: send_s(sent, kind.between))
+    ordered = sorted(nodes, key=lambda kind: send_s(sent, link_between(kind, kind, "between", profile)))
     used: list[tuple[dict[NodeKind, int], Link]] = []
     for i in range(1, len(ordered) + 1):
         some = ordered[:i]
