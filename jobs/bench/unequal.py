@@ -13,13 +13,11 @@ import numpy as np
 
 from bench.lab import Lab, Round, ratios
 from bench.process import BenchError
-from bench.rows import Bound, Found, Result, interval_text, results
+from bench.rows import CLOSE, Bound, Found, Result, interval_text, results
 from bench.sides import product, static, static_at_once
 from bench.work import Steps, Work, check_same_work
 from evenkeel.plan.batch import shares
 
-PAIRS = 7
-"""Rounds of each row. With fewer than INTERVAL_RUNS the median itself must keep to the bound, not only its interval."""
 EARLY = 2
 """First steps that are never measured: connections, memory that is used for the first time."""
 MICRO_BATCHES = 30
@@ -69,7 +67,7 @@ FEWEST = 3
 
 def unequal(lab: Lab, pairs: int | None, size: Size = NORMAL) -> Result:
     """Rank 1 is slowed by burning processor time; the product is told nothing of it."""
-    count = pairs or PAIRS
+    count = pairs or CLOSE
     rows = [partial(shares_row, name=name, factor=factor) for name, factor in SHARES]
     return results("unequal", [_timed(row, lab, count, size) for row in (*rows, cuts_row, mid_run_row)])
 
@@ -116,7 +114,7 @@ def shares_row(lab: Lab, count: int, size: Size, name: str, factor: float) -> Fo
     found = lab.repeat(name, count, partial(shared, size, factor))
     values = [one.of_sum for one in found]
     return Found(
-        Bound(name, "ratio", 0.95, 1.0, ">=", PAIRS, what),
+        Bound(name, "ratio", 0.95, 1.0, ">=", CLOSE, what),
         values,
         count,
         [*_shared_lines(found), interval_text(values), *lab.reasons([name])],
@@ -197,7 +195,7 @@ def pace(steps: Steps, start: float, stop: float) -> float:
 
 
 CUTS = Bound(
-    "cuts", "ratio", 0.9, 1.0, ">=", PAIRS,
+    "cuts", "ratio", 0.9, 1.0, ">=", CLOSE,
     f"PP 2, the last stage {FACTOR:g} times as slow: tokens/s, cut as evenkeel chose / as is best of all cuts",
 )  # fmt: skip
 
@@ -241,7 +239,7 @@ def _cut_name(cut: int) -> str:
 
 
 MID_RUN = Bound(
-    "mid_run", "ratio", 0.93, 1.0, ">=", PAIRS,
+    "mid_run", "ratio", 0.93, 1.0, ">=", CLOSE,
     f"1 of 2 workers becomes {FACTOR:g} times as slow: tokens/s from 20 steps later on / engine, planned for it",
 )  # fmt: skip
 WITHIN = 20

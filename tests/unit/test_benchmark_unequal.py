@@ -108,10 +108,10 @@ def test_the_rows_of_a_product_that_divides_the_work_as_well_as_can_be(a_lab: la
         {"shares_2": 1.0, "shares_4": 1.0, "shares_6_4": best_6_4, "cuts": 1.0, "mid_run": 1.0}
     )
     assert [(row.must, row.better, len(row.runs), row.holds) for row in result.rows] == [
-        (must, ">=", 7, True) for must in (0.95, 0.95, 0.95, 0.9, 0.93)
+        (must, ">=", 15, True) for must in (0.95, 0.95, 0.95, 0.9, 0.93)
     ]
     notes = {name: text.splitlines() for name, text in result.notes.items()}
-    assert notes["shares_2"][:2] == ["equal shares: 0.667 of the sum", "shares 20,10: 7 times"]
+    assert notes["shares_2"][:2] == ["equal shares: 0.667 of the sum", "shares 20,10: 15 times"]
     assert "step 240 ms, by itself 300 and 1200 ms" in notes["shares_4"]
     assert "5: 3600 ms, 6: 2400 ms, 7: 2100 ms" in notes["cuts"][0]
     assert notes["mid_run"][0] == "planned: 24,6; slow from step 9 on"
