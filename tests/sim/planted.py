@@ -358,7 +358,7 @@ BUGS = (
     bug(
         "copied-while-the-last-is-written",
         11,
-        ("core/vote.py", "[Slot.CHECKPOINT] > 0 and not self.values[Slot.BUSY] > 0", "[Slot.CHECKPOINT] > 0"),
+        ("core/vote.py", "return self.values[Slot.BUSY] > 0", "return False"),
     ),
     bug(
         "dead-writer-waited-for",

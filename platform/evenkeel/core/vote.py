@@ -128,14 +128,19 @@ class Vote:
         for flag, slot in _SLOTS:
             if self.values[slot] > 0:
                 flags |= flag
-        if self.values[Slot.BUSY] > 0:
+        if self._busy:
             flags &= ~(Flags.CHECKPOINT | Flags.STOP)
         return flags & ~Flags.MIRROR if self.values[Slot.MIRRORING] > 0 else flags
 
     @property
+    def _busy(self) -> bool:
+        """Whether somebody still writes its part of a checkpoint."""
+        return self.values[Slot.BUSY] > 0
+
+    @property
     def saves(self) -> bool:
         """Whether everybody copies its part of the version that this vote commits, to be written to the store."""
-        return self.values[Slot.CHECKPOINT] > 0 and not self.values[Slot.BUSY] > 0
+        return self.values[Slot.CHECKPOINT] > 0 and not self._busy
 
     @property
     def mirrors(self) -> bool:
@@ -151,8 +156,7 @@ class Vote:
     @property
     def leaves(self) -> bool:
         """Whether everybody leaves the generation after this step: to pause, or to stop."""
-        values = self.values
-        return values[Slot.PAUSE] > 0 or (values[Slot.STOP] > 0 and not values[Slot.BUSY] > 0)
+        return self.values[Slot.PAUSE] > 0 or (self.values[Slot.STOP] > 0 and not self._busy)
 
     @property
     def skip(self) -> bool:
