@@ -1,13 +1,15 @@
 import random
 from collections.abc import Iterator
 from itertools import combinations, pairwise, product
+from math import inf
 
 import pytest
 from random_clusters import small_cluster, small_work
 
 from evenkeel.plan.cost import stage_memory
-from evenkeel.plan.formations import Costs, Formation, Scope, can_be_formed, counts, formations
+from evenkeel.plan.formations import can_be_formed, counts, formations
 from evenkeel.plan.parallel import Limits, scopes
+from evenkeel.plan.scopes import Costs, Formation, Scope
 from evenkeel.plan.workload import Workload
 
 Cut = tuple[int, int]
@@ -21,9 +23,9 @@ def every_way(costs: Costs, owned: float) -> Iterator[Formation]:
             if any(kinds.count(k) > n for k, n in enumerate(units)):
                 continue
             for middles in combinations(range(1, layers), depth - 1):
-                formation = costs.formation(kinds, tuple(pairwise((0, *middles, layers))))
-                if costs.short_bytes(formation, owned) <= 0:
-                    yield formation
+                cuts = tuple(pairwise((0, *middles, layers)))
+                if most := costs.most(kinds, cuts, owned):
+                    yield costs.formation(kinds, cuts, most)
 
 
 def some_costs(seed: int) -> tuple[Costs, Workload, float]:
@@ -43,11 +45,10 @@ def test_no_order_and_no_cut_has_a_faster_pace(block: int) -> None:
     for seed in range(30 * block, 30 * block + 30):
         costs, _, owned = some_costs(seed)
         found = formations(costs, owned, 64)
-        for formation in found:
-            assert costs.short_bytes(formation, owned) <= 0
+        assert all(formation.most for formation in found)
         for other in every_way(costs, owned):
-            best = min(f.pace_s for f in found if takes_no_more(f, other))
-            assert best <= other.pace_s * (1 + 1e-9), seed
+            best = min((f.pace_s for f in found if f.most == 8 and takes_no_more(f, other)), default=inf)
+            assert other.most < 8 or best <= other.pace_s * (1 + 1e-9), seed
 
 
 def test_memory_is_that_of_the_cost_model() -> None:
@@ -63,7 +64,9 @@ def test_memory_is_that_of_the_cost_model() -> None:
 def test_the_fewest_stages() -> None:
     for seed in range(40):
         costs, _, owned = some_costs(seed)
-        assert can_be_formed(costs, owned, 64) == min((len(f.kinds) for f in every_way(costs, owned)), default=0)
+        assert can_be_formed(costs, owned, 64) == min(
+            (len(f.kinds) for f in every_way(costs, owned) if f.most == 8), default=0
+        )
 
 
 def test_what_a_step_costs() -> None:
@@ -74,9 +77,11 @@ def test_what_a_step_costs() -> None:
             times = [costs.passes(k, *cut).total_s for k, cut in zip(formation.kinds, formation.cuts, strict=True)]
             assert formation.pace_s == pytest.approx(max(times))
             assert formation.pace_s + formation.bubble_s == pytest.approx(sum(times))
-            step_s = formation.finish_s(3)
-            assert (formation.share(step_s), formation.share(step_s * (1 - 1e-9))) == (3, 2)
-            assert formation.alone_s <= formation.after_s
+            most = min(3, formation.most)
+            step_s = formation.finish_s(most)
+            assert (formation.share(step_s), formation.share(step_s * (1 - 1e-9))) == (most, most - 1)
+            assert formation.share(2 * step_s) <= formation.most
+            assert formation.sum_s(1) == 0 < formation.sum_s(2) <= formation.sum_s(3)
 
 
 def test_counts() -> None:

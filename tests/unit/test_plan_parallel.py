@@ -3,19 +3,17 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from statistics import mean
 
 import pytest
 from random_clusters import decoder, node_kinds, one_device_less, small_cluster, small_work
 from test_plan_formations import every_way
 
-from evenkeel.plan.formations import Costs, Formation
 from evenkeel.plan.hardware import Cluster, DeviceKind, Link, NodeKind
 from evenkeel.plan.layout import Infeasible
 from evenkeel.plan.parallel import Limits, choose, scopes, uniform
 from evenkeel.plan.pipelines import fill_and_pace_s
 from evenkeel.plan.plans import Plan
-from evenkeel.plan.selection import finish_s
+from evenkeel.plan.scopes import Costs, Formation
 from evenkeel.plan.workload import LayerTime, LayerWork, Profile, Workload
 
 GIB = 2**30
@@ -60,57 +58,53 @@ def free_cuts_s(cluster: Cluster, work: Workload, micro_batches: int) -> float:
 
 
 def _shortest(costs: Costs, micro_batches: int) -> Iterator[float]:
-    units, every = costs.scope.units, list(every_way(costs, 0.0))
-    parts = 1
-    while parts == 1 or parts <= min(micro_batches, sum(units)):
-        fitting = [f for f in every if costs.short_bytes(f, 1 / parts) <= 0]
-        if parts == 1:
-            yield from (finish_s([(f, 1, micro_batches)]) for f in fitting)
-        finishes = sorted({f.finish_s(k) for f in fitting for k in range(1, micro_batches + 1)})
-        first = bisect_left(finishes, True, key=lambda t, fs=fitting, n=parts: _most(fs, units, n, t) >= micro_batches)
-        yield from finishes[first : first + 1]
+    """Of each number of pipelines and each slowest sum, the first finish by which all micro-batches can be done."""
+    units, parts = costs.scope.units, 1
+    while parts <= min(micro_batches, sum(units)):
+        every = list(every_way(costs, 1 / parts))
+        for pipelines in range(parts, min(micro_batches, sum(units)) + 1):
+            for sum_s in sorted({f.sum_s(pipelines) for f in every}):
+                some = [f for f in every if f.sum_s(pipelines) <= sum_s]
+                finishes = sorted({f.finish_s(k) for f in some for k in range(1, min(f.most, micro_batches) + 1)})
+                first = bisect_left(
+                    finishes, True, key=lambda t, fs=some, n=pipelines: _most(fs, units, n, t) >= micro_batches
+                )
+                yield from (finish_s + sum_s for finish_s in finishes[first : first + 1])
         parts *= 2
 
 
-def _most(fitting: list[Formation], units: tuple[int, ...], at_least: int, step_s: float) -> int:
-    """The most micro-batches in a step, by recursion over what is left."""
+def _most(fitting: list[Formation], units: tuple[int, ...], pipelines: int, time_s: float) -> int:
+    """The most micro-batches that so many pipelines do, by recursion over what is left."""
     shares: dict[tuple[int, ...], int] = {}
     for f in fitting:
-        shares[f.units] = max(shares.get(f.units, 0), f.share(step_s))
+        shares[f.units] = max(shares.get(f.units, 0), f.share(time_s))
 
     @cache
     def most(left: tuple[int, ...], pipelines: int) -> int:
-        best = 0 if pipelines <= 0 else -(10**9)
+        best = 0 if pipelines == 0 else -(10**9)
         for taken, share in shares.items():
             rest = tuple(n - x for n, x in zip(left, taken, strict=True))
-            if share and min(rest) >= 0:
-                best = max(best, share + most(rest, max(0, pipelines - 1)))
+            if share and pipelines and min(rest) >= 0:
+                best = max(best, share + most(rest, pipelines - 1))
         return best
 
-    return most(units, at_least)
+    return most(units, pipelines)
 
 
-def test_against_exhaustive_search() -> None:
-    """200 random clusters of up to 8 devices and models of up to 6 layers, no two alike.
-
-    The planner cuts each pipeline for its pace, the search in every way. They come to the same step but for a few of a
-    hundred, where the pipelines have few micro-batches and a shorter way through them is worth a slower pace.
-    """
-    excess = []
-    for seed in range(200):
+@pytest.mark.parametrize("block", range(8))
+def test_against_exhaustive_search(block: int) -> None:
+    """200 random clusters of up to 8 devices and models of up to 6 layers, no two alike: never a longer step."""
+    planned = 0
+    for seed in range(25 * block, 25 * block + 25):
         rng = random.Random(seed)
         cluster, work, micro_batches = small_cluster(rng, 8), small_work(rng, 6), rng.randint(1, 24)
         best_s, found = free_cuts_s(cluster, work, micro_batches), choose(cluster, work, micro_batches)
-        if isinstance(found, Infeasible):
-            assert best_s == float("inf"), seed
-            continue
-        excess.append(found.step_s / best_s - 1)
-        assert found.gap == 0
-        check_plan(found, cluster, work, micro_batches)
-    assert len(excess) >= 150
-    assert min(excess) >= -1e-9
-    assert sum(e < 1e-9 for e in excess) >= 0.97 * len(excess)
-    assert mean(excess) < 0.002
+        assert seconds(found) == pytest.approx(best_s, rel=1e-9), seed
+        if isinstance(found, Plan):
+            planned += 1
+            assert found.gap == pytest.approx(0, abs=1e-9)
+            check_plan(found, cluster, work, micro_batches)
+    assert planned >= 15
 
 
 def check_plan(found: Plan, cluster: Cluster, work: Workload, micro_batches: int) -> None:
@@ -126,7 +120,7 @@ def check_plan(found: Plan, cluster: Cluster, work: Workload, micro_batches: int
             assert stage.layers[0] < stage.layers[1]
             assert stage.memory.total <= 0.9 * stage.node.device.memory + 1
         assert pipeline.compute_s == pytest.approx(fill_and_pace_s([s.time for s in pipeline.stages], pipeline.share))
-    assert found.step_s == pytest.approx(max(p.finish_s for p in found.pipelines))
+    assert found.step_s == pytest.approx(max(p.finish_s for p in found.pipelines) + found.sum_s)
     assert 0.5 * found.step_s < found.expected_s <= found.step_s * (1 + 1e-9)
     assert 1 <= found.copies <= found.data
     idle = Counter({i.node: i.devices for i in found.idle})
@@ -178,6 +172,18 @@ def test_large_clusters(nodes: int) -> None:
         assert found.step_s <= plan(uniform(cluster, work, 16 * nodes)).step_s
 
 
+@pytest.mark.parametrize("nodes", [2, 4, 12])
+def test_below_256_devices_the_best_is_found(nodes: int) -> None:
+    """Of the pipelines that are looked at no selection is better, by the bound."""
+    for seed in range(3):
+        rng = random.Random(seed)
+        cluster = Cluster(tuple((kind, nodes) for kind in node_kinds(rng, 2, (8,))))
+        work = decoder(rng.choice([12, 32]), 4096, 4096, recompute=rng.random() < 0.5)
+        found = plan(choose(cluster, work, 16 * nodes))
+        check_plan(found, cluster, work, 16 * nodes)
+        assert found.gap == 0
+
+
 def test_what_was_measured_decides() -> None:
     """A device that is slow by its figures and measured to be as fast as the other gets as much."""
     cluster = Cluster(((node("fast", 4e12), 1), (node("slow", 1e12), 1)))
@@ -187,6 +193,28 @@ def test_what_was_measured_decides() -> None:
     measured = Profile({("slow", 1): (LayerTime(1 / 12, 2 / 12),)})
     shares = [(p.count, p.share) for p in plan(choose(cluster, work, 50, profile=measured)).pipelines]
     assert shares in ([(2, 25)], [(1, 25), (1, 25)])
+
+
+def test_links_that_were_measured_say_who_waits_for_whom() -> None:
+    """By the tables the first kind has the faster link, measured it is the other; and inside it is slower, too."""
+    a, b = (node(name, 1e12, 2, between=Link(speed)) for name, speed in (("a", 1e9), ("b", 1e8)))
+    links = {("a", "a", "between"): Link(1e7), ("b", "b", "between"): Link(2e9), ("a", "a", "inside"): Link(3e7)}
+    cluster, limits = Cluster(((a, 2), (b, 2))), Limits(tensor=1)
+    counted = next(scopes(cluster, blocks(2), 8, limits, None))
+    measured = next(scopes(cluster, blocks(2), 8, limits, Profile(links=links)))
+    assert (counted.kinds, counted.link) == ((a,), Link(1e9))
+    assert (measured.kinds, measured.link) == ((b,), Link(2e9))
+    both = list(scopes(cluster, blocks(2), 8, limits, Profile(links=links)))[1]
+    assert (both.kinds, both.inside, both.link) == ((b, a), (Link(1e18), Link(3e7)), Link(1e7))
+
+
+def test_few_micro_batches_keep_few_activations() -> None:
+    """Stages of 4 GiB of state, with room for activations of two micro-batches: a pipeline of four fits with two."""
+    work = blocks(4, params=4 * GIB // 18, kept=GIB)
+    cluster = Cluster(((node("card", 1e12, memory=int(6.01 * GIB)), 4),))
+    found = plan(choose(cluster, work, 2, limits=Limits(memory=1.0)))
+    assert [len(p.stages) for p in found.pipelines] == [4]
+    assert isinstance(choose(cluster, work, 3, limits=Limits(memory=1.0)), Infeasible)
 
 
 def test_the_optimizer_state_is_cut_where_it_does_not_fit_whole() -> None:
@@ -206,6 +234,6 @@ def test_a_plan_says_why() -> None:
     found = plan(choose(cluster, blocks(2), 8, limits=Limits(stages=1)))
     text = "\n".join(found.reason)
     assert "4 micro-batches of 0.5 s in the slowest stage (stage 0 of 1, layers 0 to 1 on fast)" in text
-    assert "2 pipelines, TP 1, the optimizer state in 2 copies; no better plan exists" in text
+    assert "2 pipelines, TP 1, the optimizer state in 2 copies; no plan that was looked at is better" in text
     assert "2 devices fast: 2 layers each, in 2 pipelines of its own; busy 100% of the step" in text
     assert "1 device slow idle: a micro-batch takes it 200 s, longer than a step" in text

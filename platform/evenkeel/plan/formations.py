@@ -10,22 +10,11 @@ paces upwards gives each its best. Faster than fewer units of it a formation mus
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from math import ceil, floor, inf, log
+from itertools import pairwise
+from math import floor, inf, log
 
-from evenkeel.plan.cost import (
-    all_reduce_s,
-    held_and_worked,
-    hierarchical_all_reduce_s,
-    layer_times,
-    params_per_rank,
-    send_s,
-)
-from evenkeel.plan.hardware import Link, NodeKind
-from evenkeel.plan.memory import WIDTHS
-from evenkeel.plan.workload import LayerTime, Profile, Workload
+from evenkeel.plan.scopes import Costs, Formation
+from evenkeel.plan.trade_offs import covers, trade_offs
 
 MOST_PACES = 600
 """More different paces are looked at in steps of PACE_STEP."""
@@ -41,166 +30,10 @@ MOST_EXACT = 5000
 EXACT_UNITS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Formation:
-    """A pipeline, and what a step costs it.
-
-    Attributes:
-        units: how many of each kind of the scope.
-        kinds: of each stage, as index into the scope's kinds.
-        cuts: layers (start, stop) of each stage.
-        pace_s: of the slowest stage per micro-batch.
-        bubble_s: what the other stages take for one micro-batch; paid once per step.
-        after_s: once per step after the last backward pass: the sum of gradients, and the update.
-        alone_s: the same if it is the only pipeline.
-    """
-
-    units: tuple[int, ...]
-    kinds: tuple[int, ...]
-    cuts: tuple[tuple[int, int], ...]
-    pace_s: float
-    bubble_s: float
-    after_s: float
-    alone_s: float
-
-    def finish_s(self, share: int) -> float:
-        """Seconds of a step with so many micro-batches: plan/pipelines.py, fill_and_pace_s."""
-        return self.bubble_s + share * self.pace_s + self.after_s
-
-    def share(self, step_s: float) -> int:
-        """How many micro-batches it does within a step, 0 if not one."""
-        return max(0, floor((step_s - self.bubble_s - self.after_s) / self.pace_s * (1 + 1e-12)))
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What a plan may use: units of some kinds of node, at one TP degree, over one class of link.
-
-    Attributes:
-        units: TP groups there are of each kind.
-        link: between stages and between pipelines: the slowest of those that are used.
-        memory: bytes that may be used, of each kind.
-        sums_over: how many pipelines gradients are summed over, at most.
-    """
-
-    kinds: tuple[NodeKind, ...]
-    units: tuple[int, ...]
-    tensor: int
-    link: Link
-    memory: tuple[int, ...]
-    sums_over: int
-
-
-class Costs:
-    """Sums over layers, so that a stage's time and memory are differences."""
-
-    def __init__(self, scope: Scope, work: Workload, profile: Profile | None) -> None:
-        self.scope = scope
-        self.layers = len(work.layers)
-        self.recompute = work.recompute
-        self.starts: dict[tuple[int, float], list[int]] = {}
-        self.times = tuple(layer_times(work, kind, scope.tensor, profile) for kind in scope.kinds)
-        self.seconds = tuple((0.0, *accumulate(t.total_s for t in times)) for times in self.times)
-        self.send_s = send_s(max((layer.output_bytes for layer in work.layers[:-1]), default=0), scope.link)
-        self.elements = (0, *accumulate(params_per_rank(layer, scope.tensor) for layer in work.layers))
-        bytes_of = [held_and_worked(work, i, scope.tensor) for i in range(self.layers)]
-        self.held = (0, *accumulate(held for held, _ in bytes_of))
-        self.worked = tuple(worked for _, worked in bytes_of)
-        self.width = WIDTHS[work.precision]
-
-    def with_scope(self, scope: Scope) -> "Costs":
-        """The same layers with other units or memory."""
-        other = copy(self)
-        other.scope = scope
-        return other
-
-    def stage_s(self, kind: int, start: int, stop: int) -> float:
-        """Both passes of a stage, with what it sends to its neighbours."""
-        sends = (start > 0) + (stop < self.layers)
-        return self.seconds[kind][stop] - self.seconds[kind][start] + sends * self.send_s
-
-    def passes(self, kind: int, start: int, stop: int) -> LayerTime:
-        """Both passes of a stage for themselves."""
-        times = self.times[kind][start:stop]
-        forward_s = sum(t.forward_s for t in times) + (stop < self.layers) * self.send_s
-        return LayerTime(forward_s, sum(t.backward_s for t in times) + (start > 0) * self.send_s)
-
-    def starts_by_time(self, kind: int, pace: float) -> list[int]:
-        """The first layer of a stage that stops before layer j, by j, within the pace."""
-        if (kind, pace) in self.starts:
-            return self.starts[kind, pace]
-        seconds, starts = self.seconds[kind], [0]
-        for stop in range(1, self.layers + 1):
-            room = pace * (1 + 1e-12) - (stop < self.layers) * self.send_s
-            whole = seconds[stop] <= room
-            starts.append(0 if whole else min(stop, bisect_left(seconds, seconds[stop] - room + self.send_s, 0, stop)))
-        self.starts[kind, pace] = starts
-        return starts
-
-    def state_width(self, owned: float) -> float:
-        """Bytes per parameter."""
-        return self.width.params + self.width.grads + self.width.optimizer * owned
-
-    def bytes(self, start: int, stop: int, flying: int, owned: float) -> float:
-        """On each device of a stage, as cost.stage_memory counts it."""
-        state = (self.elements[stop] - self.elements[start]) * self.state_width(owned)
-        return state + flying * (self.held[stop] - self.held[start]) + max(self.worked[start:stop], default=0)
-
-    def after_s(self, kind: int, elements: int, depth: int) -> tuple[float, float]:
-        """Once per step, for so many parameters: the sum of gradients with the update, and the update alone.
-
-        The sum is an all-reduce, flat or by nodes, in which stages of a pipeline come before pipelines; where parts of
-        the optimizer state are owned it is a reduce-scatter, and parameters, which are not wider than gradients, are
-        gathered. The update reads and writes all state once, also where only a part is owned: so that copies are given
-        up for memory only.
-        """
-        node, members = self.scope.kinds[kind], self.scope.sums_over
-        update = 2 * elements * self.state_width(1.0) / node.device.bytes_per_s
-        near = min(members, max(1, node.devices // self.scope.tensor // depth))
-        size, link = self.width.grads * elements, self.scope.link
-        by_nodes = hierarchical_all_reduce_s(size, ceil(members / near), near, node.inside, link)
-        return min(by_nodes, all_reduce_s(size, members, link)) + update, update
-
-    def formation(self, kinds: Sequence[int], cuts: Sequence[tuple[int, int]]) -> Formation:
-        times = [self.stage_s(kind, *cut) for kind, cut in zip(kinds, cuts, strict=True)]
-        largest: dict[int, int] = {}
-        for kind, (start, stop) in zip(kinds, cuts, strict=True):
-            largest[kind] = max(largest.get(kind, 0), self.elements[stop] - self.elements[start])
-        after = [self.after_s(kind, elements, len(cuts)) for kind, elements in largest.items()]
-        units = tuple(kinds.count(k) for k in range(len(self.scope.kinds)))
-        pace = max(times)
-        return Formation(
-            units,
-            tuple(kinds),
-            tuple(cuts),
-            pace,
-            sum(times) - pace,
-            max(a for a, _ in after),
-            max(a for _, a in after),
-        )
-
-    def short_bytes(self, formation: Formation, owned: float) -> float:
-        """By how much its fullest device is too small; negative if all fit."""
-        depth = len(formation.kinds)
-        return max(
-            self.bytes(*cut, depth - s, owned) - self.scope.memory[kind]
-            for s, (kind, cut) in enumerate(zip(formation.kinds, formation.cuts, strict=True))
-        )
-
-    def fluid_s(self, micro_batches: int) -> float:
-        """No step is shorter: all units always busy, each with the layers that suit it best.
-
-        With weights 1 / (seconds of all layers) the work of a layer is at least the least weighted time of any kind.
-        """
-        totals = [seconds[-1] for seconds in self.seconds]
-        work = sum(min(ts[i].total_s / c for ts, c in zip(self.times, totals, strict=True)) for i in range(self.layers))
-        return micro_batches * work / sum(n / c for n, c in zip(self.scope.units, totals, strict=True))
-
-
 def formations(costs: Costs, owned: float, stages: int) -> tuple[Formation, ...]:
     """Every formation that fits into the memory and is faster than with fewer units of its own, at its best pace.
 
-    Of few units also those with equally many layers in each stage: they can need less time after the last pass.
+    Of few units also those with equally many layers in each stage: their gradients can be summed sooner.
 
     Args:
         owned: the part of the optimizer state that each device keeps.
@@ -212,19 +45,22 @@ def formations(costs: Costs, owned: float, stages: int) -> tuple[Formation, ...]
     found: list[Formation] = []
     for pace in paces[first:]:
         if table.deal(pace):
-            found += [costs.formation(kinds, cuts) for kinds, cuts in table.completed()]
+            found += [costs.formation(kinds, cuts, costs.scope.micro_batches) for kinds, cuts in table.completed()]
         if not table.open:
             break
+    every = counts(costs.scope.units, stages)
+    found = [f for f in found if not covers(costs, f.units)] + list(trade_offs(costs, owned, every))
     if sum(costs.scope.units) <= EXACT_UNITS:
-        every = (even(costs, sorted_kinds(count)) for count in counts(costs.scope.units, stages)[1:])
-        found += [f for f in every if f is not None and costs.short_bytes(f, owned) <= 0]
+        few = [count for count in every[1:] if sum(count) <= costs.layers and not covers(costs, count)]
+        found += [f for count in few if (f := even(costs, sorted_kinds(count), owned)).most]
     return tuple(found)
 
 
-def even(costs: Costs, kinds: Sequence[int]) -> Formation | None:
-    """Equally many layers in each stage, to within one; None if there are more stages than layers."""
+def even(costs: Costs, kinds: Sequence[int], owned: float) -> Formation:
+    """Equally many layers in each stage, to within one; there must be as many layers as stages."""
     bounds = [costs.layers * s // len(kinds) for s in range(len(kinds) + 1)]
-    return costs.formation(kinds, tuple(pairwise(bounds))) if len(kinds) <= costs.layers else None
+    cuts = tuple(pairwise(bounds))
+    return costs.formation(kinds, cuts, costs.most(kinds, cuts, owned))
 
 
 def sorted_kinds(count: Sequence[int]) -> tuple[int, ...]:

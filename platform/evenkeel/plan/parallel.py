@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from evenkeel.plan.cost import link_between, send_s, stage_memory
-from evenkeel.plan.formations import EXACT_UNITS, Costs, Formation, Scope, even, formations
+from evenkeel.plan.formations import even, formations
 from evenkeel.plan.hardware import Cluster, Link, NodeKind
 from evenkeel.plan.layout import Infeasible
 from evenkeel.plan.plans import Idle, PipelinePlan, Plan, StagePlan, explain
-from evenkeel.plan.selection import Group, Search, Selection, bound_s, finish_s, select
+from evenkeel.plan.scopes import Costs, Formation, Scope
+from evenkeel.plan.selection import EXACT, NEAR, Group, Search, Selection, bound_s, select, step_s
 from evenkeel.plan.shortage import shortage
 from evenkeel.plan.workload import Profile, Workload
 
-WORTH = 5e-3
-"""By what part a step must be shorter for the optimizer state to be cut into more parts, which loses copies."""
+EXACT_DEVICES = 255
+"""Up to so many the best is found of the pipelines that are looked at; of more, one that is hardly slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +82,16 @@ def choose(
         return Infeasible(_no_degree(cluster, work, limits))
     best = _best_uniform(every, micro_batches, limits)
     beat_s, low_s = best.selection.step_s if best else inf, inf
+    worth = EXACT if cluster.devices <= EXACT_DEVICES else NEAR
     hopes = [_hope(costs, micro_batches, limits) for costs in every if costs.fluid_s(micro_batches) < beat_s]
     for hope in sorted(hopes, key=lambda hope: hope.least_s):
         if best is None or hope.least_s < best.selection.step_s:
-            found, here_s = _within(hope, micro_batches, limits, best)
+            found, here_s = _within(hope, micro_batches, limits, best, worth)
             best, low_s = found or best, min(low_s, here_s)
     if best is None:
         return shortage(every, micro_batches, limits.stages, limits.copies, limits.memory)
-    return _plan(best, cluster, work, min(low_s, best.selection.step_s))
+    is_best = low_s >= best.selection.step_s * (1 - 2 * EXACT)
+    return _plan(best, cluster, work, best.selection.step_s if is_best else low_s)
 
 
 def uniform(
@@ -157,7 +160,8 @@ def scopes(
         for tensor in _degrees(some_nodes, work, limits):
             units = tuple(kind.devices // tensor * count for kind, count in some_nodes.items())
             memory = tuple(int(limits.memory * kind.device.memory) for kind in some_nodes)
-            yield Scope(tuple(some_nodes), units, tensor, link, memory, micro_batches)
+            inside = tuple(link_between(kind, kind, "inside", profile) for kind in some_nodes)
+            yield Scope(tuple(some_nodes), units, tensor, inside, link, memory, micro_batches)
 
 
 def _slowest(links: Sequence[Link]) -> Link:
@@ -190,47 +194,40 @@ class _Hope:
 
 def _hope(costs: Costs, micro_batches: int, limits: Limits) -> _Hope:
     free = formations(costs, 0.0, limits.stages)
-    return _Hope(costs, free, bound_s(free, Search(costs.scope.units, micro_batches, _prices(costs), 1, inf)))
+    return _Hope(costs, free, bound_s(free, Search(costs.scope.units, micro_batches, 1, inf, NEAR), (1,)))
 
 
-def _within(hope: _Hope, micro_batches: int, limits: Limits, best: _Best | None) -> tuple[_Best | None, float]:
+def _within(
+    hope: _Hope, micro_batches: int, limits: Limits, best: _Best | None, worth: float
+) -> tuple[_Best | None, float]:
     """The best of a scope, if it beats the best so far, and what no plan of the scope beats.
 
     The optimizer state is whole at first, and cut into more and more parts as long as not to keep it at all would make
     the step shorter by what is worth it.
     """
-    costs, units, least_s = hope.costs, hope.costs.scope.units, hope.least_s
+    costs, units = hope.costs, hope.costs.scope.units
     found: _Best | None = None
-    step_s = best.selection.step_s if best else inf
-    search = Search(units, micro_batches, _prices(costs), 1, step_s)
+    now_s, low_s = best.selection.step_s if best else inf, inf
     parts = 1
-    worth = 0.0 if sum(units) <= EXACT_UNITS else WORTH
+    kinds: tuple[Formation, ...] = ()
     fewest = min((len(f.kinds) for f in hope.free), default=1)
     while parts == 1 or limits.copies * parts <= min(micro_batches, sum(units) // fewest):
-        worth_s = step_s * (1 if parts == 1 else 1 - worth)
-        if least_s >= worth_s:
-            break
         at_least = 1 if parts == 1 else limits.copies * parts
-        kinds = formations(costs, 1 / parts, limits.stages)
-        selection = select(kinds, replace(search, at_least=at_least, beat_s=worth_s))
-        if selection is not None:
-            found, step_s = _Best(costs, selection, parts), selection.step_s
+        search = Search(units, micro_batches, at_least, now_s, worth)
+        least_s = bound_s(hope.free, search)
+        if least_s >= now_s * (1 - worth):
+            low_s = min(low_s, least_s)
+            break
+        kinds, before = formations(costs, 1 / parts, limits.stages), kinds
+        if kinds != before:  # of the same with more that must keep parts none is better
+            selection, here_s = select(kinds, search)
+            low_s = min(low_s, here_s)
+            if selection is not None and (parts == 1 or selection.step_s < now_s * (1 - worth / 8)):
+                found, now_s = _Best(costs, selection, parts), selection.step_s
         if kinds == hope.free:
             break
         parts *= 2
-    low_s = found.selection.bound_s if found else step_s
-    return found, min(low_s, max(least_s, step_s * (1 - worth)))
-
-
-def _prices(costs: Costs) -> tuple[tuple[float, ...], ...]:
-    """What a unit of each kind may be worth: its speed, and for one kind at a time a bit more or less."""
-    speeds = tuple(1 / seconds[-1] for seconds in costs.seconds)
-    factors = (1.0, 0.6, 0.75, 0.85, 0.92, 0.97) if len(speeds) > 1 else (1.0,)
-    return tuple(
-        tuple(speed * (factor if k == i else 1) for i, speed in enumerate(speeds))
-        for factor in factors
-        for k in range(len(speeds))
-    )
+    return found, low_s
 
 
 def _best_uniform(every: Sequence[Costs], micro_batches: int, limits: Limits) -> _Best | None:
@@ -243,13 +240,13 @@ def _uniforms(costs: Costs, micro_batches: int, limits: Limits) -> Iterator[_Bes
     units = sum(costs.scope.units)
     for depth in range(1, min(limits.stages, costs.layers, units) + 1):
         data = min(units // depth, micro_batches)
-        orders = _in_a_row(costs.scope.units, depth, data)
-        formed = [(f, count) for order, count in orders if (f := even(costs, order))]
+        orders = list(_in_a_row(costs.scope.units, depth, data))
         parts = 1
         while parts == 1 or limits.copies * parts <= data:
-            if all(costs.short_bytes(formation, 1 / parts) <= 0 for formation, _ in formed):
-                groups = _equal_shares(formed, micro_batches, data)
-                yield _Best(costs, Selection(groups, finish_s(groups), finish_s(groups)), parts)
+            formed = [(even(costs, order, 1 / parts), count) for order, count in orders]
+            groups = _equal_shares(formed, micro_batches, data)
+            if all(share <= formation.most for formation, _, share in groups):
+                yield _Best(costs, Selection(groups, step_s(groups)), parts)
                 break
             parts *= 2
 
@@ -288,9 +285,9 @@ def _plan(best: _Best, cluster: Cluster, work: Workload, bound_s: float) -> Plan
     copies = max(1, data // best.parts)
     pipelines = [_pipeline(best.costs, work, group, data, copies) for group in groups]
     pipelines.sort(key=lambda p: -p.share)
-    step_s = best.selection.step_s
-    tokens_per_s = work.tokens * sum(p.count * p.share for p in pipelines) / step_s
-    plan = Plan(scope.tensor, tuple(pipelines), copies, step_s, bound_s, tokens_per_s, ())
+    sum_s = max(formation.sum_s(data) for formation, _, _ in groups)
+    tokens_per_s = work.tokens * sum(p.count * p.share for p in pipelines) / best.selection.step_s
+    plan = Plan(scope.tensor, tuple(pipelines), copies, sum_s, best.selection.step_s, bound_s, tokens_per_s, ())
     plan = replace(plan, idle=tuple(_idle(plan, best, cluster)))
     return replace(plan, reason=explain(plan))
 
@@ -307,8 +304,8 @@ def _pipeline(costs: Costs, work: Workload, group: Group, data: int, copies: int
         )
         for s, (kind, cut) in enumerate(zip(formation.kinds, formation.cuts, strict=True))
     ]
-    after_s = formation.alone_s if data == 1 else formation.after_s
-    return PipelinePlan(count, share, tuple(stages), formation.finish_s(share) - formation.after_s, after_s)
+    compute_s = formation.finish_s(share) - formation.update_s
+    return PipelinePlan(count, share, tuple(stages), compute_s, formation.update_s)
 
 
 def _idle(plan: Plan, best: _Best, cluster: Cluster) -> Iterator[Idle]:
@@ -332,7 +329,7 @@ def _why_idle(node: NodeKind, left: int, plan: Plan, best: _Best) -> str:
         return f"each of the {plan.micro_batches} micro-batches has a pipeline already"
     kind = best.costs.scope.kinds.index(node)
     alone_s = best.costs.seconds[kind][-1]
-    whole = best.costs.short_bytes(best.costs.formation([kind], [(0, best.costs.layers)]), 1 / best.parts)
+    whole = best.costs.bytes(0, best.costs.layers, 1, 1 / best.parts) - best.costs.scope.memory[kind]
     if whole > 0 and left == plan.tensor:
         return (
             f"the whole model is {whole / 2**30:.1f} GiB too large for it, and in a pipeline it would shorten no step"

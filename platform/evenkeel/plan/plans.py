@@ -31,23 +31,24 @@ class PipelinePlan:
     Attributes:
         share: micro-batches of each of them.
         compute_s: from its first forward to its last backward pass: plan/pipelines.py, fill_and_pace_s.
-        after_s: the sum of gradients and the update.
+        update_s: of the optimizer.
     """
 
     count: int
     share: int
     stages: tuple[StagePlan, ...]
     compute_s: float
-    after_s: float
+    update_s: float
 
     @property
     def finish_s(self) -> float:
-        return self.compute_s + self.after_s
+        """From one sum of gradients to the next."""
+        return self.compute_s + self.update_s
 
     @property
     def expected_s(self) -> float:
         """The same by the exact time of 1F1B, which is never longer."""
-        return pipeline_s([stage.time for stage in self.stages], self.share) + self.after_s
+        return pipeline_s([stage.time for stage in self.stages], self.share) + self.update_s
 
     @property
     def slowest(self) -> int:
@@ -72,8 +73,9 @@ class Plan:
         tensor: TP degree, of all pipelines.
         pipelines: classes of equal ones; each has at least one micro-batch.
         copies: r, how many pipelines keep and update each slice of the optimizer state.
-        step_s: seconds of a step.
-        bound_s: no plan that was looked at is faster, by linear programming; equal to step_s where all were looked at.
+        sum_s: the slowest sum of gradients over the pipelines, for which all wait.
+        step_s: seconds of a step: until the last pipeline is done, and that sum.
+        bound_s: no plan is faster of those that docs/planning.md names.
         tokens_per_s: of the whole step.
         reason: what bounds it, what each kind of device is used for, what is idle and why; one line each.
     """
@@ -81,6 +83,7 @@ class Plan:
     tensor: int
     pipelines: tuple[PipelinePlan, ...]
     copies: int
+    sum_s: float
     step_s: float
     bound_s: float
     tokens_per_s: float
@@ -104,7 +107,7 @@ class Plan:
     @property
     def expected_s(self) -> float:
         """Seconds of a step by the exact time of 1F1B: step_s is never below it, and simpler to plan by."""
-        return max(pipeline.expected_s for pipeline in self.pipelines)
+        return max(pipeline.expected_s for pipeline in self.pipelines) + self.sum_s
 
     @property
     def gap(self) -> float:
@@ -123,10 +126,10 @@ def explain(plan: Plan) -> tuple[str, ...]:
         f"a step takes {plan.step_s:.4g} s: {busy_s:.4g} s for {_count(last.share, 'micro-batch', 'es')} of "
         f"{slow.time.total_s:.4g} s in the slowest stage (stage {last.slowest} of {len(last.stages)}, layers {start} "
         f"to {stop - 1} on {slow.node.device.name}), {ramp_s:.4g} s to fill and drain the pipeline, "
-        f"{last.after_s:.4g} s to sum gradients and update",
+        f"{last.update_s:.4g} s to update, {plan.sum_s:.4g} s to sum gradients over {_count(plan.data, 'pipeline')}",
         f"{_count(plan.data, 'pipeline')}, TP {plan.tensor}, the optimizer state in "
         f"{_count(plan.copies, 'copy', 'copies')}; "
-        + ("no better plan exists" if plan.gap <= 0 else f"at most {plan.gap:.2%} above the best"),
+        + ("no plan that was looked at is better" if plan.gap <= 0 else f"at most {plan.gap:.2%} above the best"),
     ]
     return (*lines, *_uses(plan), *(_idle(idle) for idle in plan.idle))
 

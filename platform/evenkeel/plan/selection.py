@@ -1,19 +1,43 @@
-"""Which formations, how many of each, and their shares: the shortest step that so many units allow."""
+"""Which formations, how many of each, and their shares: the shortest step that so many units allow.
 
-from collections.abc import Sequence
+A step is as long as the slowest pipeline takes up to the sum of gradients, and then the slowest sum, for which all
+wait. How long that is depends on how many pipelines there are and on the others: so it is searched by branch and bound
+(A. Land, A. Doig, "An automatic method of solving discrete programming problems", 1960). A branch is the selections of
+some numbers of pipelines whose slowest sum is within some times. In it each formation is charged the least that it can
+wait for sums. What is best then, by dynamic or integer programming over how many there are of each, no selection of the
+branch beats; and if it takes longer in truth, the branch is split, so that the charge comes nearer to the truth. Prices
+say which branches cannot be better than what is known.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from heapq import heapify, heapreplace
-from math import ceil, inf, prod
+from heapq import heapify, heappop, heappush, heapreplace
+from math import inf
 from operator import mul
+from typing import Self
 
-from evenkeel.plan.formations import EXACT_UNITS, Formation
-from evenkeel.plan.solver import Column, Knapsack, relaxed, whole
+from evenkeel.plan.formations import EXACT_UNITS
+from evenkeel.plan.prices import Bound, Offer, Prices, bound, useful
+from evenkeel.plan.scopes import Formation
+from evenkeel.plan.solver import Column, Knapsack, whole
 
-MOST_STATES = 5000
-"""Numbers of units left over which dynamic programming is still quick."""
+EXACT = 1e-8
+"""By what part a step must be shorter to be looked for, where the shortest is to be found."""
 
-CLOSE = 2e-4
-"""How near the step times are between which the best lies, where it is not found exactly."""
+NEAR = 8e-3
+"""The same where one is to be found that is hardly longer."""
+
+MOST_SOLVED = {EXACT: 1000, NEAR: 40}
+"""Branches of which the best is looked for, by what is worth it."""
+
+NODES = {EXACT: 10_000, NEAR: 20}
+"""Of the tree of each integer program."""
+
+COARSE = 1e-3
+"""To within this a branch's best is sought between what is too short and what was found; then from what was found."""
+
+NUMBERS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
+"""So many pipelines end a branch at first."""
 
 Group = tuple[Formation, int, int]
 """Equal pipelines: their formation, how many there are, and the share of each."""
@@ -22,13 +46,11 @@ Group = tuple[Formation, int, int]
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Attributes:
-    step_s: when the last pipeline is done.
-    bound_s: no selection is faster.
+    step_s: with the sum of gradients.
     """
 
     groups: tuple[Group, ...]
     step_s: float
-    bound_s: float
 
 
 def deal(pipelines: Sequence[tuple[Formation, int]], micro_batches: int, minimum: int = 0) -> tuple[Group, ...]:
@@ -61,7 +83,7 @@ def deal(pipelines: Sequence[tuple[Formation, int]], micro_batches: int, minimum
 
 def _most_below(kinds: Sequence[Formation], counts: Sequence[int], micro_batches: int, minimum: int) -> list[int]:
     """Shares of a step in which not all micro-batches get done, near the one in which they do."""
-    low, high = 0.0, min(f.finish_s(micro_batches) for f in kinds)
+    low, high = 0.0, max(f.finish_s(min(f.most, micro_batches)) for f in kinds)
     shares = [minimum] * len(kinds)
     for _ in range(30):
         middle = (low + high) / 2
@@ -73,12 +95,10 @@ def _most_below(kinds: Sequence[Formation], counts: Sequence[int], micro_batches
     return shares
 
 
-def finish_s(groups: Sequence[Group]) -> float:
-    """When the last pipeline is done; one pipeline sums with nobody."""
-    if sum(count for _, count, _ in groups) == 1:
-        formation, _, share = groups[0]
-        return _alone_s(formation, share)
-    return max(formation.finish_s(share) for formation, _, share in groups)
+def step_s(groups: Sequence[Group]) -> float:
+    """From one sum of gradients to the next: all wait for the slowest pipeline, and for the slowest sum."""
+    pipelines = sum(count for _, count, _ in groups)
+    return max(f.finish_s(share) for f, _, share in groups) + max(f.sum_s(pipelines) for f, _, _ in groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,137 +107,220 @@ class Search:
 
     Attributes:
         units: there are of each kind.
-        prices: of a unit of each kind, in any measure: sets of them that `bound_s` may use.
         at_least: how many pipelines there must be.
         beat_s: only shorter steps are of interest; may be infinite.
+        worth: by what part a step must be shorter to be looked for, EXACT or NEAR.
     """
 
     units: Column
     micro_batches: int
-    prices: tuple[tuple[float, ...], ...]
     at_least: int
     beat_s: float
+    worth: float
+
+    @property
+    def most(self) -> int:
+        """Pipelines, at most."""
+        return min(sum(self.units), self.micro_batches)
 
 
-def bound_s(kinds: Sequence[Formation], search: Search) -> float:
-    """No selection has a shorter step: not the best single pipeline, nor several, by weak duality of linear programs.
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """Selections of `fewest` to `most` pipelines, whose slowest sum would take `floor_s` to `ceiling_s` over `fewest`.
 
-    Whatever a unit's price: if no formation does more than g micro-batches per price within a step, then all units
-    together do at most g times their price.
+    Attributes:
+        kinds: formations that may be in it.
+        offers: the same as they are charged, with the least that they wait for sums.
     """
-    if not kinds:
-        return inf
-    several = max(_priced_s(kinds, search.units, search.micro_batches, prices) for prices in search.prices)
-    return min(several, *(_alone_s(f, search.micro_batches) for f in kinds))
+
+    search: Search
+    fewest: int
+    most: int
+    floor_s: float
+    kinds: tuple[Formation, ...]
+    offers: tuple[Offer, ...]
+
+    @classmethod
+    def of(
+        cls,
+        search: Search,
+        kinds: Sequence[Formation],
+        fewest: int,
+        most: int,
+        floor_s: float = 0.0,
+        ceiling_s: float = inf,
+    ) -> Self:
+        sums = [(f, f.sum_s(fewest)) for f in kinds]
+        usable = [(f, max(sum_s, floor_s)) for f, sum_s in sums if sum_s <= ceiling_s]
+        # A hair less than all, so that rounding up does not make one more of them.
+        worth = [search.micro_batches * (1 - 1e-9) / n if n else 0.0 for n in (*search.units, most)]
+        offers = (
+            Offer(f.update_s + f.bubble_s + charge_s, f.pace_s, f.most, tuple(map(mul, (*f.units, 1), worth)))
+            for f, charge_s in usable
+        )
+        return cls(search, fewest, most, floor_s, tuple(f for f, _ in usable), tuple(offers))
+
+    def bound(self, wanted_s: float = inf, start: Prices = ()) -> Bound:
+        return bound(self.offers, wanted_s, start) if self.offers else Bound(inf, start)
+
+    def split(self, chosen: Sequence[Group]) -> Iterator["_Branch"]:
+        """Branches that together are this one: by the number of pipelines or by the slowest sum, whichever charges what
+        was chosen less than it takes by more."""
+        pipelines = sum(count for _, count, _ in chosen)
+        charges = sorted({max(f.sum_s(self.fewest), self.floor_s) for f, _, _ in chosen})
+        more_s = max(f.sum_s(pipelines) for f, _, _ in chosen) - charges[-1]
+        if more_s > charges[-1] - charges[0] or len(charges) == 1:
+            yield _Branch.of(self.search, self.kinds, self.fewest, pipelines - 1, self.floor_s)
+            yield _Branch.of(self.search, self.kinds, pipelines, self.most, self.floor_s)
+            return
+        middle_s = charges[(len(charges) - 1) // 2]
+        above_s = min(sum_s for f in self.kinds if (sum_s := f.sum_s(self.fewest)) > middle_s)
+        yield _Branch.of(self.search, self.kinds, self.fewest, self.most, self.floor_s, middle_s)
+        yield _Branch.of(self.search, self.kinds, self.fewest, self.most, above_s)
 
 
-def _priced_s(kinds: Sequence[Formation], units: Column, micro_batches: int, prices: Sequence[float]) -> float:
-    each = micro_batches / sum(map(mul, units, prices))
-    return min(f.finish_s(ceil(each * sum(map(mul, f.units, prices)) * (1 - 1e-9))) for f in kinds)
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A selection of a branch, with shares by what its formations are charged, and by what they take.
 
-
-def _alone_s(formation: Formation, share: int) -> float:
-    return formation.finish_s(share) - formation.after_s + formation.alone_s
-
-
-def select(kinds: Sequence[Formation], search: Search) -> Selection | None:
-    """The selection with the shortest step, if that is below search.beat_s.
-
-    For a given step each formation has a share, and what units can do within it is an integer program over how many
-    of each formation there are. The shortest step in which all micro-batches get done is found by bisection.
+    Attributes:
+        time_s: how long it takes as they are charged.
     """
-    best = _alone(kinds, search) if search.at_least <= 1 else None
-    # In the longest of these each formation could do everything: more time helps nobody.
-    longest_s = max((f.finish_s(search.micro_batches) for f in kinds), default=0.0) * (1 + 1e-6)
-    search = replace(search, beat_s=best.step_s if best else min(search.beat_s, longest_s))
-    low = bound_s(kinds, search)
-    if low >= search.beat_s:
-        return best
-    states = prod(n + 1 for n in search.units)
-    exact = states <= MOST_STATES if sum(search.units) <= EXACT_UNITS else states * search.at_least <= MOST_STATES
-    return (_exactly if exact else _nearly)(kinds, search, low) or best
+
+    selection: Selection
+    dealt: Selection
+    time_s: float
 
 
-def _alone(kinds: Sequence[Formation], search: Search) -> Selection | None:
-    """The best single pipeline, which has no gradients to sum with others."""
-    group = min((((f, 1, search.micro_batches),) for f in kinds), key=finish_s, default=None)
-    if group is None or finish_s(group) >= search.beat_s:
-        return None
-    return Selection(group, finish_s(group), finish_s(group))
+def bound_s(kinds: Sequence[Formation], search: Search, ends: Sequence[int] = NUMBERS) -> float:
+    """No selection has a shorter step; more than search.beat_s is of no interest.
+
+    Args:
+        ends: of the numbers of pipelines that are looked at together; fewer of them are quicker and say less.
+    """
+    least_s = inf
+    prices: Prices = ()
+    for branch in _branches(kinds, search, ends):
+        here = branch.bound(search.beat_s * (1 - search.worth), prices)
+        least_s, prices = min(least_s, here.step_s), here.prices
+    return least_s
 
 
-def _gains(kinds: Sequence[Formation], step_s: float, search: Search) -> list[int]:
-    return [min(search.micro_batches, f.share(step_s)) for f in kinds]
+def select(kinds: Sequence[Formation], search: Search) -> tuple[Selection | None, float]:
+    """The selection with the shortest step, if that is below search.beat_s; and what no selection beats.
 
-
-def _dealt(kinds: Sequence[Formation], numbers: Sequence[int], search: Search) -> Selection:
-    pipelines = [(f, n) for f, n in zip(kinds, numbers, strict=True) if n]
-    if search.at_least > 1:
-        pipelines = _no_more_than(pipelines, search.micro_batches)
-    groups = deal(pipelines, search.micro_batches, 1 if search.at_least > 1 else 0)
-    return Selection(groups, finish_s(groups), 0.0)
-
-
-def _no_more_than(pipelines: Sequence[tuple[Formation, int]], most: int) -> list[tuple[Formation, int]]:
-    """As many pipelines as can have a micro-batch each, those that do one fastest."""
-    kept = []
-    for formation, count in sorted(pipelines, key=lambda pipeline: pipeline[0].finish_s(1)):
-        kept.append((formation, min(count, most)))
-        most -= kept[-1][1]
-    return [(formation, count) for formation, count in kept if count]
-
-
-def _exactly(kinds: Sequence[Formation], search: Search, low: float) -> Selection | None:
-    knapsack = Knapsack([f.units for f in kinds], search.units, search.at_least)
-
-    def within(step_s: float) -> Selection | None:
-        most, numbers = knapsack.most(_gains(kinds, step_s, search))
-        return _dealt(kinds, numbers, search) if most >= search.micro_batches else None
-
-    best: Selection | None = None
-    high, step = search.beat_s, 1e-9
-    while best is None and low * (1 + step) < high * (1 - 1e-9):
-        best = within(low * (1 + step))
-        low, step = (low, step) if best else (low * (1 + step), max(1e-3, 3 * step))
-    # Below what was found there is another, or it is the best.
-    while (found := within((best.step_s if best else high) * (1 - 1e-9))) is not None:
-        best = found
-        while best.step_s - low > 1e-3 * best.step_s:
-            middle = (low + best.step_s) / 2
-            found = within(middle)
-            best, low = (found, low) if found else (best, middle)
-    return best and replace(best, bound_s=best.step_s)
-
-
-def _nearly(kinds: Sequence[Formation], search: Search, low: float) -> Selection | None:
-    columns = [f.units for f in kinds]
-
-    def within(step_s: float) -> Selection | None:
-        most, numbers = whole(columns, _gains(kinds, step_s, search), search.units, search.at_least)
-        return _dealt(kinds, numbers, search) if most >= search.micro_batches else None
-
-    bound = low = _relaxed_s(kinds, search, low)
-    step, best = 2 * CLOSE, None
-    while best is None and low < search.beat_s * (1 - CLOSE):
-        step_s = min(bound * (1 + step), search.beat_s * (1 - CLOSE / 2))
-        best = within(step_s)
-        low, step = (low, step) if best else (step_s, 3 * step)
-    while best and best.step_s - low > 10 * CLOSE * low:
-        found = within((low + best.step_s) / 2)
-        best, low = (found, low) if found else (best, (low + best.step_s) / 2)
-    return best and replace(best, bound_s=min(bound, best.step_s))
-
-
-def _relaxed_s(kinds: Sequence[Formation], search: Search, low: float) -> float:
-    """No selection has a shorter step, by linear programs: each one's prices say where the next is worth solving."""
-    columns = [f.units for f in kinds]
-    high, step = inf, CLOSE / 2
-    while low < search.beat_s and high - low > CLOSE * low:
-        step_s = low * (1 + step) if high == inf else (low + high) / 2
-        most, prices = relaxed(columns, _gains(kinds, step_s, search), search.units, search.at_least)
-        if most >= search.micro_batches * (1 - 1e-9):
-            high = step_s
+    Found is one that is hardly longer than the shortest if search.worth says so.
+    """
+    if not kinds or search.most < search.at_least:
+        return None, inf
+    # In the longest of these each formation could do everything: what takes longer fits into no memory.
+    longest_s = max(f.finish_s(min(f.most, search.micro_batches)) + f.sum_s(search.most) for f in kinds)
+    best, beat_s, low_s = None, min(search.beat_s, longest_s * (1 + 1e-6) / (1 - search.worth)), inf
+    queue: list[tuple[float, int, _Branch, Prices]] = []
+    number, new, parent = 0, list(_branches(kinds, search, NUMBERS)), Bound(0.0, ())
+    for _ in range(MOST_SOLVED[search.worth]):
+        wanted_s = beat_s * (1 - search.worth)
+        for branch in new:
+            bound = branch.bound(wanted_s, parent.prices)
+            heappush(queue, (max(bound.step_s, parent.step_s), number, branch, bound.prices))
+            number += 1
+        new = []
+        if not queue or queue[0][0] >= wanted_s:
+            break
+        low, _, branch, prices = heappop(queue)
+        found, low = _shortest(branch, wanted_s, low, prices)
+        if found is None:
+            low_s = min(low_s, low)
             continue
-        priced = _priced_s(kinds, search.units, search.micro_batches, prices) if any(y > 0 for y in prices) else low
-        low, step = max(step_s, min(priced, high)), (CLOSE / 2 if priced > step_s else 2 * step)
-    return low
+        chosen = found.selection if found.selection.step_s < found.dealt.step_s else found.dealt
+        if chosen.step_s < beat_s:
+            best, beat_s = chosen, chosen.step_s
+        if chosen.step_s <= found.time_s * (1 + search.worth):
+            low_s = min(low_s, low)
+            continue
+        new, parent = list(branch.split(found.selection.groups)), Bound(low, prices)
+    low_s = min([low_s, parent.step_s if new else inf, *(low for low, *_ in queue[:1])])
+    reached_s = best.step_s if best else search.beat_s
+    if low_s >= reached_s * (1 - 2 * EXACT) or (best is None and low_s >= longest_s):
+        low_s = reached_s
+    return best, low_s
+
+
+def _branches(kinds: Sequence[Formation], search: Search, ends: Sequence[int]) -> Iterator[_Branch]:
+    """All selections, by numbers of pipelines within which sums take about as long."""
+    first = search.at_least
+    for last in [n for n in ends if first <= n < search.most] + [search.most]:
+        if first <= last and kinds:
+            yield _Branch.of(search, kinds, first, last)
+        first = last + 1
+
+
+def _gains(branch: _Branch, within_s: float) -> list[int]:
+    """As they are charged."""
+    return [min(branch.search.micro_batches, offer.share(within_s)) for offer in branch.offers]
+
+
+def _found(branch: _Branch, numbers: Mapping[int, int]) -> _Found:
+    """So many of those, with shares by what they are charged, so that where all are charged the same it takes that long
+    in truth; and by what they take."""
+    search, minimum = branch.search, 1 if branch.search.at_least > 1 else 0
+    chosen = [(branch.kinds[i], n, branch.offers[i]) for i, n in numbers.items()]
+    charged = [(replace(f, update_s=offer.fixed_s - f.bubble_s), n) for f, n, offer in chosen]
+    known = {id(as_charged): f for (f, _, _), (as_charged, _) in zip(chosen, charged, strict=True)}
+    groups = deal(charged, search.micro_batches, minimum)
+    meant = tuple((known[id(f)], n, share) for f, n, share in groups)
+    dealt = deal([(f, n) for f, n, _ in chosen], search.micro_batches, minimum)
+    time_s = max(f.finish_s(share) for f, _, share in groups)
+    return _Found(Selection(meant, step_s(meant)), Selection(dealt, step_s(dealt)), time_s)
+
+
+# ---------------------------------------------------------------- the best of a branch
+
+
+def _shortest(branch: _Branch, beat_s: float, low: float, prices: Prices) -> tuple[_Found | None, float]:
+    """The fastest as they are charged, or nearly, if one takes less than beat_s; and what none beats."""
+    within = _by_programs(branch, prices) if sum(branch.search.units) > EXACT_UNITS else _by_tables(branch)
+    best, near, never_s, time_s, step = None, branch.search.worth / 4, low, beat_s, COARSE
+    while best is None or low < best.time_s * (1 - near):
+        found, never = within(time_s)
+        never_s = max(never_s, time_s) if never else never_s
+        if found is None and best is None:
+            break
+        best, low, step = (found, low, step) if found else (best, time_s, 4 * step)
+        assert best is not None
+        time_s = best.time_s * (1 - near)
+        if best.time_s - low > COARSE * best.time_s:
+            time_s = min(time_s, (low + best.time_s) / 2, low * (1 + step))
+    return best, never_s
+
+
+Within = Callable[[float], tuple[_Found | None, bool]]
+"""One that takes no longer as they are charged, if that is found; and whether there is none."""
+
+
+def _by_tables(branch: _Branch) -> Within:
+    search = branch.search
+    knapsack = Knapsack([f.units for f in branch.kinds], search.units, search.at_least, branch.most)
+
+    def within(time_s: float) -> tuple[_Found | None, bool]:
+        gained, numbers = knapsack.most(_gains(branch, time_s), search.micro_batches)
+        if gained < search.micro_batches:
+            return None, True
+        return _found(branch, {i: n for i, n in enumerate(numbers) if n}), False
+
+    return within
+
+
+def _by_programs(branch: _Branch, prices: Prices) -> Within:
+    search = branch.search
+
+    def within(time_s: float) -> tuple[_Found | None, bool]:
+        gains = _gains(branch, time_s)
+        kept = useful(branch.offers, gains, search.micro_batches, prices)
+        columns, some = [branch.kinds[i].units for i in kept], [gains[i] for i in kept]
+        limits = search.units, search.at_least, branch.most
+        counts, never = whole(columns, some, limits, search.micro_batches, NODES[search.worth])
+        numbers = {i: n for i, n in zip(kept, counts, strict=True) if n}
+        return _found(branch, numbers) if numbers else None, never
+
+    return within

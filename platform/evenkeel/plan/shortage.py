@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from evenkeel.plan.formations import Costs, can_be_formed
+from evenkeel.plan.formations import can_be_formed
 from evenkeel.plan.layout import Infeasible
+from evenkeel.plan.scopes import Costs
 
 MOST_NODES = 1 << 16
 """More nodes are not suggested."""

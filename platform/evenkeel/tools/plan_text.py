@@ -180,7 +180,8 @@ def _parts(plan: Plan) -> dict[str, float]:
     return {
         "in the slowest stage": busy_s,
         "to fill and drain the pipeline": last.compute_s - busy_s,
-        "to sum gradients and update": last.after_s,
+        "to update": last.update_s,
+        "to sum gradients": plan.sum_s,
     }
 
 
@@ -247,6 +248,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "step_s": plan.step_s,
         "tokens_per_s": plan.tokens_per_s,
         "bound_s": plan.bound_s,
+        "sum_s": plan.sum_s,
         "tensor": plan.tensor,
         "copies": plan.copies,
         "pipelines": [
@@ -254,7 +256,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
                 "count": pipeline.count,
                 "share": pipeline.share,
                 "compute_s": pipeline.compute_s,
-                "after_s": pipeline.after_s,
+                "update_s": pipeline.update_s,
                 "stages": [_stage_record(stage) for stage in pipeline.stages],
             }
             for pipeline in plan.pipelines
