@@ -31,8 +31,8 @@ FACTOR = 4.0
 class Size:
     """What is trained, and for how long.
 
-    A decoder with few parameters and many tokens: all the time goes into starting processes and into the slow worker's
-    steps, so these must be short; and what a step takes beside its passes must be little against them.
+    A decoder with few parameters and many tokens: what a step takes beside its passes must be little against them. Steps
+    take a second: of two that wait for each other after 0.3 s each loses what the machine takes from the other meanwhile.
 
     Attributes:
         model: keys of section `model`.
@@ -47,7 +47,7 @@ class Size:
 
     model: Mapping[str, object] = field(default_factory=lambda: {"d_model": 64, "layers": 2, "seq_len": 96})
     deep: Mapping[str, object] = field(default_factory=lambda: {"d_model": 64, "layers": 6, "seq_len": 64})
-    micro_batch: int = 4
+    micro_batch: int = 16
     settle: int = 20
     measured: int = 16
     alone: int = 14
