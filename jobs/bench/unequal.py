@@ -31,8 +31,8 @@ FACTOR = 4.0
 class Size:
     """What is trained, and for how long.
 
-    A decoder with few parameters and many tokens: what a step takes beside its passes must be little against them. Steps
-    take a second: of two that wait for each other after 0.3 s each loses what the machine takes from the other meanwhile.
+    A decoder with few parameters and many tokens: what a step takes beside its passes must be little against them.
+    Steps take a second: of two that wait for each other after 0.3 s each loses what the machine takes from the other.
 
     Attributes:
         model: keys of section `model`.
