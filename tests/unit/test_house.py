@@ -250,7 +250,8 @@ def test_the_pure_tests_run_without_ray_and_torch(bare_python: Path, how: tuple[
     """To load them imports all that they import; that no function of the pure parts imports more, the borders show."""
     # A module of the core's own tests would be missed silently if it were named otherwise.
     assert len(pure_tests()) >= 8
-    done = run(bare_python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not soak", *how, *pure_tests())
+    options = ("-q", "-p", "no:cacheprovider", "-m", "not soak")
+    done = run(bare_python, "-m", "pytest", *options, *how, *pure_tests(), seconds=1800)
     assert ok(done)
     assert (" passed" if not how else " tests collected") in done.stdout
 
