@@ -70,7 +70,7 @@ def _shortest(costs: Costs, micro_batches: int) -> Iterator[float]:
                     finishes, True, key=lambda t, fs=some, n=pipelines: _most(fs, units, n, t) >= micro_batches
                 )
                 yield from (finish_s + sum_s for finish_s in finishes[first : first + 1])
-        parts *= 2
+        parts += 1
 
 
 def _most(fitting: list[Formation], units: tuple[int, ...], pipelines: int, time_s: float) -> int:
@@ -170,6 +170,51 @@ def test_large_clusters(nodes: int) -> None:
         assert 0 <= found.gap <= 0.01
         assert len(found.pipelines) <= 12
         assert found.step_s <= plan(uniform(cluster, work, 16 * nodes)).step_s
+
+
+def drawn(devices: int, seed: int) -> tuple[Cluster, Workload, int]:
+    """Two kinds of device in nodes of 8, in any ratio; any model; 0.5 to 8 micro-batches for each device."""
+    rng, nodes = random.Random(seed), devices // 8
+    one, other = node_kinds(rng, 2, (8,))
+    first = rng.choice([nodes // 2, nodes // 2, nodes // 4, max(1, nodes // 8), nodes - max(1, nodes // 8)])
+    first = min(max(1, first), nodes - 1)
+    layers, width = rng.choice([12, 24, 32, 48, 80]), rng.choice([2048, 4096, 8192])
+    work = decoder(layers, width, 4096, recompute=rng.random() < 0.5)
+    micro_batches = max(1, int(devices * rng.choice([0.5, 1, 2, 2, 4, 8])))
+    return Cluster(((one, first), (other, nodes - first))), work, micro_batches
+
+
+@pytest.mark.parametrize(
+    ("devices", "seed"),
+    [(256, 10), (256, 13), (4096, 35), (4096, 62), (4096, 7), (16384, 7), (16384, 25), *((4096, n) for n in range(5))],
+)
+def test_however_large_the_plan_is_near_the_best(devices: int, seed: int) -> None:
+    cluster, work, micro_batches = drawn(devices, seed)
+    found = choose(cluster, work, micro_batches)
+    if isinstance(found, Plan):
+        check_plan(found, cluster, work, micro_batches)
+        assert 0 <= found.gap <= 0.01
+
+
+def test_a_kind_more_does_not_make_it_worse() -> None:
+    """Of four kinds of device mixed pipelines are less deep than of three; so each three are looked at, too."""
+    rng = random.Random(5016)
+    kinds = node_kinds(rng, rng.randint(2, 4), (1,))
+    numbers = [rng.choice([1, 2, 3, 5, 8, 13, 20]) for _ in kinds]
+    cluster = Cluster(tuple(zip(kinds, numbers, strict=True)))
+    work = decoder(rng.choice([8, 16, 24, 32]), rng.choice([4096, 8192]), 4096, recompute=rng.random() < 0.3)
+    micro_batches, least = rng.randint(4, 60), min(range(len(kinds)), key=lambda k: numbers[k])
+    assert numbers == [3, 1, 8, 13]
+    less = plan(choose(one_device_less(cluster, least), work, micro_batches))
+    assert plan(choose(cluster, work, micro_batches)).step_s <= less.step_s * (1 + 1e-9)
+
+
+def test_any_number_of_pipelines_may_share_the_optimizer_state() -> None:
+    """Each has memory for 11 bytes per parameter: 6 of parameters and gradients, a third of 12 of the optimizer."""
+    params = 10 * GIB // 18
+    cluster = Cluster(((node("card", 1e12, memory=params * 11 * 10 // 9), 3),))
+    found = plan(choose(cluster, blocks(1, params=params, kept=0), 12))
+    assert (found.data, found.copies) == (3, 1)
 
 
 @pytest.mark.parametrize("nodes", [2, 4, 12])

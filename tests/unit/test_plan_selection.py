@@ -55,7 +55,7 @@ def test_a_sum_is_a_barrier() -> None:
     assert step_s([(large, 1, 2)]) == pytest.approx(2.75)
 
 
-def shortest_s(kinds: list[Formation], units: tuple[int, int], micro_batches: int, at_least: int) -> float:
+def shortest_s(kinds: list[Formation], units: tuple[int, ...], micro_batches: int, at_least: int) -> float:
     """By trying every multiset of formations, and for each the first finish by which all micro-batches are done."""
     best = float("inf")
 
@@ -136,3 +136,30 @@ def test_integer_programs_find_what_dynamic_programming_finds(block: int) -> Non
         near, bound = select(wide, replace(search, units=(6, 10, 50), worth=NEAR))
         assert near is not None
         assert bound <= exact.step_s * (1 + 1e-9) <= near.step_s * (1 + 2e-9) <= exact.step_s * (1 + 2 * NEAR)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_what_is_said_of_the_best_is_true(block: int) -> None:
+    """Against trying all: few units of up to three kinds, with tables and programs, exactly and nearly."""
+    tried = 0
+    for seed in [*range(60 * block, 60 * block + 60), 352, 381, 503, 645, 1206]:
+        rng = random.Random(seed)
+        units = tuple(rng.randint(0, 3) for _ in range(rng.choice([1, 2, 3])))
+        drawn = [tuple(rng.randint(0, n) for n in units) for _ in range(rng.randint(1, 7))]
+        kinds = [random_formation(rng, some) for some in drawn if any(some)]
+        if not kinds:
+            continue
+        micro_batches, at_least, worth = rng.randint(1, 9), rng.choice([1, 1, 2, 3]), rng.choice([EXACT, NEAR])
+        best = shortest_s(kinds, units, micro_batches, at_least)
+        if rng.random() < 0.5:
+            kinds, units = [replace(f, units=(*f.units, 0)) for f in kinds], (*units, 50)
+        beat_s = rng.choice([float("inf"), float("inf"), best * 1.0001])
+        search = Search(units, micro_batches, at_least, beat_s, worth)
+        found, bound = select(kinds, search)
+        tried += 1
+        assert min(bound_s(kinds, search), beat_s) <= best * (1 + 1e-8), seed
+        assert bound <= best * (1 + 1e-8) or (found is None and best >= beat_s), seed
+        if best < beat_s * (1 - worth):
+            assert found is not None, seed
+            assert best * (1 - 1e-9) <= found.step_s <= best * (1 + (1e-7 if worth == EXACT else 2 * NEAR)), seed
+    assert tried >= 40

@@ -5,8 +5,11 @@ optimizer state is cut, `formations` says which pipelines fit and how fast they 
 make the shortest step. What cannot be faster than what is known already is not looked at.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
 from math import inf
 
 from evenkeel.plan.cost import link_between, send_s, stage_memory
@@ -21,6 +24,10 @@ from evenkeel.plan.workload import Profile, Workload
 
 EXACT_DEVICES = 255
 """Up to so many the best is found of the pipelines that are looked at; of more, one that is hardly slower."""
+
+
+MOST_KINDS = 4
+"""Of more kinds of node not all mixes are looked at by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +88,13 @@ def choose(
     if not every:
         return Infeasible(_no_degree(cluster, work, limits))
     best = _best_uniform(every, micro_batches, limits)
-    beat_s, low_s = best.selection.step_s if best else inf, inf
-    worth = EXACT if cluster.devices <= EXACT_DEVICES else NEAR
+    beat_s = best.selection.step_s if best else inf
     hopes = [_hope(costs, micro_batches, limits) for costs in every if costs.fluid_s(micro_batches) < beat_s]
-    for hope in sorted(hopes, key=lambda hope: hope.least_s):
-        if best is None or hope.least_s < best.selection.step_s:
-            found, here_s = _within(hope, micro_batches, limits, best, worth)
-            best, low_s = found or best, min(low_s, here_s)
+    hopes.sort(key=lambda hope: hope.least_s)
+    is_small = cluster.devices <= EXACT_DEVICES
+    best, low_s = _search(hopes, micro_batches, limits, best, _Care(EXACT if is_small else NEAR, is_small))
+    if best is None and not is_small:
+        best, low_s = _search(hopes, micro_batches, limits, best, _Care(NEAR, True))
     if best is None:
         return shortage(every, micro_batches, limits.stages, limits.copies, limits.memory)
     is_best = low_s >= best.selection.step_s * (1 - 2 * EXACT)
@@ -156,12 +163,23 @@ def scopes(
     if len(used[0][0]) == 1 and sum(used[0][0].values()) == 1:
         used.pop(0)
     used += [({kind: 1}, link_between(kind, kind, "inside", profile)) for kind in ordered]
+    used += _mixes(ordered, nodes, profile)
     for some_nodes, link in used:
         for tensor in _degrees(some_nodes, work, limits):
             units = tuple(kind.devices // tensor * count for kind, count in some_nodes.items())
             memory = tuple(int(limits.memory * kind.device.memory) for kind in some_nodes)
             inside = tuple(link_between(kind, kind, "inside", profile) for kind in some_nodes)
             yield Scope(tuple(some_nodes), units, tensor, inside, link, memory, micro_batches)
+
+
+def _mixes(
+    ordered: Sequence[NodeKind], nodes: dict[NodeKind, int], profile: Profile | None
+) -> Iterator[tuple[dict[NodeKind, int], Link]]:
+    """Of 3 or 4 kinds some at a time: of fewer kinds deeper mixed pipelines are looked at."""
+    for number in range(2, len(ordered)) if len(ordered) <= MOST_KINDS else ():
+        for some in combinations(ordered, number):
+            link = _slowest([link_between(a, b, "between", profile) for a in some for b in some])
+            yield {kind: nodes[kind] for kind in some}, link
 
 
 def _slowest(links: Sequence[Link]) -> Link:
@@ -197,8 +215,34 @@ def _hope(costs: Costs, micro_batches: int, limits: Limits) -> _Hope:
     return _Hope(costs, free, bound_s(free, Search(costs.scope.units, micro_batches, 1, inf, NEAR), (1,)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Care:
+    """How thoroughly is searched.
+
+    Attributes:
+        worth: see Search.
+        is_fine: all numbers of parts of the optimizer state are looked at, of many those that are an eighth apart; else
+            it is doubled each time.
+    """
+
+    worth: float
+    is_fine: bool
+
+
+def _search(
+    hopes: Sequence[_Hope], micro_batches: int, limits: Limits, best: _Best | None, care: _Care
+) -> tuple[_Best | None, float]:
+    """The best of all scopes, or what is known to be as good, and what no plan beats."""
+    low_s = inf
+    for hope in hopes:
+        if best is None or hope.least_s < best.selection.step_s:
+            found, here_s = _within(hope, micro_batches, limits, best, care)
+            best, low_s = found or best, min(low_s, here_s)
+    return best, low_s
+
+
 def _within(
-    hope: _Hope, micro_batches: int, limits: Limits, best: _Best | None, worth: float
+    hope: _Hope, micro_batches: int, limits: Limits, best: _Best | None, care: _Care
 ) -> tuple[_Best | None, float]:
     """The best of a scope, if it beats the best so far, and what no plan of the scope beats.
 
@@ -213,21 +257,25 @@ def _within(
     fewest = min((len(f.kinds) for f in hope.free), default=1)
     while parts == 1 or limits.copies * parts <= min(micro_batches, sum(units) // fewest):
         at_least = 1 if parts == 1 else limits.copies * parts
-        search = Search(units, micro_batches, at_least, now_s, worth)
+        search = Search(units, micro_batches, at_least, now_s, care.worth)
         least_s = bound_s(hope.free, search)
-        if least_s >= now_s * (1 - worth):
+        if least_s >= now_s * (1 - care.worth):
             low_s = min(low_s, least_s)
             break
         kinds, before = formations(costs, 1 / parts, limits.stages), kinds
         if kinds != before:  # of the same with more that must keep parts none is better
             selection, here_s = select(kinds, search)
             low_s = min(low_s, here_s)
-            if selection is not None and (parts == 1 or selection.step_s < now_s * (1 - worth / 8)):
+            if selection is not None and (parts == 1 or selection.step_s < now_s * (1 - care.worth / 8)):
                 found, now_s = _Best(costs, selection, parts), selection.step_s
         if kinds == hope.free:
             break
-        parts *= 2
+        parts += max(1, parts // 8) if care.is_fine else parts
     return found, low_s
+
+
+Order = tuple[tuple[int, ...], int]
+"""The kinds of a pipeline's stages, and how many pipelines have them."""
 
 
 def _best_uniform(every: Sequence[Costs], micro_batches: int, limits: Limits) -> _Best | None:
@@ -240,18 +288,24 @@ def _uniforms(costs: Costs, micro_batches: int, limits: Limits) -> Iterator[_Bes
     units = sum(costs.scope.units)
     for depth in range(1, min(limits.stages, costs.layers, units) + 1):
         data = min(units // depth, micro_batches)
-        orders = list(_in_a_row(costs.scope.units, depth, data))
-        parts = 1
-        while parts == 1 or limits.copies * parts <= data:
-            formed = [(even(costs, order, 1 / parts), count) for order, count in orders]
-            groups = _equal_shares(formed, micro_batches, data)
-            if all(share <= formation.most for formation, _, share in groups):
-                yield _Best(costs, Selection(groups, step_s(groups)), parts)
-                break
-            parts *= 2
+        uniform = partial(_uniform, costs, list(_in_a_row(costs.scope.units, depth, data)), micro_batches, data)
+        every = range(1, max(2, data // limits.copies + 1))
+        if uniform(every[-1]) is not None:
+            parts = every[bisect_left(every, True, hi=len(every) - 1, key=lambda parts: uniform(parts) is not None)]
+            groups = uniform(parts)
+            assert groups is not None
+            yield _Best(costs, Selection(groups, step_s(groups)), parts)
 
 
-def _in_a_row(units: Sequence[int], depth: int, data: int) -> Iterator[tuple[tuple[int, ...], int]]:
+def _uniform(
+    costs: Costs, orders: Sequence[Order], micro_batches: int, data: int, parts: int
+) -> tuple[Group, ...] | None:
+    formed = [(even(costs, order, 1 / parts), count) for order, count in orders]
+    groups = _equal_shares(formed, micro_batches, data)
+    return groups if all(share <= formation.most for formation, _, share in groups) else None
+
+
+def _in_a_row(units: Sequence[int], depth: int, data: int) -> Iterator[Order]:
     """Kinds of the stages of `data` pipelines that take units kind by kind, and how many there are of each."""
     left = list(units)
     while data:

@@ -12,7 +12,7 @@ say which branches cannot be better than what is known.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
-from math import inf
+from math import inf, isqrt
 from operator import mul
 from typing import Self
 
@@ -30,7 +30,7 @@ NEAR = 8e-3
 MOST_SOLVED = {EXACT: 1000, NEAR: 40}
 """Branches of which the best is looked for, by what is worth it."""
 
-NODES = {EXACT: 10_000, NEAR: 20}
+NODES = {EXACT: 10_000, NEAR: 200}
 """Of the tree of each integer program."""
 
 COARSE = 1e-3
@@ -170,8 +170,10 @@ class _Branch:
         charges = sorted({max(f.sum_s(self.fewest), self.floor_s) for f, _, _ in chosen})
         more_s = max(f.sum_s(pipelines) for f, _, _ in chosen) - charges[-1]
         if more_s > charges[-1] - charges[0] or len(charges) == 1:
-            yield _Branch.of(self.search, self.kinds, self.fewest, pipelines - 1, self.floor_s)
-            yield _Branch.of(self.search, self.kinds, pipelines, self.most, self.floor_s)
+            # Not just below what was chosen, which would hardly change the charge of fewer.
+            between = max(self.fewest + 1, isqrt(self.fewest * pipelines))
+            yield _Branch.of(self.search, self.kinds, self.fewest, between - 1, self.floor_s)
+            yield _Branch.of(self.search, self.kinds, between, self.most, self.floor_s)
             return
         middle_s = charges[(len(charges) - 1) // 2]
         above_s = min(sum_s for f in self.kinds if (sum_s := f.sum_s(self.fewest)) > middle_s)
@@ -213,8 +215,9 @@ def select(kinds: Sequence[Formation], search: Search) -> tuple[Selection | None
     """
     if not kinds or search.most < search.at_least:
         return None, inf
-    # In the longest of these each formation could do everything: what takes longer fits into no memory.
-    longest_s = max(f.finish_s(min(f.most, search.micro_batches)) + f.sum_s(search.most) for f in kinds)
+    # If each did all that it has memory for, and waited for the slowest sum: what takes longer fits into no memory.
+    sum_s = max(f.sum_s(search.most) for f in kinds)
+    longest_s = max(f.finish_s(min(f.most, search.micro_batches)) for f in kinds) + sum_s
     best, beat_s, low_s = None, min(search.beat_s, longest_s * (1 + 1e-6) / (1 - search.worth)), inf
     queue: list[tuple[float, int, _Branch, Prices]] = []
     number, new, parent = 0, list(_branches(kinds, search, NUMBERS)), Bound(0.0, ())
@@ -240,10 +243,10 @@ def select(kinds: Sequence[Formation], search: Search) -> tuple[Selection | None
             continue
         new, parent = list(branch.split(found.selection.groups)), Bound(low, prices)
     low_s = min([low_s, parent.step_s if new else inf, *(low for low, *_ in queue[:1])])
+    if best is None and beat_s < search.beat_s and low_s > longest_s:
+        return None, search.beat_s
     reached_s = best.step_s if best else search.beat_s
-    if low_s >= reached_s * (1 - 2 * EXACT) or (best is None and low_s >= longest_s):
-        low_s = reached_s
-    return best, low_s
+    return best, reached_s if low_s >= reached_s * (1 - 2 * EXACT) else low_s
 
 
 def _branches(kinds: Sequence[Formation], search: Search, ends: Sequence[int]) -> Iterator[_Branch]:
