@@ -5,6 +5,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from evenkeel import __version__
 from evenkeel.config_values import ConfigError
@@ -76,7 +77,11 @@ def main() -> None:
     """Entry point of the installed command. Bad input is one line and exit status 2, a damaged checkpoint 3."""
     try:
         require_linux()
-        app()
+        sys.exit(app(standalone_mode=False))
+    except TyperException as error:  # options and arguments; without any its text is empty, as help was printed
+        if text := error.format_message():
+            print(f"evenkeel: {text}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except (ConfigError, StoreError, UnsupportedSystemError) as error:
         print(f"evenkeel: {error}", file=sys.stderr)
         sys.exit(checkpoint_cli.DAMAGED if isinstance(error, CheckpointDamaged) else BAD_INPUT)

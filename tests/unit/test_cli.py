@@ -105,3 +105,22 @@ def test_a_damaged_profile_is_named(run: str) -> None:
     (Path(run) / "profile.json").write_text('{"format": 1}')
     done = evenkeel("profile", run)
     assert done.returncode == 2 and "profile.json: damaged: ProfileRecord: field 'key'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("simulate", "8x1", "--seeds", "0"), ("simulate", "8x1", "--seeds", "abc"), ("simulate", "8x1", "8x1"),
+        ("plan",), ("plan", "8xH100", "--compare", "best"), ("status",), ("nonsense",),
+    ],
+)  # fmt: skip
+def test_options_and_arguments_that_are_wrong_are_one_line_and_2(words: tuple[str, ...]) -> None:
+    done = evenkeel(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("evenkeel: ") and done.stderr.count("\n") == 1
+
+
+def test_no_command_at_all_prints_what_there_is() -> None:
+    done = evenkeel()
+    assert done.returncode == 2
+    assert "simulate" in done.stdout + done.stderr

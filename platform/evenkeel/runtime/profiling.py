@@ -29,8 +29,10 @@ from evenkeel.store.profiles import (
     TimesRecord,
 )
 
-LAYERS_S, LINK_S, LINKS_S = 2.0, 1.0, 6.0
-"""For the layers at one TP degree, for one link at most, and for all links together."""
+LAYERS_S, LINK_S, LEAST_S = 2.0, 1.0, 0.3
+"""For the layers at one TP degree and for one link, at most; and for each of them at least."""
+IN_ALL_S = 18.0
+"""From the start of a local Ray to the last measurement: where starting takes long, less is left for each of them."""
 START_S = 90.0
 """For the workers to start. Where all devices are taken they never do."""
 MOST_KINDS = 16
@@ -155,7 +157,7 @@ def _measure(prepared: Prepared, env_vars: Mapping[str, str], began: float) -> P
     key = key_of(prepared.config, prepared.spec.policy.model)
     try:
         with _probes(prepared, env_vars) as probes:
-            clubs = _Meetings(probes)
+            clubs = _Meetings(probes, began, degrees(prepared.config)[1:])
             kept, times = clubs.alone()
             for degree in degrees(prepared.config)[1:]:
                 times += clubs.in_parallel(degree)
@@ -212,13 +214,23 @@ def _link(a: WorkerInfo, b: WorkerInfo) -> tuple[tuple[str, str], str] | None:
 class _Meetings:
     """Workers that measure together; each meeting has a number of its own."""
 
-    def __init__(self, probes: Sequence[_Probe]) -> None:
+    def __init__(self, probes: Sequence[_Probe], began: float, degrees: Sequence[int]) -> None:
         self._probes = probes
         self._number = 0
+        self._end = began + IN_ALL_S
+        self._rounds = link_rounds([probe.info for probe in probes if probe.factor == 1])
+        self._left = 1 + len(degrees) + len(self._rounds)
+
+    def _budget_s(self, most_s: float) -> float:
+        """For the next of what is left to be measured."""
+        left_s = (self._end - time.time()) / max(1, self._left)
+        self._left -= 1
+        return max(LEAST_S, min(most_s, left_s))
 
     def alone(self) -> tuple[tuple[int, ...], list[TimesRecord]]:
         """What layers keep, and their times, by kind of device: everybody at once, as in training."""
-        calls = [probe.actor.layers.remote(0, (), LAYERS_S) for probe in self._probes]
+        budget_s = self._budget_s(LAYERS_S)
+        calls = [probe.actor.layers.remote(0, (), budget_s) for probe in self._probes]
         found = [reply(call) for call in calls]
         by_kind: dict[str, list[Any]] = {}
         for probe, layers in zip(self._probes, found, strict=True):
@@ -232,7 +244,8 @@ class _Meetings:
         for probe in self._probes:
             groups.setdefault((probe.info.kind, probe.info.node_id), []).append(probe)
         full = {kind: probes[:degree] for (kind, _), probes in groups.items() if len(probes) >= degree}
-        calls = {kind: self._meet("layers", probes, LAYERS_S) for kind, probes in full.items()}
+        budget_s = self._budget_s(LAYERS_S)
+        calls = {kind: self._meet("layers", probes, budget_s) for kind, probes in full.items()}
         return [_times(kind, degree, [reply(calls[kind][0])]) for kind in sorted(calls)]
 
     def links(self) -> list[LinkRecord]:
@@ -240,11 +253,10 @@ class _Meetings:
 
         Links of different nodes are measured at once. A device that is made slow has the links that it has anyway.
         """
-        rounds = link_rounds([probe.info for probe in self._probes if probe.factor == 1])
         probes = {probe.info.worker_id: probe for probe in self._probes}
         found: list[LinkRecord] = []
-        for links in rounds:
-            budget_s = min(LINK_S, LINKS_S / len(rounds))
+        for links in self._rounds:
+            budget_s = self._budget_s(LINK_S)
             calls = [self._meet("link", [probes[one], probes[other]], budget_s) for _, _, one, other in links]
             for (kinds, where, *_), (first, second) in zip(links, calls, strict=True):
                 reply(second)
