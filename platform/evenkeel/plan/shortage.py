@@ -12,9 +12,8 @@ MOST_NODES = 1 << 16
 
 TOO_LARGE = (
     "no number of these nodes is enough, as a layer with its activations is too large for one: use smaller "
-    "micro-batches, recomputation, or devices with more memory"
+    "micro-batches or devices with more memory"
 )
-
 
 CLOSE = 1 << 20
 """How near the missing bytes are found."""
