@@ -175,8 +175,10 @@ class _Branch:
             yield _Branch.of(self.search, self.kinds, self.fewest, between - 1, self.floor_s)
             yield _Branch.of(self.search, self.kinds, between, self.most, self.floor_s)
             return
-        middle_s = charges[(len(charges) - 1) // 2]
-        above_s = min(sum_s for f in self.kinds if (sum_s := f.sum_s(self.fewest)) > middle_s)
+        sums = [f.sum_s(self.fewest) for f in self.kinds]
+        half_s = (charges[0] + charges[-1]) / 2
+        middle_s = max(sum_s for sum_s in (*sums, charges[0]) if sum_s <= half_s)
+        above_s = min(sum_s for sum_s in sums if sum_s > middle_s)
         yield _Branch.of(self.search, self.kinds, self.fewest, self.most, self.floor_s, middle_s)
         yield _Branch.of(self.search, self.kinds, self.fewest, self.most, above_s)
 
