@@ -42,6 +42,11 @@ def large_model() -> ModelShape:
     return ModelShape((embed, *blocks, head), tensor_divides=8)
 
 
+def _workers() -> list[WorkerInfo]:
+    """4,096 in 512 nodes."""
+    return [WorkerInfo(WorkerId(f"w{i:04d}"), NodeId(f"n{i // 8:03d}"), i, "cuda", "GPU") for i in range(4096)]
+
+
 def equal_4096() -> float:
     """Seconds for a layout of 4,096 equal workers in 512 nodes: the slowest of WISHES.
 
@@ -49,8 +54,7 @@ def equal_4096() -> float:
         BenchError: if a layout leaves a worker out.
     """
     model = large_model()
-    workers = [WorkerInfo(WorkerId(f"w{i:04d}"), NodeId(f"n{i // 8:03d}"), i, "cuda", "GPU") for i in range(4096)]
-    return max(_timed(workers, wish, model) for wish in WISHES)
+    return max(_timed(_workers(), wish, model) for wish in WISHES)
 
 
 def replan_4096() -> float:
@@ -60,8 +64,7 @@ def replan_4096() -> float:
         BenchError: if that does not make the step shorter.
     """
     model, rng = large_model(), random.Random(0)
-    workers = [WorkerInfo(WorkerId(f"w{i:04d}"), NodeId(f"n{i // 8:03d}"), i, "cuda", "GPU") for i in range(4096)]
-    planned = plan_layout(workers, WISHES[0], model, MICRO_BATCHES, None)
+    planned = plan_layout(_workers(), WISHES[0], model, MICRO_BATCHES, None)
     if isinstance(planned, Infeasible):
         raise BenchError(planned.reason)
     paces = {worker: rng.choice((1.0, 1.3, 2.0)) * rng.uniform(0.99, 1.01) for worker in planned.layout.members}

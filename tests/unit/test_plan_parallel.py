@@ -158,15 +158,21 @@ def seconds(found: Plan | Infeasible) -> float:
     return found.step_s if isinstance(found, Plan) else float("inf")
 
 
+def planned_for_halves(nodes: int, seed: int) -> tuple[Plan, Cluster, Workload]:
+    """So many nodes of 8 of each of two kinds of device, and a micro-batch for each device."""
+    rng = random.Random(seed)
+    cluster = Cluster(tuple((kind, nodes) for kind in node_kinds(rng, 2, (8,))))
+    work = decoder(rng.choice([12, 32]), 4096, 4096, recompute=rng.random() < 0.5)
+    found = plan(choose(cluster, work, 16 * nodes))
+    check_plan(found, cluster, work, 16 * nodes)
+    return found, cluster, work
+
+
 @pytest.mark.parametrize("nodes", [16, 256])
 def test_large_clusters(nodes: int) -> None:
     """Two kinds of device in nodes of 8: near the bound, and a small value however many devices there are."""
     for seed in range(3):
-        rng = random.Random(seed)
-        cluster = Cluster(tuple((kind, nodes) for kind in node_kinds(rng, 2, (8,))))
-        work = decoder(rng.choice([12, 32]), 4096, 4096, recompute=rng.random() < 0.5)
-        found = plan(choose(cluster, work, 16 * nodes))
-        check_plan(found, cluster, work, 16 * nodes)
+        found, cluster, work = planned_for_halves(nodes, seed)
         assert 0 <= found.gap <= 0.01
         assert len(found.pipelines) <= 12
         assert found.step_s <= plan(uniform(cluster, work, 16 * nodes)).step_s
@@ -221,11 +227,7 @@ def test_any_number_of_pipelines_may_share_the_optimizer_state() -> None:
 def test_below_256_devices_the_best_is_found(nodes: int) -> None:
     """Of the pipelines that are looked at no selection is better, by the bound."""
     for seed in range(3):
-        rng = random.Random(seed)
-        cluster = Cluster(tuple((kind, nodes) for kind in node_kinds(rng, 2, (8,))))
-        work = decoder(rng.choice([12, 32]), 4096, 4096, recompute=rng.random() < 0.5)
-        found = plan(choose(cluster, work, 16 * nodes))
-        check_plan(found, cluster, work, 16 * nodes)
+        found, *_ = planned_for_halves(nodes, seed)
         assert found.gap == 0
 
 

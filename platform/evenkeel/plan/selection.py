@@ -226,8 +226,8 @@ def select(kinds: Sequence[Formation], search: Search) -> tuple[Selection | None
     for _ in range(MOST_SOLVED[search.worth]):
         wanted_s = beat_s * (1 - search.worth)
         for branch in new:
-            bound = branch.bound(wanted_s, parent.prices)
-            heappush(queue, (max(bound.step_s, parent.step_s), number, branch, bound.prices))
+            here = branch.bound(wanted_s, parent.prices)
+            heappush(queue, (max(here.step_s, parent.step_s), number, branch, here.prices))
             number += 1
         new = []
         if not queue or queue[0][0] >= wanted_s:

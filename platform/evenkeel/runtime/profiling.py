@@ -157,9 +157,10 @@ def _measure(prepared: Prepared, env_vars: Mapping[str, str], began: float) -> P
     key = key_of(prepared.config, prepared.spec.policy.model)
     try:
         with _probes(prepared, env_vars) as probes:
-            clubs = _Meetings(probes, began, degrees(prepared.config)[1:])
+            deeper = degrees(prepared.config)[1:]
+            clubs = _Meetings(probes, began, 1 + len(deeper))
             kept, times = clubs.alone()
-            for degree in degrees(prepared.config)[1:]:
+            for degree in deeper:
                 times += clubs.in_parallel(degree)
             links = clubs.links()
     except RayTaskError as error:
@@ -214,12 +215,12 @@ def _link(a: WorkerInfo, b: WorkerInfo) -> tuple[tuple[str, str], str] | None:
 class _Meetings:
     """Workers that measure together; each meeting has a number of its own."""
 
-    def __init__(self, probes: Sequence[_Probe], began: float, degrees: Sequence[int]) -> None:
+    def __init__(self, probes: Sequence[_Probe], began: float, degrees: int) -> None:
         self._probes = probes
         self._number = 0
         self._end = began + IN_ALL_S
         self._rounds = link_rounds([probe.info for probe in probes if probe.factor == 1])
-        self._left = 1 + len(degrees) + len(self._rounds)
+        self._left = degrees + len(self._rounds)
 
     def _budget_s(self, most_s: float) -> float:
         """For the next of what is left to be measured."""
